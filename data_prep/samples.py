@@ -1,0 +1,194 @@
+"""From the documents of one shard to the blocks that the shard stores, and their statistics.
+
+    documents --draw_pairs--> pairs, permuted --assemble--> original ids --draw_masks--> block
+
+A sample's masks are named by its document and its place in it, the order of samples by the shard's
+first document: neither by the shard's number nor by who makes it. Numpy only. Not for: files
+(`dist_bert.shard_format`), or which documents make up a shard (the caller).
+
+Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.pairs import NUM_SPECIAL_TOKENS, Documents, PairLosses, Pairs, assemble, draw_pairs
+from dist_bert.hashing import hash64, permuted
+from dist_bert.masking import (
+    NUM_SPECIAL_IDS,
+    MaskingVocabulary,
+    draw_masks,
+    is_maskable,
+    num_to_mask,
+)
+from dist_bert.shard_format import FIELD_SHAPES, MAX_BLOCK_SAMPLES, FieldTypes
+
+Block = dict[str, NDArray[Any]]
+
+LENGTH_BIN_TOKENS = 32  # width of a bin of the length histogram
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleRecipe:
+    """How a data set's samples are made: the same for all its shards."""
+
+    sequence_length: int  # most tokens of a sample, special ones included; at least 5
+    short_sequence_prob: float  # share of chunks with a random shorter target, 0 to 1
+    masked_lm_prob: float  # share of the maskable tokens that are predicted, 0 to 1
+    seed: int
+    cls_id: int
+    sep_id: int
+    vocabulary: MaskingVocabulary
+    types: FieldTypes
+
+
+@dataclasses.dataclass
+class SampleStatistics:
+    """Counts over samples. Integers only: sums are exact and the same in any order."""
+
+    num_samples: int = 0
+    num_random_next: int = 0
+    num_tokens: int = 0  # special ones included, padding not
+    num_maskable_tokens: int = 0
+    num_masked: int = 0
+    num_replaced_by_mask: int = 0
+    num_replaced_by_random: int = 0  # by another piece than the original
+    num_kept: int = 0  # kept, or replaced by the same piece by chance
+    num_truncated_tokens: int = 0
+    num_dropped_sentences: int = 0
+    num_dropped_tokens: int = 0
+    length_histogram: list[int] = dataclasses.field(
+        default_factory=list
+    )  # samples by length in bins
+
+    def add(self, other: "SampleStatistics") -> None:
+        """Adds the counts of other samples to these."""
+        for name, count in vars(other).items():
+            if name != "length_histogram":
+                setattr(self, name, getattr(self, name) + count)
+        self.length_histogram = [
+            mine + others
+            for mine, others in zip_longest(
+                self.length_histogram, other.length_histogram, fillvalue=0
+            )
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, and the shares that follow from them, as a JSON object."""
+        shares = {
+            "masked": _share(self.num_masked, self.num_maskable_tokens),
+            "replaced_by_mask": _share(self.num_replaced_by_mask, self.num_masked),
+            "replaced_by_random": _share(self.num_replaced_by_random, self.num_masked),
+            "kept": _share(self.num_kept, self.num_masked),
+            "random_next": _share(self.num_random_next, self.num_samples),
+            "tokens_per_sample": _share(self.num_tokens, self.num_samples),
+        }
+        return {
+            **dataclasses.asdict(self),
+            "length_bin_tokens": LENGTH_BIN_TOKENS,
+            "shares": shares,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "SampleStatistics":
+        """Inverse of `to_json`."""
+        return cls(**{field.name: value[field.name] for field in dataclasses.fields(cls)})
+
+
+def build_blocks(
+    documents: Documents, recipe: SampleRecipe, *, copy: int, statistics: SampleStatistics
+) -> Iterator[Block]:
+    """Makes the samples of one shard, as the blocks that `shard_format.write_shard` takes.
+
+    Args:
+        documents: of the shard, in the caller's order; ids that name them in the corpus.
+        recipe: of the data set.
+        copy: number of the pass over the corpus; each has other pairs and masks.
+        statistics: the counts of every block are added to it when the block comes out.
+
+    Yields:
+        Blocks of `MAX_BLOCK_SAMPLES` samples, the last one of fewer, in the contract's dtypes.
+    """
+    pairs, losses = draw_pairs(
+        documents,
+        max_tokens=recipe.sequence_length - NUM_SPECIAL_TOKENS,
+        short_sequence_prob=recipe.short_sequence_prob,
+        seed=recipe.seed,
+        copy=copy,
+    )
+    statistics.add(_of_losses(losses))
+    if not len(pairs):
+        return
+    shard_name = int(documents.document_ids[0])
+    order = permuted(
+        np.arange(len(pairs)), len(pairs), "sample order", recipe.seed, copy, shard_name
+    )
+    for begin in range(0, len(pairs), MAX_BLOCK_SAMPLES):
+        chosen = pairs.take(order[begin : begin + MAX_BLOCK_SAMPLES])
+        block = _build_block(documents, chosen, recipe, copy)
+        statistics.add(measure(block, recipe.vocabulary.mask_id))
+        yield block
+
+
+def measure(block: Mapping[str, NDArray[Any]], mask_id: int) -> SampleStatistics:
+    """Counts the samples of a finished block, from what it stores alone."""
+    input_ids, num_masked = block["input_ids"], block["num_masked"]
+    positions, labels = block["masked_lm_positions"], block["masked_lm_labels"]
+    rows, predictions = np.nonzero(np.arange(positions.shape[1]) < num_masked[:, None])
+    replacements = input_ids[rows, positions[rows, predictions]]
+    num_replaced_by_mask = int(np.count_nonzero(replacements == mask_id))
+    num_kept = int(np.count_nonzero(replacements == labels[rows, predictions]))
+    return SampleStatistics(
+        num_samples=num_masked.size,
+        num_random_next=int(np.count_nonzero(block["next_sentence_label"])),
+        num_tokens=int(block["num_tokens"].sum(dtype=np.int64)),
+        num_maskable_tokens=int(np.count_nonzero(input_ids >= NUM_SPECIAL_IDS))
+        + num_replaced_by_mask,
+        num_masked=rows.size,
+        num_replaced_by_mask=num_replaced_by_mask,
+        num_replaced_by_random=rows.size - num_replaced_by_mask - num_kept,
+        num_kept=num_kept,
+        length_histogram=np.bincount(block["num_tokens"] // LENGTH_BIN_TOKENS).tolist(),
+    )
+
+
+def _build_block(documents: Documents, pairs: Pairs, recipe: SampleRecipe, copy: int) -> Block:
+    """One block, of the pairs in their order."""
+    original_ids, num_tokens, segment_b_start = assemble(
+        documents, pairs, recipe.cls_id, recipe.sep_id
+    )
+    document_a = documents.document_ids[pairs.document_a]
+    document_b = documents.document_ids[pairs.document_b]
+    sample_keys = hash64("mask", recipe.seed, copy, document_a, pairs.first_sentence)
+    num_maskable = np.count_nonzero(is_maskable(original_ids, num_tokens), axis=1)
+    num_masked = num_to_mask(num_maskable, recipe.masked_lm_prob, sample_keys)
+    input_ids, positions, labels = draw_masks(
+        original_ids, num_tokens, num_masked, sample_keys, recipe.vocabulary
+    )
+    block = {
+        "input_ids": input_ids,
+        "num_tokens": num_tokens,
+        "segment_b_start": segment_b_start,
+        "masked_lm_positions": positions,
+        "masked_lm_labels": labels,
+        "num_masked": num_masked,
+        "next_sentence_label": pairs.is_random_next,
+        "document_ids": np.stack((document_a, document_b), axis=1),
+    }
+    return {
+        field: block[field].astype(recipe.types.of(field), copy=False) for field in FIELD_SHAPES
+    }
+
+
+def _of_losses(losses: PairLosses) -> SampleStatistics:
+    return SampleStatistics(**dataclasses.asdict(losses))
+
+
+def _share(count: int, total: int) -> float:
+    """Six digits: enough to read, few enough to be stable to look at."""
+    return round(count / total, 6) if total else 0.0

@@ -1,0 +1,135 @@
+"""Sentences of a document by rules, for text with Latin or CJK punctuation.
+
+A regular expression proposes ends; what it proposes after a full stop is checked against abbreviations,
+initials and list numbers. Paragraphs always end a sentence; hard-wrapped lines are joined. English
+abbreviations and attributions ("...?" Tom asked) are known, other Latin languages do well without.
+
+Source of the word classes: Kiss and Strunk 2006, "Unsupervised multilingual sentence boundary detection",
+who sort full stops into abbreviation, initial and ordinal, and ask what word comes next.
+"""
+
+import re
+
+_OPENERS = "\"'“‘«\\(\\[{「『（【《〈*_"
+_CLOSERS = "\"'”’»)\\]}」』）】》〉*_"
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# The possessive `*+` keeps closing quotes with their sentence: giving one back would split before it.
+_PROPOSAL = re.compile(
+    rf"[.!?…]+(?:\[\d+\])*+[{_CLOSERS}]*+(?=\s+[{_OPENERS}—–-]*+[^\sa-z,;:])"
+    rf"|(?:[。！？｡]|……|[!?](?=[{_CLOSERS}]*+[{_CJK}“「『]))+[{_CLOSERS}…]*+(?![，、；：。！？,.!?])"
+)
+_NEXT_WORD = re.compile(rf"\s+[{_OPENERS}—–-]*+(\w+)")
+_LIST_NUMBER = re.compile(r"\(?(?:\d+|[a-z]|[ivx]+)$")
+
+# Nothing ends after these: a name, an example or a case follows.
+_TITLES = frozenset(
+    "mr mrs ms messrs mme mlle dr drs prof rev revd hon gen col capt cpt lt sgt maj cpl cmdr gov sen rep"
+    " pres supt insp adm brig esq st mt ft fr e.g i.e eg ie cf vs viz approx resp ca".split()
+)
+# These belong to the number that follows: "No. 5", "Jan. 3", "pp. 7-9".
+_BEFORE_NUMBERS = frozenset(
+    "no nos nr fig figs vol vols p pp ch chap sec art eq eqs op cl tab ref par verse lib"
+    " jan feb mar apr jun jul aug sep sept oct nov dec".split()
+)
+# After these a sentence ends only where the next word is one that typically begins another.
+_ABBREVIATIONS = frozenset(
+    "etc inc ltd co corp jr sr bros al dept est ave blvd rd no fig sec min max avg tel ext misc ed eds"
+    " trans ph.d u.s u.k a.m p.m b.c a.d jan feb mar apr jun jul aug sep sept oct nov dec".split()
+)
+_STARTERS = frozenset(
+    "The He She It They We You I This That These Those There Here His Her Its Their Our My In On At By For"
+    " From With As If When While Where After Before Since Although Though Because However But And Or So"
+    " Yet Then Now What Why How Who Which All Some Many Most Both Each Every One Two Three No Not Nor"
+    " Another Other Such Also Only Even During Under Over To Of An Once Until Unless Moreover Thus".split()
+)
+_ATTRIBUTION = re.compile(
+    r"\s+(?:[A-Z][\w.'’-]*\s+){1,3}(?:said|says|asked|cried|replied|answered|exclaimed|shouted|whispered"
+    r"|returned|demanded|inquired|enquired|added|called|muttered|murmured|remarked|repeated|continued)\b"
+)
+_CJK_ATTRIBUTION = re.compile(rf"[{_CJK}]{{0,5}}[说說道问問喊叫答曰]")
+
+_BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
+_LINE_BREAK = re.compile(r"[ \t]*\n[ \t]*")
+_RUNNING_ON = re.compile(r"[a-z,;]\n[ \t]*[a-z]")
+_WRAPPED_SHARE = 0.15  # of line breaks inside a phrase; text with a paragraph a line has nearly none
+
+
+def split_sentences(text: str) -> list[str]:
+    """Cuts a document into sentences without line breaks; none is empty, no other character is lost."""
+    sentences: list[str] = []
+    for paragraph in _paragraphs(text):
+        _split_paragraph(paragraph, sentences)
+    return sentences
+
+
+def split_lines(text: str) -> list[str]:
+    """The sentences of a document that has one on each line."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Paragraphs on one line each: at blank lines, and at line breaks that no wrapping made."""
+    num_breaks = text.count("\n")
+    if num_breaks == 0:
+        return [text]
+    if len(_RUNNING_ON.findall(text)) < _WRAPPED_SHARE * num_breaks:
+        return text.split("\n")
+    widths = sorted(len(line) for line in text.split("\n") if line)
+    short = widths[len(widths) * 9 // 10] * 6 // 10
+    # A short line before a line that does not run on is a heading or the end of a paragraph.
+    text = re.sub(rf"(?m)^(.{{1,{max(short, 1)}}})\n(?=[^a-z\n]*[^a-z\s])(?![ \t]*[a-z])", r"\1\n\n", text)
+    return [_LINE_BREAK.sub(" ", paragraph) for paragraph in _BLANK_LINE.split(text)]
+
+
+def _split_paragraph(text: str, sentences: list[str]) -> None:
+    """Appends the sentences of one paragraph."""
+    start = 0
+    for proposal in _PROPOSAL.finditer(text):
+        mark, end = proposal.start(), proposal.end()
+        if _is_end(text, start, mark, end):
+            if sentence := text[start:end].strip():
+                sentences.append(sentence)
+            start = end
+    if sentence := text[start:].strip():
+        sentences.append(sentence)
+
+
+def _is_end(text: str, start: int, mark: int, end: int) -> bool:
+    """Whether a sentence that began at `start` ends with the marks in [mark, end)."""
+    first = text[mark]
+    if first == ".":
+        if text[mark + 1 : mark + 2] == ".":  # an ellipsis
+            return not _next_word(text, end) == "I"
+        return _full_stop_ends(text, start, mark, end)
+    if first == "…":
+        return not _next_word(text, end) == "I"
+    if end - mark > 1:  # closing quotes: what follows may say who spoke
+        if first in "!?":
+            return not (_ATTRIBUTION.match(text, end) or _CJK_ATTRIBUTION.match(text, end))
+        return not _CJK_ATTRIBUTION.match(text, end)
+    return True
+
+
+def _full_stop_ends(text: str, start: int, mark: int, end: int) -> bool:
+    word = text[max(start, mark - 16) : mark]
+    word = word[word.rfind(" ") + 1 :].lstrip("\"'“‘«([{*_—-")
+    lower = word.lower()
+    if len(word) > 5 and "." not in word:  # longer than every abbreviation: nearly all words
+        return True
+    if lower in _TITLES:
+        return False
+    if _LIST_NUMBER.match(lower) and text[start:mark].strip(" (") == word:
+        return False  # "1. Introduction"
+    if lower in _BEFORE_NUMBERS:
+        following = _next_word(text, end)
+        if following[:1].isdigit():
+            return False
+    is_initial = len(word) == 1 and word.isalpha() and word != "I"
+    if is_initial or "." in word or lower in _ABBREVIATIONS:
+        return _next_word(text, end) in _STARTERS
+    return True
+
+
+def _next_word(text: str, end: int) -> str:
+    found = _NEXT_WORD.match(text, end)
+    return found[1] if found else ""

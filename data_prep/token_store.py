@@ -1,0 +1,317 @@
+"""The token store: a corpus split into sentences and encoded once, for any number of shard sets.
+
+A store is a folder of units, each a folder that appears whole:
+
+    unit-00012/ids.npy               (T,) uint16 or uint32, piece ids of all documents back to back
+               sentence_offsets.npy  (sentences + 1,) int64 into ids
+               document_offsets.npy  (D + 1,) int64 into sentences
+               document_hashes.npy   (D,) uint64 of each document's text
+               unit.json             `UnitRecord`
+
+Documents are numbered through the store: unit by unit, in the order of the text. Not for: which
+documents go where (`data_prep.dealing`).
+
+Letters: D documents, T tokens, U units.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.inputs import InputFile
+from data_prep.pairs import Documents
+from data_prep.readers import read_sentences
+from dist_bert import files
+from dist_bert.config import read_json
+from dist_bert.shard_format import FieldTypes
+from dist_bert.tokenizer import Tokenizer
+
+STORE_VERSION = 1  # of the layout and of the text rules: another one makes all units anew
+
+_BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, beside one document
+_RECORD_NAME = "unit.json"
+_NPY_HEADER = 128  # bytes that numpy's header of a one-dimensional array takes, whatever its length
+
+
+class _Document(NamedTuple):
+    file: int  # index of its file in the unit
+    text: str
+    sentences: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """How text becomes tokens: what a store depends on beside the files."""
+
+    layout: str  # of the files, or "auto"
+    text_field: str  # of JSON lines, may be empty
+    tokenizer: str  # its fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitRecord:
+    """What a finished unit says of itself: its `unit.json`."""
+
+    fingerprint: str  # of what it was made from
+    num_documents: int
+    num_sentences: int
+    num_tokens: int
+    num_single_sentence_documents: int
+    text_bytes: int  # of the documents in UTF-8
+    inputs: list[dict[str, Any]]  # path, bytes, sha256 and number of documents of each file
+    drops: dict[str, int]  # what was left out, by reason
+
+
+def unit_folder(store: str | Path, unit: int) -> Path:
+    """Folder of a unit."""
+    return Path(store) / f"unit-{unit:05d}"
+
+
+def make_unit(
+    folder: Path, inputs: Sequence[InputFile], settings: TextSettings, tokenizer: Tokenizer
+) -> UnitRecord:
+    """Splits and encodes the files of a unit, unless it is there already, made from just these.
+
+    The folder appears when all is done. Memory: one document and a batch of text, whatever the unit's
+    size.
+
+    Raises:
+        UserError: a file cannot be read; see `data_prep.readers`.
+    """
+    made_from = [STORE_VERSION, *map(dataclasses.astuple, inputs), dataclasses.astuple(settings)]
+    fingerprint = files.fingerprint(made_from)
+    if (folder / _RECORD_NAME).exists():
+        record = UnitRecord(**read_json(folder / _RECORD_NAME))
+        if record.fingerprint == fingerprint:
+            return record
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        with _UnitWriter(temporary, tokenizer) as writer:
+            for batch in _batches(writer.read(inputs, settings)):
+                writer.add(batch)
+        record = writer.record(fingerprint, inputs)
+        files.write_json(temporary / _RECORD_NAME, dataclasses.asdict(record))
+        shutil.rmtree(folder, ignore_errors=True)  # made from something else
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    files.fsync_folder(folder.parent)
+    return record
+
+
+def content_hash(text: bytes) -> int:
+    """64-bit hash of a document's UTF-8 text: equal for duplicates, uniform over all texts."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class _UnitWriter:
+    """Appends documents to the arrays of a unit and counts them."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        piece_type = FieldTypes.fitting(tokenizer.vocab_size, 0).piece
+        self._tokenizer = tokenizer
+        self._ids = _ArrayFile(folder / "ids.npy", piece_type)
+        self._sentence_offsets = _ArrayFile(folder / "sentence_offsets.npy", np.dtype("<i8"), [0])
+        self._document_offsets = _ArrayFile(folder / "document_offsets.npy", np.dtype("<i8"), [0])
+        self._document_hashes = _ArrayFile(folder / "document_hashes.npy", np.dtype("<u8"))
+        self._num_single_sentence = 0
+        self._text_bytes = 0
+        self._documents_by_file: Counter[int] = Counter()
+        self._drops: Counter[str] = Counter()
+
+    def __enter__(self) -> "_UnitWriter":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        arrays = (self._ids, self._sentence_offsets, self._document_offsets, self._document_hashes)
+        for array in arrays:
+            array.close()
+
+    def read(self, inputs: Sequence[InputFile], settings: TextSettings) -> Iterator[_Document]:
+        """The documents of the files, in their order."""
+        for index, file in enumerate(inputs):
+            texts = read_sentences(file.path, settings.layout, settings.text_field, self._drops)
+            for text, sentences in texts:
+                yield _Document(index, text, sentences)
+
+    def add(self, batch: list[_Document]) -> None:
+        """Encodes and appends documents; those without a single piece are dropped."""
+        ids, offsets = self._tokenizer.encode_batch([s for d in batch for s in d.sentences])
+        is_kept = np.diff(offsets) > 0  # not: characters alone that the tokenizer ignores
+        document = np.repeat(np.arange(len(batch)), [len(d.sentences) for d in batch])
+        num_sentences = np.bincount(document[is_kept], minlength=len(batch))
+        stops = self._sentence_offsets.size - 1 + np.cumsum(num_sentences)
+        kept = [d for d, count in zip(batch, num_sentences, strict=True) if count]
+        texts = [d.text.encode() for d in kept]
+
+        self._sentence_offsets.append(self._ids.size + offsets[1:][is_kept])
+        self._ids.append(ids)
+        self._document_offsets.append(stops[num_sentences > 0])
+        self._document_hashes.append(np.array([content_hash(text) for text in texts], np.uint64))
+        self._num_single_sentence += int(np.count_nonzero(num_sentences == 1))
+        self._text_bytes += sum(map(len, texts))
+        self._documents_by_file.update(d.file for d in kept)
+        if num_empty := len(batch) - len(kept):
+            self._drops["empty"] += num_empty
+
+    def record(self, fingerprint: str, inputs: Sequence[InputFile]) -> UnitRecord:
+        """What was written."""
+        return UnitRecord(
+            fingerprint=fingerprint,
+            num_documents=self._document_hashes.size,
+            num_sentences=self._sentence_offsets.size - 1,
+            num_tokens=self._ids.size,
+            num_single_sentence_documents=self._num_single_sentence,
+            text_bytes=self._text_bytes,
+            inputs=[
+                {
+                    "path": file.path,
+                    "bytes": file.bytes,
+                    "sha256": files.sha256_of_file(file.path),
+                    "documents": self._documents_by_file[index],
+                }
+                for index, file in enumerate(inputs)
+            ],
+            drops=dict(sorted(self._drops.items())),
+        )
+
+
+class _ArrayFile:
+    """A `.npy` file of one dimension that grows by appending: its length is filled in at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], start: Sequence[int] = ()) -> None:
+        self.size = 0
+        self._dtype = dtype
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
+        self._file.write(bytes(_NPY_HEADER))
+        self.append(np.array(start))
+
+    def append(self, values: NDArray[Any]) -> None:
+        self._file.write(values.astype(self._dtype).tobytes())
+        self.size += values.size
+
+    def close(self) -> None:
+        with self._file as file:
+            file.seek(0)
+            header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.size,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            assert file.tell() == _NPY_HEADER
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _batches(documents: Iterable[_Document]) -> Iterator[list[_Document]]:
+    batch: list[_Document] = []
+    num_characters = 0
+    for document in documents:
+        batch.append(document)
+        num_characters += len(document.text)
+        if num_characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+class Unit:
+    """A finished unit, mapped into memory array by array as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @functools.cached_property
+    def ids(self) -> NDArray[np.integer]:
+        """(T,)."""
+        return self._map("ids.npy")
+
+    @functools.cached_property
+    def sentence_offsets(self) -> NDArray[np.int64]:
+        """(sentences + 1,) into `ids`."""
+        return self._map("sentence_offsets.npy")
+
+    @functools.cached_property
+    def document_offsets(self) -> NDArray[np.int64]:
+        """(D + 1,) into sentences."""
+        return self._map("document_offsets.npy")
+
+    @functools.cached_property
+    def document_hashes(self) -> NDArray[np.uint64]:
+        """(D,)."""
+        return self._map("document_hashes.npy")
+
+    def _map(self, name: str) -> NDArray[Any]:
+        path = self._folder / name
+        if path.stat().st_size == _NPY_HEADER:  # nothing to map
+            array: NDArray[Any] = np.load(path)
+        else:
+            array = np.load(path, mmap_mode="r")
+        return array
+
+
+class TokenStore:
+    """All units of a store as one corpus, whose documents are numbered through."""
+
+    def __init__(self, folder: str | Path, num_documents: Sequence[int]) -> None:
+        """Opens a store; nothing is read yet.
+
+        Args:
+            folder: of the store.
+            num_documents: of each of its U units.
+        """
+        self.units = [Unit(unit_folder(folder, u)) for u in range(len(num_documents))]
+        self.first_document = np.concatenate(([0], np.cumsum(num_documents, dtype=np.int64)))  # (U + 1,)
+
+    def gather(self, document_ids: NDArray[np.int64]) -> Documents:
+        """Copies documents out of the store.
+
+        Args:
+            document_ids: ascending numbers of documents.
+
+        Returns:
+            These documents in their order; memory grows with their tokens alone.
+        """
+        tokens, sentence_lengths, sentence_counts = [], [], []
+        cuts = np.searchsorted(document_ids, self.first_document)
+        for index in np.flatnonzero(np.diff(cuts)):
+            unit = self.units[index]
+            local = document_ids[cuts[index] : cuts[index + 1]] - self.first_document[index]
+            first, stop = unit.document_offsets[local], unit.document_offsets[local + 1]
+            sentences = _ranges(first, stop - first)
+            token_starts = unit.sentence_offsets[first]
+            token_counts = unit.sentence_offsets[stop] - token_starts
+            tokens.append(unit.ids[_ranges(token_starts, token_counts)])
+            sentence_lengths.append(unit.sentence_offsets[sentences + 1] - unit.sentence_offsets[sentences])
+            sentence_counts.append(stop - first)
+        return Documents(
+            tokens=np.concatenate(tokens),
+            sentence_offsets=_offsets(sentence_lengths),
+            document_offsets=_offsets(sentence_counts),
+            document_ids=document_ids,
+        )
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integers of many ranges, one range after another."""
+    stops = np.cumsum(lengths)
+    return np.arange(stops[-1]) + np.repeat(starts - stops + lengths, lengths)
+
+
+def _offsets(lengths: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(np.concatenate(lengths))))

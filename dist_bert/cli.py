@@ -1,0 +1,64 @@
+"""What every launch script shares: flags, one line for a user's mistake, exit codes.
+
+Not for: logging (scripts print what they are for) or anything that a library caller needs.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from dist_bert.errors import UserError
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all errors of the scripts are."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
+        )
+        self.add_argument("--debug", action="store_true", help="show a traceback for every error")
+
+    def parse_args(  # type: ignore[override]  # noqa: D102 - one of argparse's two forms is enough
+        self, args: Sequence[str] | None = None
+    ) -> argparse.Namespace:
+        arguments, unknown = self.parse_known_args(args)
+        if unknown:
+            known = sorted(s for a in self._actions for s in a.option_strings if s[:2] == "--")
+            self.error(f"unknown argument {' '.join(unknown)}; known flags: {' '.join(known)}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        if is_first_rank():
+            print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(USER_ERROR_EXIT_CODE)
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> NoReturn:
+    """Runs a script's main function and exits: 0, its own code, or 2 and a line for a `UserError`.
+
+    Every rank of a launch sees the same mistake, so only the first one tells it.
+    """
+    try:
+        code = main(arguments)
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        elif is_first_rank():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = USER_ERROR_EXIT_CODE
+    raise SystemExit(code or 0)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of whatever launched it, or was launched alone."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+    )

@@ -1,0 +1,384 @@
+"""From shards to the micro-batches of one rank, in an order that is a pure function of one integer.
+
+    sample number --SampleOrder--> (block, row) --SampleReader--> columns
+                  --deal--> rank and micro-step --fresh masks, unpad--> micro-batch
+
+The whole state of the data is the number of samples consumed. It is the loop's
+(`dist_bert.engine`), which knows what was trained on; how far the reader is ahead never matters.
+Numpy only: tensors are made where the device is known.
+
+Letters: K steps planned at once, G samples of a global batch, A micro-steps, W ranks, M samples of
+a micro-batch, S longest sample, P most predictions of a sample, T tokens of a micro-batch.
+"""
+
+import dataclasses
+import functools
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_bert.errors import UserError
+from dist_bert.hashing import hash64, permuted
+from dist_bert.masking import MaskingVocabulary, draw_masks, restore
+from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardFile
+
+Item = TypeVar("Item")
+Columns = dict[str, NDArray[Any]]
+MicroBatch = dict[str, Any]
+
+WINDOW_BLOCKS = 64  # blocks whose samples are mixed: 65,536 samples, 25 MB at length 128
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """How a global batch is cut: `global_batch_size` = accumulation * world size * micro-batch."""
+
+    accumulation_steps: int  # A, micro-steps of an optimizer step
+    world_size: int  # W, data-parallel ranks
+    micro_batch_size: int  # M, samples of one rank in one micro-step
+
+    @property
+    def global_batch_size(self) -> int:
+        """G, samples of one optimizer step over all ranks."""
+        return self.accumulation_steps * self.world_size * self.micro_batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """One optimizer step: what this rank computes, and the size of the whole global batch."""
+
+    micro_batches: list[MicroBatch]  # A of this rank
+    num_samples: int  # G
+    num_tokens: int  # real tokens of the global batch
+    num_token_pairs: int  # sum of squared lengths over the global batch: what attention works on
+
+
+class SampleOrder:
+    """Which sample comes at which position of the endless training stream.
+
+    Epoch e permutes the shards, and the blocks within them; the samples of every run of
+    `WINDOW_BLOCKS` blocks are permuted together. Each sample comes once an epoch, and any position
+    is found at once.
+    """
+
+    def __init__(
+        self, shard_of_block: NDArray[np.integer], block_sizes: NDArray[np.integer], seed: int
+    ) -> None:
+        """Takes the layout of the data set: the shard and the number of samples of every block."""
+        self._shard_of_block = shard_of_block
+        self._block_sizes = block_sizes
+        self._seed = seed
+        self.num_samples = int(block_sizes.sum())
+        self._epoch_blocks = functools.lru_cache(2)(self._permute_blocks)
+        self._window = functools.lru_cache(2)(self._permute_window)
+
+    def locate(
+        self, start: int, stop: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Epoch, block and row of the samples at positions [start, stop) of the stream."""
+        parts = []
+        while start < stop:
+            epoch, position = divmod(start, self.num_samples)
+            _, starts = self._epoch_blocks(epoch)
+            window = int(np.searchsorted(starts, position, "right") - 1) // WINDOW_BLOCKS
+            blocks, rows = self._window(epoch, window)
+            skip = position - int(starts[window * WINDOW_BLOCKS])
+            count = min(blocks.size - skip, stop - start)
+            chosen = slice(skip, skip + count)
+            parts.append((np.full(count, epoch), blocks[chosen], rows[chosen]))
+            start += count
+        epochs, blocks, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return epochs, blocks, rows
+
+    def _permute_blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's order of all blocks, and the position at which each begins (and the end)."""
+        num_blocks, num_shards = self._block_sizes.size, int(self._shard_of_block.max()) + 1
+        shard_rank = permuted(self._shard_of_block, num_shards, self._seed, "shards", epoch)
+        block_rank = permuted(np.arange(num_blocks), num_blocks, self._seed, "blocks", epoch)
+        blocks = np.lexsort((block_rank, shard_rank))
+        return blocks, np.concatenate(([0], np.cumsum(self._block_sizes[blocks], dtype=np.int64)))
+
+    def _permute_window(
+        self, epoch: int, window: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Block and row of every sample of one window, in the order of training."""
+        blocks, _ = self._epoch_blocks(epoch)
+        blocks = blocks[window * WINDOW_BLOCKS : (window + 1) * WINDOW_BLOCKS]
+        sizes = self._block_sizes[blocks]
+        rows = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        blocks = np.repeat(blocks, sizes)
+        order = permuted(np.arange(rows.size), rows.size, self._seed, "window", epoch, window)
+        return blocks[order], rows[order]
+
+
+class SampleReader:
+    """Random access to the samples of one split of a data set."""
+
+    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
+        """Maps every shard of the split.
+
+        Raises:
+            UserError: the split is empty, or a shard is missing or has another size.
+        """
+        shards = manifest.splits[split]
+        if not any(shard.num_samples for shard in shards):
+            raise UserError(
+                f"{folder}: has no {split} samples; prepare it from more text"
+                " (or with another validation_share)"
+            )
+        self._files = [ShardFile(folder, shard, manifest.field_types) for shard in shards]
+        self._types = manifest.field_types
+        self.blocks = [block for shard in shards for block in shard.blocks]
+        self.shard_of_block = np.repeat(np.arange(len(shards)), [len(s.blocks) for s in shards])
+        self.block_sizes = np.array([block.num_samples for block in self.blocks])
+        self._first_block = np.searchsorted(self.shard_of_block, np.arange(len(shards)))
+        self._first_sample = np.cumsum(self.block_sizes) - self.block_sizes
+        self.num_samples = int(self.block_sizes.sum())
+
+    def sample_numbers(
+        self, blocks: NDArray[np.integer], rows: NDArray[np.integer]
+    ) -> NDArray[np.int64]:
+        """The samples' numbers in the data set's order of rest: what names a sample in hashes."""
+        return self._first_sample[blocks] + rows
+
+    def gather(
+        self,
+        blocks: NDArray[np.integer],
+        rows: NDArray[np.integer],
+        fields: Iterable[str] = tuple(FIELD_SHAPES),
+    ) -> Columns:
+        """The given samples' fields, in the given order, 0-padded to the widest block's width."""
+        by_block = np.argsort(blocks, kind="stable")
+        used, starts = np.unique(blocks[by_block], return_index=True)
+        runs = [
+            (b, by_block[i:j]) for b, i, j in zip(used, starts, [*starts[1:], None], strict=True)
+        ]
+        fields = tuple(fields)
+        columns = {}
+        for field in fields:
+            widths = [self.blocks[b].shape(field)[1:] for b in used]
+            columns[field] = np.zeros((rows.size, *max(widths)), self._types.of(field))
+        for block, places in runs:
+            views = self._block(int(block))
+            for field in fields:
+                view = views[field]
+                if view.ndim == 1:
+                    columns[field][places] = view[rows[places]]
+                else:
+                    columns[field][places, : view.shape[1]] = view[rows[places]]
+        return columns
+
+    def _block(self, block: int) -> Columns:
+        shard = self.shard_of_block[block]
+        return self._files[shard].block(block - int(self._first_block[shard]))
+
+
+@dataclasses.dataclass(frozen=True)
+class FreshMasks:
+    """Masks drawn anew in every epoch but the first, keyed by (seed, epoch, sample)."""
+
+    vocabulary: MaskingVocabulary
+    seed: int
+
+    def apply(
+        self, columns: Columns, epochs: NDArray[np.int64], sample_numbers: NDArray[np.int64]
+    ) -> None:
+        """Replaces the masks of all rows of epoch 1 and later, in place."""
+        anew = np.flatnonzero(epochs > 0)
+        for begin in range(0, anew.size, 1_024):  # a block's worth stays in the processor's cache
+            rows = anew[begin : begin + 1_024]
+            old = {field: column[rows] for field, column in columns.items()}
+            originals = restore(
+                old["input_ids"],
+                old["masked_lm_positions"],
+                old["masked_lm_labels"],
+                old["num_masked"],
+            )
+            keys = hash64(self.seed, "fresh masks", epochs[rows], sample_numbers[rows])
+            input_ids, positions, labels = draw_masks(
+                originals, old["num_tokens"], old["num_masked"], keys, self.vocabulary
+            )
+            columns["input_ids"][rows] = input_ids
+            columns["masked_lm_positions"][rows, : positions.shape[1]] = positions
+            columns["masked_lm_labels"][rows, : labels.shape[1]] = labels
+
+
+def deal(num_tokens: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int64]:
+    """Deals every global batch out to micro-steps and ranks, alike on every rank.
+
+    Sorted by length and dealt back and forth, so that a micro-batch holds samples of similar length
+    and the ranks of one micro-step carry almost equal numbers of tokens.
+
+    Args:
+        num_tokens: (K, G) lengths of the samples of K global batches.
+        shape: how each is cut.
+
+    Returns:
+        (K, A, W, M) indices into G.
+    """
+    longest_first = np.argsort(-num_tokens, axis=1, kind="stable")
+    rounds = longest_first.reshape(
+        -1, shape.accumulation_steps, shape.micro_batch_size, shape.world_size
+    ).copy()
+    rounds[:, :, 1::2] = rounds[:, :, 1::2, ::-1]
+    return rounds.swapaxes(2, 3)
+
+
+def unpad(columns: Columns) -> MicroBatch:
+    """The padded columns of a micro-batch as the unpadded arguments of the model.
+
+    Returns:
+        `input_ids`, `token_type_ids`, `position_ids` (T,), `masked_lm_positions` (into T),
+        `masked_lm_labels` and `next_sentence_label` as int64, `cu_seqlens` (M + 1,) as int32,
+        `max_seqlen` as int.
+    """
+    num_tokens = columns["num_tokens"].astype(np.int64)
+    cu_seqlens = np.concatenate(([0], np.cumsum(num_tokens)))
+    position = np.arange(columns["input_ids"].shape[1])
+    is_token = position < num_tokens[:, None]
+    prediction = np.arange(columns["masked_lm_positions"].shape[1])
+    is_masked = prediction < columns["num_masked"][:, None]
+    in_segment_b = position >= columns["segment_b_start"][:, None]
+    masked_lm_positions = columns["masked_lm_positions"] + cu_seqlens[:-1, None]
+    return {
+        "input_ids": columns["input_ids"][is_token].astype(np.int64),
+        "token_type_ids": in_segment_b[is_token].astype(np.int64),
+        "position_ids": np.broadcast_to(position, is_token.shape)[is_token],
+        "cu_seqlens": cu_seqlens.astype(np.int32),
+        "max_seqlen": int(num_tokens.max()),
+        "masked_lm_positions": masked_lm_positions[is_masked],
+        "masked_lm_labels": columns["masked_lm_labels"][is_masked].astype(np.int64),
+        "next_sentence_label": columns["next_sentence_label"].astype(np.int64),
+    }
+
+
+def training_batches(
+    reader: SampleReader,
+    order: SampleOrder,
+    shape: BatchShape,
+    rank: int,
+    start_sample: int,
+    fresh_masks: FreshMasks | None = None,
+) -> Iterator[StepBatch]:
+    """Endless stream of optimizer steps, as this rank's share of each.
+
+    Every micro-batch also carries `num_masked` and `num_samples` of its whole global batch: the
+    denominators of the losses.
+
+    Args:
+        reader: of the training split.
+        order: of the same split.
+        shape: how a global batch is cut; shapes of equal size see the same samples in each step.
+        rank: this rank, 0 to W - 1.
+        start_sample: samples consumed so far: the position to go on from.
+        fresh_masks: replaces the stored masks after the first epoch, or None to keep them always.
+    """
+    size = shape.global_batch_size
+    # Planned a window at a time, so that a block's rows for this rank are taken in one go.
+    num_steps = max(1, int(reader.block_sizes[:WINDOW_BLOCKS].sum()) // size)
+    while True:
+        stop_sample = start_sample + num_steps * size
+        epochs, blocks, rows = order.locate(start_sample, stop_sample)
+        counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
+        num_tokens = counts["num_tokens"].reshape(num_steps, size).astype(np.int64)
+        dealt = deal(num_tokens, shape)[:, :, rank]
+        own = (dealt + np.arange(num_steps)[:, None, None] * size).reshape(-1)
+        columns = reader.gather(blocks[own], rows[own])
+        if fresh_masks is not None:
+            numbers = reader.sample_numbers(blocks[own], rows[own])
+            fresh_masks.apply(columns, epochs[own], numbers)
+        num_masked = counts["num_masked"].reshape(num_steps, size).sum(axis=1, dtype=np.int64)
+        micro_batches = _micro_batches(columns, shape.micro_batch_size)
+        for step in range(num_steps):
+            totals = {"num_masked": int(num_masked[step]), "num_samples": size}
+            yield StepBatch(
+                [{**next(micro_batches), **totals} for _ in range(shape.accumulation_steps)],
+                num_samples=size,
+                num_tokens=int(num_tokens[step].sum()),
+                num_token_pairs=int((num_tokens[step] ** 2).sum()),
+            )
+        start_sample = stop_sample
+
+
+def validation_batches(
+    reader: SampleReader, shape: BatchShape, rank: int, num_samples: int = 0
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of the first `num_samples` samples (0 = all), each sample once.
+
+    Every rank gets the same number of micro-batches and none is empty. `num_masked` and
+    `num_samples` count the whole validation, so the sum of the model's shares over all is the exact
+    mean.
+
+    Raises:
+        UserError: fewer samples than ranks.
+    """
+    count = min(num_samples or reader.num_samples, reader.num_samples)
+    if count < shape.world_size:
+        raise UserError(
+            f"validation has {count} samples for {shape.world_size} ranks: raise validation_samples"
+            " or prepare the shards with a larger validation_share"
+        )
+    blocks = np.repeat(np.arange(reader.block_sizes.size), reader.block_sizes)[:count]
+    rows = (np.arange(reader.num_samples) - np.repeat(reader._first_sample, reader.block_sizes))[
+        :count
+    ]
+    counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
+    totals = {"num_masked": int(counts["num_masked"].sum(dtype=np.int64)), "num_samples": count}
+    num_steps = max(1, count // (shape.micro_batch_size * shape.world_size))
+    longest_first = np.argsort(-counts["num_tokens"].astype(np.int64), kind="stable")
+    for step in np.array_split(longest_first, num_steps):
+        own = step[rank :: shape.world_size]
+        yield {**unpad(reader.gather(blocks[own], rows[own])), **totals}
+
+
+def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
+    """Runs an iterator in a thread, up to `depth` items ahead; its errors come out here.
+
+    Close it when done, which ends the thread.
+
+    A thread and not worker processes: batches would have to cross between them, which costs 8 to 14
+    times more than making them.
+    """
+    end = object()
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(entry: Any) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:  # whatever it is, the loop must see it
+            put(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _micro_batches(columns: Columns, size: int) -> Iterator[MicroBatch]:
+    """Consecutive runs of `size` rows, unpadded."""
+    for begin in range(0, columns["num_tokens"].size, size):
+        yield unpad({field: column[begin : begin + size] for field, column in columns.items()})

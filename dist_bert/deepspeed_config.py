@@ -1,0 +1,149 @@
+"""The DeepSpeed JSON: read once, checked before any process waits for another, passed on as a dict.
+
+It is the one home of batch sizes, optimizer, precision, ZeRO and clipping. DeepSpeed checks the
+inside of its sections; what it lets pass (unknown top-level keys, optimizers that are wrong under
+ZeRO) or tells late is checked here. Needs neither torch nor deepspeed.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dist_bert.config import raise_all, read_json
+from dist_bert.data import BatchShape
+from dist_bert.errors import UserError
+
+# Sections that mean something in this system. The others that DeepSpeed knows are refused,
+# because a key that does nothing here would look as if it did.
+_KNOWN_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+    "data_types",
+    "communication_data_type",
+    "gradient_clipping",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "aio",
+    "comms_logger",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+)
+_ELSEWHERE = {
+    "scheduler": "the learning rate is a run setting: schedule, warmup_steps, num_train_steps",
+    "tensorboard": "TensorBoard is always written, to OUTPUT_DIR/tensorboard",
+    "steps_per_print": "the console's interval is the run setting log_interval",
+}
+_LAYERWISE_OPTIMIZERS = ("lamb", "onebitlamb", "lars")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepSpeedConfig:
+    """A checked DeepSpeed configuration for a given number of ranks."""
+
+    values: dict[str, Any]  # the JSON, with all three batch sizes filled in
+    batch_shape: BatchShape
+
+    @property
+    def zero_stage(self) -> int:
+        """0 to 3."""
+        return int(self.values.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate that the schedule scales."""
+        return float(self.values["optimizer"]["params"]["lr"])
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the parameters that decay at all."""
+        return float(self.values["optimizer"]["params"].get("weight_decay", 0.0))
+
+    @property
+    def precision(self) -> str:
+        """Type of the weights that forward and backward use: bf16, fp16 or fp32."""
+        enabled = [p for p in ("bf16", "fp16") if self.values.get(p, {}).get("enabled")]
+        return enabled[0] if enabled else "fp32"
+
+    @classmethod
+    def load(cls, path: str | Path, world_size: int) -> "DeepSpeedConfig":
+        """Reads and checks a DeepSpeed JSON.
+
+        Args:
+            path: of the JSON file.
+            world_size: number of data-parallel ranks, from the launcher.
+
+        Raises:
+            UserError: all that is wrong with it, at once.
+        """
+        values = read_json(path)
+        problems = [f"{key}: {_ELSEWHERE[key]}; remove it" for key in values if key in _ELSEWHERE]
+        unknown = [key for key in values if key not in _KNOWN_KEYS and key not in _ELSEWHERE]
+        if unknown:
+            problems.append(f"unknown key {', '.join(unknown)}; known: {', '.join(_KNOWN_KEYS)}")
+        problems += _optimizer_problems(values)
+        if values.get("bf16", {}).get("enabled") and values.get("fp16", {}).get("enabled"):
+            problems.append("bf16 and fp16 are both enabled: choose one")
+        try:
+            shape = _batch_shape(values, world_size)
+        except UserError as error:
+            raise_all(str(path), [*problems, str(error)])
+        raise_all(str(path), problems)
+        sizes = {
+            "train_batch_size": shape.global_batch_size,
+            "train_micro_batch_size_per_gpu": shape.micro_batch_size,
+            "gradient_accumulation_steps": shape.accumulation_steps,
+        }
+        return cls({**values, **sizes}, shape)
+
+
+def _optimizer_problems(values: dict[str, Any]) -> list[str]:
+    optimizer = values.get("optimizer", {})
+    problems = []
+    if not isinstance(optimizer.get("params", {}).get("lr"), int | float):
+        problems.append(
+            "optimizer: must be given with its peak lr, as"
+            ' {"type": "AdamW", "params": {"lr": 1e-4}}'
+        )
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    name = str(optimizer.get("type", "")).lower()
+    if name in _LAYERWISE_OPTIMIZERS and stage >= 1:
+        problems.append(
+            f"optimizer type {optimizer['type']} with ZeRO {stage} would train wrongly: it needs"
+            " the norm of whole layers and ZeRO gives it flat pieces; use AdamW, or ZeRO 0"
+        )
+    return problems
+
+
+def _batch_shape(values: dict[str, Any], world_size: int) -> BatchShape:
+    """Solves train_batch_size = micro-batch * accumulation * ranks for whatever is not given."""
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    total, micro, accumulation = (values.get(name) for name in names)
+    for name, value in zip(names, (total, micro, accumulation), strict=True):
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{name} = {value!r}: must be a whole number of at least 1")
+    if total is None:
+        if micro is None:
+            raise UserError("train_batch_size: must be given, in samples over all ranks")
+        return BatchShape(accumulation or 1, world_size, micro)
+    if micro is None:
+        micro = total // (world_size * (accumulation or 1))
+    step = micro * world_size * (accumulation or 1)
+    if step == 0 or total % step or (accumulation and total != step):
+        multiple = max(step, world_size)
+        lower, upper = total // multiple * multiple, -(-total // multiple) * multiple
+        near = f"{upper}" if lower in (0, upper) else f"{lower} or {upper}"
+        raise UserError(
+            f"train_batch_size = {total} is not a multiple of train_micro_batch_size_per_gpu ="
+            f" {micro} x {world_size} ranks"
+            + (f" x gradient_accumulation_steps = {accumulation}" if accumulation else "")
+            + f" = {step}: set it to {multiple if accumulation else near}, or change the others"
+        )
+    return BatchShape(total // (micro * world_size), world_size, micro)

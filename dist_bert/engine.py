@@ -1,0 +1,157 @@
+"""The training loop, around DeepSpeed's engine. It knows no task: batches in, steps out.
+
+A model given to it returns `(loss, metrics)`: this micro-batch's shares of the global batch's mean
+loss and mean metrics. So sums over micro-steps and ranks are exact means, whatever the world size
+and accumulation, and one global batch has one gradient (docs/numerics.md).
+"""
+
+import dataclasses
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dist_bert.checkpoint import TrainState
+from dist_bert.config import RunConfig
+from dist_bert.data import MicroBatch, StepBatch
+from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.hashing import hash64
+from dist_bert.inference import sum_of_shares, to_device
+from dist_bert.optim import lr_share, parameter_groups
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What an optimizer step leaves behind. Tensors stay on the device: reading waits for it."""
+
+    state: TrainState  # after the step
+    batch: StepBatch
+    metrics: Tensor  # (number of metrics,) this rank's shares
+    grad_norm: float | Tensor | None  # before clipping; None in fp32 without ZeRO and clipping
+    lr: float
+    data_wait_seconds: float
+
+
+def start_distributed() -> torch.device:
+    """Joins the launcher's process group, or makes one of a single process; picks the device."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
+            local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        # Gloo does it without 35 s of C++ compilation at the first start of every machine, and
+        # leaves nothing in /dev/shm when a rank is killed.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
+    """DeepSpeed's engine around a model that lies on the CPU in float32."""
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, config.weight_decay),
+        config={**config.values, "steps_per_print": 1 << 62},  # its console lines are ours to write
+    )
+    if config.zero_stage == 0 and config.precision == "fp32":
+        # The one combination in which DeepSpeed clips gradients without keeping their norm.
+        engine.clip_fp32_gradients = functools.partial(_clip_and_keep_norm, engine)
+    return engine
+
+
+def _clip_and_keep_norm(engine: Any) -> None:
+    engine._global_grad_norm = nn.utils.clip_grad_norm_(
+        engine.module.parameters(), engine.gradient_clipping()
+    )
+
+
+def shut_down(engine: Any | None) -> None:
+    """Tears down engine and process group; without it a ZeRO-3 process aborts at exit."""
+    if engine is not None:
+        engine.destroy()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def train(
+    engine: Any,
+    batches: Iterator[StepBatch],
+    state: TrainState,
+    run: RunConfig,
+    peak_lr: float,
+    *,
+    report: Callable[[StepRecord], None],
+    validate: Callable[[TrainState], None],
+    save: Callable[[TrainState], None],
+) -> TrainState:
+    """Trains until `run.num_train_steps`; called by all ranks together.
+
+    Args:
+        engine: from `build_engine`, holding the weights and optimizer state of `state`.
+        batches: the steps that follow `state.samples`.
+        state: where the run stands.
+        run: gives the number of steps, the schedule, the seed and the intervals.
+        peak_lr: the learning rate that the schedule scales.
+        report: takes the record of every step.
+        validate: called every `validation_interval` steps.
+        save: called every `checkpoint_interval` steps and after the last one.
+
+    Returns:
+        Where the run stands now.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    num_metrics = len(engine.module.metric_names)
+    engine.train()
+    while state.step < run.num_train_steps:
+        waiting_since = time.perf_counter()
+        batch = next(batches)
+        data_wait_seconds = time.perf_counter() - waiting_since
+        step = state.step + 1
+        lr = peak_lr * lr_share(step, run)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        metrics = torch.zeros(num_metrics, device=engine.device)
+        for micro_step, micro_batch in enumerate(batch.micro_batches):
+            # Dropout depends on what is computed, not on what was before: no generator state to
+            # save.
+            torch.manual_seed(int(hash64(run.seed, "dropout", step, micro_step, rank) >> 1))
+            loss, shares = engine(**to_device(micro_batch, engine.device))
+            # DeepSpeed averages gradients over ranks; shares want their sum.
+            engine.backward(loss * world_size, scale_wrt_gas=False)
+            engine.step()  # updates the weights after the last micro-step, else only counts
+            metrics += shares
+        state = TrainState(step, state.samples + batch.num_samples, state.tokens + batch.num_tokens)
+        grad_norm = engine.get_global_grad_norm()
+        report(StepRecord(state, batch, metrics, grad_norm, lr, data_wait_seconds))
+        is_last = step == run.num_train_steps
+        if (run.validation_interval and step % run.validation_interval == 0) or is_last:
+            validate(state)
+        if step % run.checkpoint_interval == 0 or is_last:
+            save(state)
+    return state
+
+
+def validate(engine: Any, batches: Iterable[MicroBatch]) -> dict[str, float]:
+    """Mean metrics over the validation samples; every rank gets the same result."""
+    engine.eval()
+    total = sum_of_shares(engine, batches, engine.device)
+    engine.train()
+    dist.all_reduce(total)
+    return dict(zip(engine.module.metric_names, total.tolist(), strict=True))

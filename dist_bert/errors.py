@@ -1,0 +1,9 @@
+"""The one exception for what a user can cause; anything else that is raised is our own mistake."""
+
+
+class UserError(ValueError):
+    """A mistake in the input, a file or the configuration.
+
+    The message has the name as typed, the value, the rule and the remedy, in one line. Scripts
+    print it without a traceback and exit with code 2 (see `dist_bert.cli`).
+    """

@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all: write beside, fsync, rename. Hashes of files."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a binary file that appears under `path` only when the block ends without an error.
+
+    The temporary name is fixed by `path` and the process, so two writers of one file never share
+    it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: str | Path) -> None:
+    """Makes renames in a folder last: a name is data of its folder, not of the file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a whole file."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """Writes a whole JSON file; equal values give equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form: the order of its keys does not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,114 @@
+"""Converts state dicts to and from the published BERT parameter names.
+
+The published names are those of `transformers.BertForPreTraining`. One table says which published
+tensors make up each of ours, stacked along dimension 0. Not for: reading or writing files.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_bert.config import ModelConfig
+from dist_bert.errors import UserError
+from dist_bert.model import BertForPreTraining
+
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+# Published files repeat the tied decoder: name -> the parameter that it must equal.
+TIED = {
+    "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+Names = dict[str, tuple[str, ...]]  # our name -> published names
+PARAMETERS: Names = {
+    "encoder.word_embeddings.weight": (WORD_EMBEDDINGS,),
+    "encoder.position_embeddings.weight": ("bert.embeddings.position_embeddings.weight",),
+    "encoder.token_type_embeddings.weight": ("bert.embeddings.token_type_embeddings.weight",),
+    "mlm_bias": ("cls.predictions.bias",),
+}
+MODULES: Names = {  # each with a weight and a bias, as those of a layer
+    "encoder.embeddings_norm": ("bert.embeddings.LayerNorm",),
+    "mlm_dense": ("cls.predictions.transform.dense",),
+    "mlm_norm": ("cls.predictions.transform.LayerNorm",),
+    "pooler": ("bert.pooler.dense",),
+    "nsp": ("cls.seq_relationship",),
+}
+LAYER_MODULES: Names = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "intermediate": ("intermediate.dense",),
+    "output": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
+}
+
+
+def published_names(config: ModelConfig) -> Names:
+    """Our parameter name -> the published ones, whose tensors are stacked along dimension 0."""
+    modules = MODULES | {
+        f"encoder.layers.{i}.{ours}": tuple(f"bert.encoder.layer.{i}.{part}" for part in parts)
+        for i in range(config.num_hidden_layers)
+        for ours, parts in LAYER_MODULES.items()
+    }
+    return PARAMETERS | {
+        f"{ours}.{kind}": tuple(f"{part}.{kind}" for part in parts)
+        for ours, parts in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
+
+    The tensors are views of those in `state_dict`.
+    """
+    published = {
+        name: part
+        for ours, names in published_names(config).items()
+        for name, part in zip(names, state_dict[ours].chunk(len(names)), strict=True)
+    }
+    published[WORD_EMBEDDINGS] = published[WORD_EMBEDDINGS][: config.vocab_size]
+    return published | {copy: published[original] for copy, original in TIED.items()}
+
+
+def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Published parameters as our state dict; the padded rows of the vocabulary are zero.
+
+    Args:
+        state_dict: without the tied decoder or with it. Older files, such as bert-base-uncased, say
+            gamma and beta for LayerNorm's weight and bias and add `position_ids`, a constant.
+        config: the architecture that the parameters must fit.
+
+    Raises:
+        UserError: parameters are missing, unknown or of another shape, or the decoder is not tied.
+    """
+    given = {
+        name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): value
+        for name, value in state_dict.items()
+        if name != "bert.embeddings.position_ids"
+    }
+    with torch.device("meta"):  # shapes without memory
+        expected = to_published(BertForPreTraining(config).state_dict(), config)
+    problems = [f"missing {name}" for name in expected if name not in given and name not in TIED]
+    problems += [f"unknown {name}" for name in given if name not in expected]
+    problems += [
+        f"{name} is {tuple(value.shape)}, must be {tuple(expected[name].shape)}"
+        for name, value in given.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    if not problems:
+        problems = [
+            f"{copy} differs from {original}, to which this model ties it"
+            for copy, original in TIED.items()
+            if copy in given and not torch.equal(given[copy], given[original])
+        ]
+    if problems:
+        shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
+        raise UserError("published parameters do not fit the model: " + "; ".join(shown))
+    num_padded_rows = config.padded_vocab_size - config.vocab_size
+    given[WORD_EMBEDDINGS] = F.pad(given[WORD_EMBEDDINGS], (0, 0, 0, num_padded_rows))
+    return {
+        ours: torch.cat([given[name] for name in names])
+        for ours, names in published_names(config).items()
+    }

@@ -1,0 +1,79 @@
+"""A trained run as a model to use, and batches as tensors. Not for: training or scores."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dist_bert.config import ModelConfig, from_dict, read_json
+from dist_bert.data import MicroBatch
+from dist_bert.errors import UserError
+from dist_bert.model import BertForPreTraining
+from dist_bert.run_dir import (
+    CONFIG_NAME,
+    STATE_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    latest_checkpoint,
+)
+from dist_bert.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """The latest checkpoint of a pretraining run."""
+
+    model: BertForPreTraining  # float32, in evaluation mode
+    config: ModelConfig
+    tokenizer: Tokenizer
+    precision: str  # in which it was trained: bf16, fp16 or fp32
+    step: int
+    device: torch.device
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> "TrainedRun":
+        """Loads the weights onto the first GPU, or the CPU where there is none.
+
+        Raises:
+            UserError: there is no run or no checkpoint in the folder.
+        """
+        path = latest_checkpoint(run_dir)
+        if path is None:
+            raise UserError(
+                f"--checkpoint {run_dir}: has no checkpoints; give the --output_dir of a run of"
+                " launch/pretrain.py that has saved at least once"
+            )
+        resolved = read_json(Path(run_dir) / CONFIG_NAME)
+        config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with torch.device("meta"):  # the weights are all replaced: nothing to initialise
+            model = BertForPreTraining(config)
+        model.load_state_dict(load_file(path / WEIGHTS_NAME, device=str(device)), assign=True)
+        enabled = [p for p in ("bf16", "fp16") if resolved["deepspeed"].get(p, {}).get("enabled")]
+        return cls(
+            model.eval(),
+            config,
+            Tokenizer(Path(run_dir) / TOKENIZER_NAME),
+            precision=enabled[0] if enabled else "fp32",
+            step=read_json(path / STATE_NAME)["state"]["step"],
+            device=device,
+        )
+
+
+def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
+    """Arrays of a micro-batch as tensors on the device; plain integers stay what they are."""
+    return {
+        name: value if isinstance(value, int) else torch.from_numpy(value).to(device)
+        for name, value in micro_batch.items()
+    }
+
+
+@torch.no_grad()
+def sum_of_shares(model: nn.Module, batches: Iterable[MicroBatch], device: torch.device) -> Tensor:
+    """Sum of the model's metric shares over all batches: (number of metrics,), on the device."""
+    shares = [model(**to_device(micro_batch, device))[1] for micro_batch in batches]
+    return torch.stack(shares).sum(0)

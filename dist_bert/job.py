@@ -1,0 +1,96 @@
+"""A pretraining job: all it is made of, resolved and checked before anything slow or distributed.
+
+No torch here, so `--dry_run` and every refusal come at once. Not for: running it
+(`dist_bert.pretrain`).
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dist_bert import files
+from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
+from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.shard_format import TOKENIZER_NAME, Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingJob:
+    """The configurations of one run and the data set that it reads."""
+
+    model: ModelConfig
+    run: RunConfig
+    deepspeed: DeepSpeedConfig
+    manifest: Manifest
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, world_size: int) -> "PretrainingJob":
+        """Resolves the command line of launch/pretrain.py.
+
+        Raises:
+            UserError: the first configuration that is wrong, with all that is wrong in it.
+        """
+        run = resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments))
+        model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
+        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size)
+        job = cls(model, run, deepspeed, Manifest.load(run.shards))
+        raise_all("pretraining", job._problems())
+        return job
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer that made the shards."""
+        return Path(self.run.shards) / TOKENIZER_NAME
+
+    def resolved(self) -> dict[str, Any]:
+        """What `--dry_run` prints and the run's `config.json` keeps."""
+        return {
+            "model": dataclasses.asdict(self.model),
+            "run": dataclasses.asdict(self.run),
+            "deepspeed": self.deepspeed.values,
+            "world_size": self.deepspeed.batch_shape.world_size,
+            "shards": {
+                "fingerprint": self.manifest.fingerprint,
+                "config": self.manifest.config,
+                "tokenizer": self.manifest.tokenizer,
+            },
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint of this run to be resumed."""
+        return {
+            **{f"model {name}": value for name, value in dataclasses.asdict(self.model).items()},
+            "shards fingerprint": self.manifest.fingerprint,
+            "tokenizer fingerprint": self.manifest.tokenizer["fingerprint"],
+            "seed": self.run.seed,
+            "masks": self.run.masks,
+            "train_batch_size": self.deepspeed.batch_shape.global_batch_size,
+            "number of ranks": self.deepspeed.batch_shape.world_size,
+            "zero_optimization stage": self.deepspeed.zero_stage,
+            "precision": self.deepspeed.precision,
+        }
+
+    def _problems(self) -> list[str]:
+        problems = []
+        vocab_size = self.manifest.tokenizer["vocab_size"]
+        if self.model.vocab_size < vocab_size:
+            problems.append(
+                f"vocab_size = {self.model.vocab_size} is smaller than the tokenizer's"
+                f" {vocab_size}: set --vocab_size {vocab_size} or more"
+            )
+        length = self.manifest.config["sequence_length"]
+        if self.model.max_position_embeddings < length:
+            problems.append(
+                f"max_position_embeddings = {self.model.max_position_embeddings} is below the"
+                f" shards' sequence_length = {length}: raise it, or prepare shorter shards"
+            )
+        path = self.tokenizer_path
+        if not path.exists():
+            problems.append(f"{path} is missing: prepare the shards again")
+        elif files.sha256_of_file(path) != self.manifest.tokenizer["fingerprint"]:
+            problems.append(
+                f"{path} is not the tokenizer that made the shards (another fingerprint): copy that"
+                " one there, or prepare the shards again"
+            )
+        return problems

@@ -1,0 +1,142 @@
+"""What a run tells while it trains: turns step records into the metrics of docs/architecture.md.
+
+The device is read once per log interval, not per step: reading waits for it.
+"""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_bert.config import ModelConfig, RunConfig
+from dist_bert.engine import StepRecord
+from dist_bert.flops import peak_flops, training_flops
+from dist_bert.metrics import MetricsWriter
+
+
+class Progress:
+    """Collects step records on all ranks; rank 0 writes metrics and console lines from them."""
+
+    def __init__(
+        self, engine: Any, model: ModelConfig, run: RunConfig, writer: MetricsWriter | None
+    ) -> None:
+        """Measures the device's peak where it is not known.
+
+        Args:
+            engine: the DeepSpeed engine.
+            model: the architecture, for the number of operations.
+            run: gives the log interval and the number of steps.
+            writer: on rank 0; None elsewhere.
+        """
+        self._engine = engine
+        self._model = model
+        self._run = run
+        self._writer = writer
+        dtype = next(engine.module.parameters()).dtype
+        self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
+        self._pending: list[StepRecord] = []
+        self._interval_start = time.perf_counter()
+
+    def add(self, record: StepRecord) -> None:
+        """Takes the record of one step; writes all that are pending once per log interval."""
+        self._pending.append(record)
+        step = record.state.step
+        if step % self._run.log_interval == 0 or step == self._run.num_train_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is pending; called by all ranks together, also before a checkpoint."""
+        if not self._pending:
+            return
+        shares = torch.stack([record.metrics for record in self._pending])
+        dist.all_reduce(shares)
+        metrics = shares.tolist()  # waits for the device, so the clock below is honest
+        seconds = time.perf_counter() - self._interval_start
+        if self._writer is not None:
+            common = self._interval_values(seconds)
+            for record, values in zip(self._pending, metrics, strict=True):
+                self._writer.scalars(
+                    record.state.step, {**self._step_values(record, values), **common}
+                )
+            self._writer.flush()
+            self._print_line({**self._step_values(self._pending[-1], metrics[-1]), **common})
+        self._pending = []
+        self._interval_start = time.perf_counter()
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes the result of a validation."""
+        if self._writer is not None:
+            metrics = {"loss": metrics["mlm_loss"] + metrics["nsp_loss"], **metrics}
+            self._writer.scalars(step, {f"validation/{name}": v for name, v in metrics.items()})
+            self._writer.flush()
+            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            print(f"validation at step {step:,}  {values}", flush=True)
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last flush (validation, saving) out of the step times."""
+        self._interval_start = time.perf_counter()
+
+    def _step_values(self, record: StepRecord, metrics: list[float]) -> dict[str, float]:
+        named = dict(zip(self._engine.module.metric_names, metrics, strict=True))
+        values = {
+            "train/loss": named["mlm_loss"] + named["nsp_loss"],
+            **{f"train/{name}": value for name, value in named.items()},
+            "train/lr": record.lr,
+            "progress/samples": record.state.samples,
+            "progress/tokens": record.state.tokens,
+        }
+        if record.grad_norm is not None:
+            values["train/grad_norm"] = float(record.grad_norm)
+        if self._engine.fp16_enabled():
+            values["train/loss_scale"] = float(self._engine.optimizer.cur_scale)
+        return values
+
+    def _interval_values(self, seconds: float) -> dict[str, float]:
+        """Rates over the steps that are pending."""
+        batches = [record.batch for record in self._pending]
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        num_samples = sum(batch.num_samples for batch in batches)
+        flops = training_flops(
+            self._model,
+            num_tokens,
+            sum(batch.num_token_pairs for batch in batches),
+            sum(batch.micro_batches[0]["num_masked"] for batch in batches),
+            num_samples,
+        )
+        data_wait = sum(record.data_wait_seconds for record in self._pending)
+        return {
+            "throughput/step_seconds": seconds / len(batches),
+            "throughput/tokens_per_second": num_tokens / seconds,
+            "throughput/samples_per_second": num_samples / seconds,
+            "throughput/mfu": flops / seconds / self._peak_flops,
+            "throughput/data_wait_fraction": data_wait / seconds,
+            "memory/peak_gib": _peak_memory_bytes(self._engine.device) / 2**30,
+        }
+
+    def _print_line(self, values: dict[str, float]) -> None:
+        step = self._pending[-1].state.step
+        remaining = (self._run.num_train_steps - step) * values["throughput/step_seconds"]
+        print(
+            f"step {step:,}/{self._run.num_train_steps:,}"
+            f"  loss {values['train/loss']:.4f} (mlm {values['train/mlm_loss']:.4f},"
+            f" nsp {values['train/nsp_loss']:.4f})  lr {values['train/lr']:.2e}"
+            f"  {values['throughput/tokens_per_second']:,.0f} tokens/s"
+            f"  MFU {values['throughput/mfu']:.1%}  {_duration(remaining)} left",
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3_600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Peak of the device's allocator; on CPU, of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1_024

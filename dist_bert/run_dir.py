@@ -1,0 +1,26 @@
+"""What lies where in a run's folder; no torch, so that any script can look.
+
+RUN/config.json        resolved configuration and versions
+RUN/tokenizer.model    the tokenizer that made the shards
+RUN/metrics.jsonl      the metrics, one object a step
+RUN/tensorboard/       the same for TensorBoard
+RUN/checkpoints/       step-NNNNNNNNN folders and `latest`, which names one of them
+"""
+
+from pathlib import Path
+
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.model"
+METRICS_NAME = "metrics.jsonl"
+TENSORBOARD_NAME = "tensorboard"
+CHECKPOINTS_NAME = "checkpoints"
+LATEST_NAME = "latest"
+STATE_NAME = "state.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The folder that `latest` names, or None where the run has no checkpoint yet."""
+    folder = Path(run_dir) / CHECKPOINTS_NAME
+    pointer = folder / LATEST_NAME
+    return folder / pointer.read_text().strip() if pointer.exists() else None

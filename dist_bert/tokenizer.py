@@ -1,0 +1,224 @@
+"""The tokenizer that both halves share: SentencePiece with BERT's special pieces.
+
+Text can never produce a special id: [PAD], [CLS], [SEP] and [MASK] are control pieces. Training is
+deterministic: equal sentences in equal order give equal bytes. Not for: reading corpora
+(`data_prep.readers`) or choosing the training sentences (`data_prep.sampling`).
+
+Letters: N texts of a batch, T ids of all of them, V pieces.
+
+Source: Kudo 2018, "Subword regularization" (unigram); Sennrich et al. 2016 (BPE);
+https://github.com/google/sentencepiece.
+"""
+
+import functools
+import hashlib
+import io
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from dist_bert import files
+from dist_bert.errors import UserError
+from dist_bert.tokenizer_config import SPECIAL_PIECES, TokenizerConfig
+
+PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
+
+_SPACE = "\u2581"  # SentencePiece's mark for the space before a word
+# Part of the result: unigram training sums its statistics per thread, so another number gives other pieces.
+_TRAINING_THREADS = 8
+_ENCODE_TEXTS = (
+    4_096  # at a time: Python integers take eight times the room of the array they become
+)
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_STRANGER = "\ue000"  # private use: in no text, so in no piece
+_MASK_TEXT = SPECIAL_PIECES[MASK_ID]
+
+
+class Tokenizer:
+    """A trained SentencePiece model: text to ids and back.
+
+    Attributes:
+        path: of the model file.
+        fingerprint: SHA-256 of the file's bytes.
+        vocab_size: V.
+        num_reserved_pieces: leading ids that stand for no text of their own: special and byte pieces.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Loads a model file.
+
+        Raises:
+            UserError: it is missing, is no SentencePiece model, or lacks BERT's special pieces.
+        """
+        self.path = Path(path)
+        try:
+            model = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"--tokenizer {path}: cannot be read ({error.strerror}); make one with"
+                " `python launch/train_tokenizer.py --output_dir DIR`"
+            ) from None
+        try:
+            if not model:  # SentencePiece takes no bytes for "load nothing"
+                raise RuntimeError
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise UserError(f"--tokenizer {path}: is not a SentencePiece model") from None
+        pieces = [self._processor.id_to_piece(i) for i in range(self._processor.vocab_size())]
+        special = [i for i in range(len(SPECIAL_PIECES)) if i != UNK_ID]
+        if (
+            tuple(pieces[: len(SPECIAL_PIECES)]) != SPECIAL_PIECES
+            or not all(map(self._processor.is_control, special))
+            or not self._processor.is_unknown(UNK_ID)
+        ):
+            raise UserError(
+                f"--tokenizer {path}: its first pieces are {' '.join(pieces[: len(SPECIAL_PIECES)])}, must"
+                f" be the control pieces {' '.join(SPECIAL_PIECES)}; make one with"
+                " `python launch/train_tokenizer.py --output_dir DIR`"
+            )
+        self._pieces = pieces
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.vocab_size = len(pieces)
+        self.num_reserved_pieces = next(
+            (i for i in range(self.vocab_size) if not self._is_reserved(i)), self.vocab_size
+        )
+
+    def encode_batch(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of many texts, without special ids, on one core.
+
+        Returns:
+            ids (T,) of all texts and offsets (N + 1,): text i has `ids[offsets[i] : offsets[i + 1]]`.
+        """
+        lengths, ids = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
+        for begin in range(0, len(texts), _ENCODE_TEXTS):
+            # num_threads: the default is all cores, which belong to the other ranks.
+            lists = self._processor.encode(texts[begin : begin + _ENCODE_TEXTS], num_threads=1)
+            lengths.append(np.fromiter(map(len, lists), np.int64, len(lists)))
+            ids.append(np.fromiter(itertools.chain.from_iterable(lists), np.int32))
+        return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without special ids."""
+        return list(self._processor.encode(text))
+
+    def encode_with_mask(self, text: str) -> list[int]:
+        """Ids of a text in which a literal "[MASK]" becomes the mask id: the only way text can reach it."""
+        first, *others = text.split(_MASK_TEXT)
+        ids = self.encode(first)
+        for part in others:
+            ids.append(MASK_ID)
+            # SentencePiece puts a space before every text; after a mask there is one only if it was typed.
+            ids += self.encode(part) if part[:1].isspace() else self._encode_inside_word(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special ids except the unknown one leave no trace."""
+        return str(self._processor.decode([int(i) for i in ids]))
+
+    def piece(self, index: int) -> str:
+        """The piece of an id as SentencePiece writes it, a leading space as "▁"."""
+        return str(self._pieces[index])
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Special piece -> id, for the manifest."""
+        return {piece: index for index, piece in enumerate(SPECIAL_PIECES)}
+
+    @functools.cached_property
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Which pieces begin a word, (V,): the table that whole-word masking needs.
+
+        A piece begins a word when it begins with a space, an ideograph or kana (each its own word) or a
+        punctuation mark or symbol. Byte pieces begin one unless they continue a character.
+        """
+        return np.array([self._starts_word(i) for i in range(self.vocab_size)], np.bool_)
+
+    def _is_reserved(self, index: int) -> bool:
+        processor = self._processor
+        return (
+            processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index)
+        )
+
+    def _starts_word(self, index: int) -> bool:
+        piece = self._pieces[index]
+        if self._processor.is_byte(index):
+            return (
+                not 0x80 <= int(piece[3:5], 16) < 0xC0
+            )  # "<0xE4>"; 10xxxxxx continues a character
+        if self._is_reserved(index) or piece.startswith(_SPACE):
+            return True
+        first = piece[0]
+        is_mark = unicodedata.category(first).startswith(
+            "M"
+        )  # an accent or vowel sign of the letter before
+        return bool(_CJK.match(first)) or not (first.isalnum() or is_mark)
+
+    def _encode_inside_word(self, text: str) -> list[int]:
+        """Ids of a text that no space precedes: read behind a character that no piece contains."""
+        return self.encode(_STRANGER + text)[len(self.encode(_STRANGER)) :]
+
+
+def train_tokenizer(
+    sentences: Iterable[str], output_dir: str | Path, config: TokenizerConfig
+) -> Path:
+    """Trains a model on all of `sentences`, in their order, and writes it whole.
+
+    Equal sentences and settings give equal bytes, wherever it is written (`max_sentences` is for the
+    caller, who chooses the sentences).
+
+    Returns:
+        Path of `tokenizer.model` in `output_dir`, which is made if it is missing.
+
+    Raises:
+        UserError: there are no sentences, or `vocab_size` does not suit them; says what would.
+    """
+    model = io.BytesIO()  # not a file prefix: SentencePiece would store the path in the model
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            model_type=config.model_type,
+            normalization_rule_name="nmt_nfkc_cf" if config.lower_case else "nmt_nfkc",
+            byte_fallback=config.byte_fallback,
+            character_coverage=config.character_coverage,
+            pad_id=PAD_ID,
+            unk_id=UNK_ID,
+            bos_id=CLS_ID,
+            eos_id=SEP_ID,
+            pad_piece=SPECIAL_PIECES[PAD_ID],
+            unk_piece=SPECIAL_PIECES[UNK_ID],
+            bos_piece=SPECIAL_PIECES[CLS_ID],
+            eos_piece=SPECIAL_PIECES[SEP_ID],
+            control_symbols=[SPECIAL_PIECES[MASK_ID]],
+            shuffle_input_sentence=False,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_training_problem(str(error), config)) from None
+    path = Path(output_dir) / "tokenizer.model"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, model.getvalue())
+    return path
+
+
+def _training_problem(message: str, config: TokenizerConfig) -> str:
+    """SentencePiece's complaint in words that name the flag, the rule and the remedy."""
+    flag = f"--vocab_size {config.vocab_size}"
+    if found := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
+        return f"{flag}: this text yields at most {found[1]} pieces; give --vocab_size {found[1]} or more text"
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"{flag}: the characters of this text alone need {found[1]} pieces; give more, or a lower"
+            " --character_coverage"
+        )
+    if "empty()" in message or "all_chars_count" in message:
+        return "--input: has no sentence to train a tokenizer on"
+    return f"{flag}: SentencePiece cannot train this tokenizer ({' '.join(message.split())})"

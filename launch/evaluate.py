@@ -1,0 +1,50 @@
+"""Scores a run's latest checkpoint on held-out samples, beside the baselines.
+
+python launch/evaluate.py --checkpoint runs/pretrain --shards data/shards
+"""
+
+import argparse
+import dataclasses
+
+from dist_bert.cli import Parser, run
+from dist_bert.files import write_json
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluates, prints a table and writes it as JSON where asked."""
+    from dist_bert.evaluate import evaluate
+    from dist_bert.inference import TrainedRun
+
+    result = evaluate(
+        TrainedRun.load(arguments.checkpoint), arguments.shards, arguments.max_samples
+    )
+    print(
+        f"step {result.step:,}: {result.num_samples:,} samples, {result.num_masked:,} predictions"
+    )
+    rows = (
+        ("MLM loss (nats)", result.mlm_loss, "unigram", result.unigram_loss, ".4f"),
+        (
+            "MLM accuracy",
+            result.mlm_accuracy,
+            "most frequent piece",
+            result.majority_accuracy,
+            ".2%",
+        ),
+        ("NSP accuracy", result.nsp_accuracy, "chance", 0.5, ".2%"),
+    )
+    for name, value, baseline_name, baseline, form in rows:
+        print(f"  {name:<16} {value:>8{form}}   {baseline_name}: {baseline:{form}}")
+    print(f"  {'MLM perplexity':<16} {result.mlm_perplexity:>8.1f}")
+    if arguments.json:
+        write_json(arguments.json, dataclasses.asdict(result))
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
+    parser.add_argument(
+        "--max_samples", type=int, default=0, help="samples that are scored; 0 = all (default)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    run(main, parser.parse_args())

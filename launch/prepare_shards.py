@@ -1,0 +1,54 @@
+"""Turns text into shards of ready-made samples, on any number of MPI ranks with the same result.
+
+    mpiexec -n 4 python -m mpi4py launch/prepare_shards.py --input 'text/**/*.txt' \\
+        --tokenizer data/tokenizer/tokenizer.model --output_dir data/shards
+
+Without --input, it reads the documentation of the installed Python packages.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from data_prep.prepare_config import PrepareConfig
+from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.config import add_flags, flags_of, resolve
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Resolves the settings and prepares the data set."""
+    config = resolve(PrepareConfig, arguments.config, flags_of(PrepareConfig, arguments))
+    token_store = arguments.token_store or arguments.output_dir / "token_store"
+    if arguments.dry_run:
+        paths = {"input": arguments.input, "tokenizer": str(arguments.tokenizer)}
+        outputs = {"output_dir": str(arguments.output_dir), "token_store": str(token_store)}
+        if is_first_rank():
+            print(json.dumps({**paths, **outputs, **dataclasses.asdict(config)}, indent=2))
+        return
+    from data_prep.data_set import Paths
+    from data_prep.prepare import prepare
+
+    prepare(arguments.input, Paths(arguments.tokenizer, arguments.output_dir, token_store), config)
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="file from train_tokenizer.py"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the data set")
+    parser.add_argument(
+        "--token_store",
+        type=Path,
+        help="folder of encoded text, kept for other data sets (default: OUTPUT_DIR/token_store)",
+    )
+    parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the resolved settings and stop"
+    )
+    add_flags(parser, PrepareConfig)
+    run(main, parser.parse_args())

@@ -1,0 +1,47 @@
+"""Pretrains an encoder from prepared shards, going on from the run's latest checkpoint if any.
+
+    deepspeed launch/pretrain.py --deepspeed_config configs/zero2.json
+
+trains configs/model/bert_base.json from data/shards into runs/pretrain.
+"""
+
+import argparse
+import json
+import os
+
+from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.config import ModelConfig, RunConfig, add_flags
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Resolves the job, then trains."""
+    from dist_bert.job import PretrainingJob
+
+    job = PretrainingJob.from_arguments(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    if arguments.dry_run:
+        if is_first_rank():
+            print(json.dumps(job.resolved(), indent=2))
+        return
+    from dist_bert.pretrain import pretrain
+
+    pretrain(job)
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--deepspeed_config",
+        default="configs/zero2.json",
+        help="DeepSpeed JSON (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FILE",
+        help="model JSON (default: configs/model/bert_base.json's values)",
+    )
+    parser.add_argument("--config", metavar="FILE", help="run JSON (default: the flags' defaults)")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved job and stop")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
+    add_flags(parser, RunConfig)
+    add_flags(parser, ModelConfig)
+    run(main, parser.parse_args())

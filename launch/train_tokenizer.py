@@ -1,0 +1,73 @@
+"""Trains a SentencePiece tokenizer with BERT's special pieces.
+
+    python launch/train_tokenizer.py --input 'text/**/*.txt' --output_dir data/tokenizer --vocab_size 30522
+
+Without --input, it reads the documentation of the installed Python packages.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from data_prep.prepare_config import FORMATS
+from dist_bert.cli import Parser, run
+from dist_bert.config import add_flags, flags_of, resolve
+from dist_bert.tokenizer_config import TokenizerConfig
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Samples sentences, trains, and writes the model with what it was made from."""
+    config = resolve(TokenizerConfig, arguments.config, flags_of(TokenizerConfig, arguments))
+    source = {
+        "input": arguments.input,
+        "format": arguments.format,
+        "text_field": arguments.text_field,
+    }
+    if arguments.dry_run:
+        print(json.dumps({**source, **dataclasses.asdict(config)}, indent=2))
+        return
+    from data_prep.inputs import resolve_inputs
+    from data_prep.sampling import sample_sentences
+    from dist_bert import files
+    from dist_bert.tokenizer import Tokenizer, train_tokenizer
+
+    start = time.monotonic()
+    inputs, layout = resolve_inputs(arguments.input, arguments.format)
+    num_bytes = sum(file.bytes for file in inputs)
+    print(f"reading  {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
+    sentences = sample_sentences(inputs, layout, arguments.text_field, config.max_sentences)
+    num_sentences = len(sentences)
+    read_seconds = time.monotonic() - start
+    print(f"training on {num_sentences:,} sentences, read in {read_seconds:.1f} s", flush=True)
+    path = train_tokenizer(sentences, arguments.output_dir, config)
+    record = {
+        "fingerprint": Tokenizer(path).fingerprint,
+        **dataclasses.asdict(config),
+        **source,
+        "num_files": len(inputs),
+        "num_sentences": num_sentences,
+    }
+    files.write_json(path.with_suffix(".json"), record)
+    print(f"{path}: {config.vocab_size:,} pieces in {time.monotonic() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="gets tokenizer.model and .json"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="as in prepare_shards.py")
+    parser.add_argument(
+        "--text_field", default="", help="field of JSON lines; empty = text or content"
+    )
+    parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the resolved settings and stop"
+    )
+    add_flags(parser, TokenizerConfig)
+    run(main, parser.parse_args())
