@@ -16,7 +16,7 @@ from dist_bert.errors import UserError
 from dist_bert.shard_format import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
 from dist_bert.tokenizer import Tokenizer
 
-CLAIM_NAME = "preparation.json"  # what the folder is being made from; written first
+CLAIM_NAME = "preparation.json"  # what the shards are made from; written before them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,42 +37,38 @@ class BuiltShard:
     statistics: SampleStatistics
 
 
-def claim(output_dir: Path, identity: dict[str, Any]) -> bool:
-    """Makes a folder this preparation's own.
+def is_finished(output_dir: Path, identity: dict[str, Any]) -> bool:
+    """Whether the data set is in the folder already, complete.
 
     Args:
-        output_dir: made if it is missing.
+        output_dir: need not exist.
         identity: name -> value of all that the data set depends on.
 
-    Returns:
-        Whether the data set is there already, finished.
-
     Raises:
-        UserError: the folder holds, or was begun as, another data set; tells the difference.
+        UserError: the folder holds another data set, or the beginning of one; tells the difference.
     """
-    path = output_dir / CLAIM_NAME
-    is_finished = (output_dir / MANIFEST_NAME).exists()
-    if path.exists():
-        there = read_json(path)
+    has_manifest = (output_dir / MANIFEST_NAME).exists()
+    if (output_dir / CLAIM_NAME).exists():
+        there = read_json(output_dir / CLAIM_NAME)
         different = [
             f"{name} = {there.get(name)!r} there, {identity.get(name)!r} asked for"
             for name in {**there, **identity}
             if there.get(name) != identity.get(name)
         ]
-        if different:
-            raise UserError(
-                f"--output_dir {output_dir}: holds another data set ({'; '.join(different)}); give another"
-                " folder, or remove this one"
-            )
-    elif is_finished:
+    else:
+        different = [f"its {CLAIM_NAME} is missing"] if has_manifest else []
+    if different:
         raise UserError(
-            f"--output_dir {output_dir}: holds a data set of unknown origin (no {CLAIM_NAME}); give"
+            f"--output_dir {output_dir}: holds another data set ({'; '.join(different)}); give"
             " another folder, or remove this one"
         )
-    else:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, identity)
-    return is_finished
+    return has_manifest
+
+
+def claim(output_dir: Path, identity: dict[str, Any]) -> None:
+    """Makes a folder this data set's own, before its first shard."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    files.write_json(output_dir / CLAIM_NAME, identity)
 
 
 def seal(

@@ -1,9 +1,10 @@
-"""Which document goes into which shard: the split by content, a seeded permutation, runs of equal size.
+"""Which document goes into which shard: split by content, permuted by seed, cut into runs.
 
     all documents --hash of the text--> train | validation --permuted by seed--> runs, one a shard
 
-A document and its duplicates have one hash, so they are never on both sides, and the split is the same
-for every seed. Memory does not grow with the number of documents: hashes are read from the store.
+A document and its duplicates have one hash, so they are never on both sides, and the split is the
+same for every seed. Memory does not grow with the number of documents: hashes are read from the
+store.
 
 Letters: U units, N documents of a split, S shards of a split.
 """
@@ -61,13 +62,14 @@ def split_documents(
     """Divides a store into train and validation.
 
     Validation takes the documents whose hash is below its share of all hashes. Where fewer than two
-    different texts fall to it, the two with the smallest hashes make it up, if that leaves two others;
-    else, and with a share of 0, it stays empty.
+    different texts fall to it, the two with the smallest hashes make it up, if that leaves two
+    others; else, and with a share of 0, it stays empty.
 
     Args:
         store: of the whole corpus.
         validation_share: of the documents, 0 to below 1.
-        documents_per_shard: wanted size of a shard; in a small corpus there are more in fewer shards.
+        documents_per_shard: wanted size of a shard; in a small corpus there are more in fewer
+            shards.
 
     Returns:
         train, validation.

@@ -13,7 +13,8 @@ _DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Statements that hold statements, and in which fields.
 _NESTING = (*_DEFINITIONS, ast.If, ast.Try, ast.With, ast.For, ast.While, ast.ExceptHandler)
 _BODIES = ("body", "handlers", "orelse", "finalbody")
-# A line under (or over) a title, or an example session up to its blank line: markup and code, no text.
+# A line under (or over) a title, or an example session up to its blank line: markup and code, no
+# text.
 _RULE_LINE = re.compile(r"^[ \t]*([-=~^*#+`.\"'_])\1{2,}[-=~^*#+ \t]*$", re.MULTILINE)
 _EXAMPLE = re.compile(r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*", re.MULTILINE)
 
@@ -21,11 +22,12 @@ _EXAMPLE = re.compile(r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*", re.MULTILINE)
 def docstrings_of(source: bytes) -> list[str]:
     """Docstrings of a module, its classes and functions, in the order of the source, dedented.
 
-    Underlines of titles and `>>>` examples are left out. A file without triple quotes is taken to have
-    none: parsing it would cost more than the rare one-line docstring is worth.
+    Underlines of titles and `>>>` examples are left out. A file without triple quotes is taken to
+    have none: parsing it would cost more than the rare one-line docstring is worth.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: the source is not Python of this version.
+        SyntaxError, ValueError, RecursionError, MemoryError: the source is not Python of this
+            version.
     """
     if b'"""' not in source and b"'''" not in source:
         return []

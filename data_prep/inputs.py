@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from dist_bert.errors import UserError
 
-UNIT_BYTES = 4 << 20  # small files are gathered into units of about this size
-MAX_UNITS = 8_192  # a store maps a few files per unit, and a process may hold some 65,000 mappings
+_MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 256 << 10, 4 << 20  # small files are gathered to about this size
+_EVEN_UNITS = 32  # aimed at in a small corpus, so that the ranks finish together
+_MAX_UNITS = 8_192  # a rank maps four files per unit, and Linux lets a process map 65,530
 
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "tests"})
 
@@ -50,7 +51,11 @@ def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
         found = [p for p in glob.iglob(pattern, recursive=True) if os.path.isfile(p)]
         paths.update(found)
         if not found:
-            hint = f" (a folder: give {os.path.join(pattern, '**')!r})" if os.path.isdir(pattern) else ""
+            hint = (
+                f" (a folder: give {os.path.join(pattern, '**')!r})"
+                if os.path.isdir(pattern)
+                else ""
+            )
             empty.append(pattern + hint)
     if empty:
         raise UserError(f"--input {' '.join(empty)}: no file matches")
@@ -58,10 +63,10 @@ def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
 
 
 def installed_packages() -> list[InputFile]:
-    """The modules of the standard library and of this interpreter's site-packages, without their tests."""
+    """Modules of the standard library and of the installed packages, without their tests."""
     folders = sysconfig.get_paths()
     roots = {os.path.realpath(folders[name]) for name in ("stdlib", "purelib", "platlib")}
-    paths = set()
+    paths: set[str] = set()
     for root in roots:
         for folder, subfolders, names in os.walk(root):
             subfolders[:] = [s for s in subfolders if s not in _SKIPPED_FOLDERS]
@@ -71,11 +76,13 @@ def installed_packages() -> list[InputFile]:
 
 def plan_units(inputs: Sequence[InputFile]) -> list[list[InputFile]]:
     """Cuts the inputs, in their order, into units of one large file or several small ones."""
-    unit_bytes = max(UNIT_BYTES, sum(f.bytes for f in inputs) // MAX_UNITS)
+    num_bytes = sum(file.bytes for file in inputs)
+    unit_bytes = min(max(num_bytes // _EVEN_UNITS, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
+    unit_bytes = max(unit_bytes, num_bytes // _MAX_UNITS)
     units: list[list[InputFile]] = []
     room = 0
     for file in inputs:
-        if file.bytes > room:
+        if not units or file.bytes > room:
             units.append([])
             room = unit_bytes
         units[-1].append(file)

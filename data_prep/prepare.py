@@ -1,16 +1,18 @@
 """Text to shards: plan, tokenise, build, seal.
 
-    plan      rank 0 lists the inputs and cuts them into units; all ranks hear the plan
-    tokenise  every unit of the token store is made by one rank (`data_prep.token_store`)
-    build     documents are dealt to shards (`data_prep.dealing`); every shard is made by one rank
-    seal      rank 0 writes the manifest, which makes the data set a finished one (`data_prep.data_set`)
+    plan      rank 0 lists the inputs and cuts them into units; all ranks hear the plan tokenise
+    every unit of the token store is made by one rank (`data_prep.token_store`) build     documents
+    are dealt to shards (`data_prep.dealing`); every shard is made by one rank seal      rank 0
+    writes the manifest, which makes the data set a finished one (`data_prep.data_set`)
 
-Every result is a function of the inputs and the configuration: any number of ranks writes equal bytes.
+Every result is a function of the inputs and the configuration: any number of ranks writes equal
+bytes.
 """
 
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from data_prep import data_set
 from data_prep.data_set import BuiltShard, Paths
@@ -34,7 +36,8 @@ class _Plan:
 
     units: list[list[InputFile]]
     settings: TextSettings
-    is_finished: bool  # the data set is there already
+    identity: dict[str, Any]  # of the data set, see `data_set.is_finished`
+    is_finished: bool
 
 
 def prepare(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> None:
@@ -53,12 +56,15 @@ def prepare(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> Non
         plan = ranks.share(lambda: _make_plan(patterns, paths, config))
         if plan.is_finished:
             if ranks.is_first:
-                print(f"{paths.output_dir}: is finished already, from this text with these settings")
+                print(
+                    f"{paths.output_dir}: is finished already, from this text with these settings"
+                )
             return
-        tokenizer = Tokenizer(paths.tokenizer)
+        tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer))
         records = _tokenise(ranks, plan, paths, tokenizer)
         store = TokenStore(paths.token_store, ranks.share(lambda: _count_documents(records)))
         splits = ranks.share(lambda: _split(store, records, config))
+        ranks.share(lambda: data_set.claim(paths.output_dir, plan.identity))
         shards = _build(ranks, store, splits, records, paths, tokenizer, config)
         manifest = ranks.share(
             lambda: data_set.seal(paths, config, tokenizer, records, splits, shards)
@@ -70,21 +76,21 @@ def prepare(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> Non
 def _make_plan(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> _Plan:
     fingerprint = Tokenizer(paths.tokenizer).fingerprint
     inputs, layout = resolve_inputs(patterns, config.format)
-    print(f"plan     {len(inputs):,} files  {sum(f.bytes for f in inputs) / 1e6:.1f} MB", flush=True)
+    num_bytes = sum(file.bytes for file in inputs)
+    print(f"plan     {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
+    listed = files.fingerprint([(file.path, file.bytes) for file in inputs])
     identity = {
         **dataclasses.asdict(config),
         "format": layout,
         "tokenizer": fingerprint,
-        "number of input files": len(inputs),
-        "input files": files.fingerprint([(f.path, f.bytes) for f in inputs]),
+        "input": f"{len(inputs)} files of {num_bytes} bytes ({listed[:12]})",
     }
-    is_finished = data_set.claim(paths.output_dir, identity)
-    return _Plan(plan_units(inputs), TextSettings(layout, config.text_field, fingerprint), is_finished)
+    settings = TextSettings(layout, config.text_field, fingerprint)
+    is_finished = data_set.is_finished(paths.output_dir, identity)
+    return _Plan(plan_units(inputs), settings, identity, is_finished)
 
 
-def _tokenise(
-    ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer
-) -> list[UnitRecord]:
+def _tokenise(ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer) -> list[UnitRecord]:
     sizes = [sum(file.bytes for file in unit) for unit in plan.units]
     progress = Progress("tokenise", "units", len(sizes), sum(sizes))
 
@@ -102,13 +108,15 @@ def _count_documents(records: list[UnitRecord]) -> list[int]:
         raise UserError("--input: the corpus is empty, no file holds text; give files that do")
     if num_documents == 1:
         raise UserError(
-            "--input: the corpus is a single document, and a random next sentence must come from another"
-            " one; give more files, or --format blank_line or lines if a blank line ends a document"
+            "--input: the corpus is a single document, and a random next sentence must come from"
+            " another one; give more files, or --format blank_line or lines if a blank line ends"
+            " a document"
         )
     if sum(r.num_single_sentence_documents for r in records) == num_documents:
         raise UserError(
-            "--input: every document is a single sentence, so no sentence has a next one; give longer"
-            " documents, or --format lines if a line is a sentence and a blank line ends a document"
+            "--input: every document is a single sentence, so no sentence has a next one; give"
+            " longer documents, or --format lines if a line is a sentence and a blank line ends"
+            " a document"
         )
     return [r.num_documents for r in records]
 
@@ -131,25 +139,12 @@ def _build(
     config: PrepareConfig,
 ) -> list[BuiltShard]:
     """Makes all shards, those of train first."""
-    recipe = SampleRecipe(
-        sequence_length=config.sequence_length,
-        short_sequence_prob=config.short_sequence_prob,
-        masked_lm_prob=config.masked_lm_prob,
-        seed=config.seed,
-        cls_id=CLS_ID,
-        sep_id=SEP_ID,
-        vocabulary=MaskingVocabulary(
-            mask_id=MASK_ID,
-            num_reserved_pieces=tokenizer.num_reserved_pieces,
-            vocab_size=tokenizer.vocab_size,
-            word_starts=tokenizer.word_starts if config.whole_words else None,
-        ),
-        types=FieldTypes.fitting(tokenizer.vocab_size, int(store.first_document[-1])),
-    )
+    num_documents = int(store.first_document[-1])
+    recipe = _recipe(tokenizer, num_documents, config)
     shards = [(split, index) for split in splits for index in range(split.num_shards)]
     sizes = [split.num_documents // split.num_shards for split, _ in shards]
     text_bytes = sum(r.text_bytes for r in records)
-    bytes_per_document = text_bytes / int(store.first_document[-1])
+    bytes_per_document = text_bytes / num_documents
     progress = Progress("build", "shards", len(shards), text_bytes)
 
     def work(item: int) -> BuiltShard:
@@ -163,3 +158,21 @@ def _build(
         return BuiltShard(split.name, record, statistics)
 
     return ranks.run(sizes, work, lambda i, _: progress.add(round(sizes[i] * bytes_per_document)))
+
+
+def _recipe(tokenizer: Tokenizer, num_documents: int, config: PrepareConfig) -> SampleRecipe:
+    return SampleRecipe(
+        sequence_length=config.sequence_length,
+        short_sequence_prob=config.short_sequence_prob,
+        masked_lm_prob=config.masked_lm_prob,
+        seed=config.seed,
+        cls_id=CLS_ID,
+        sep_id=SEP_ID,
+        vocabulary=MaskingVocabulary(
+            vocab_size=tokenizer.vocab_size,
+            num_reserved_pieces=tokenizer.num_reserved_pieces,
+            word_starts=tokenizer.word_starts if config.whole_words else None,
+            mask_id=MASK_ID,
+        ),
+        types=FieldTypes.fitting(tokenizer.vocab_size, num_documents),
+    )

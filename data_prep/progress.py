@@ -1,4 +1,4 @@
-"""How far a stage of the preparation is: a bar on a terminal, a line every few seconds otherwise."""
+"""How far a stage of the preparation is: a bar on a terminal, else a line every few seconds."""
 
 import sys
 import time

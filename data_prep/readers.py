@@ -1,10 +1,10 @@
-"""Documents out of files: one generator per layout, streaming, compressed or not.
+r"""Documents out of files: one generator per layout, streaming, compressed or not.
 
-A document is a `str` with "\\n" line ends. Bad input is named with file and byte. Not for: finding the
-files (`data_prep.inputs`) or the rules for sentences (`data_prep.sentences`).
+A document is a `str` with "\n" line ends. Bad input is named with file and byte. Not for: finding
+the files (`data_prep.inputs`) or the rules for sentences (`data_prep.sentences`).
 
-A new layout is a function from a path to documents and a row in `_READERS`; a new compression is a row
-in `_OPENERS`.
+A new layout is a function from a path to documents and a row in `_READERS`; a new compression is a
+row in `_OPENERS`.
 """
 
 import bz2
@@ -47,8 +47,8 @@ def read_documents(
         drops: counts what is left out, by reason.
 
     Raises:
-        UserError: the file cannot be read, is cut off, is not UTF-8 or not in this layout; names the byte
-            (of the unpacked file) or the line.
+        UserError: the file cannot be read, is cut off, is not UTF-8 or not in this layout; names
+            the byte (of the unpacked file) or the line.
     """
     drops = Counter() if drops is None else drops
     try:
@@ -96,7 +96,7 @@ def open_unpacked(path: str | Path) -> IO[bytes]:
     with open(path, "rb") as file:
         head = file.read(8)
     opener = next((o for magic, o in _OPENERS.items() if head.startswith(magic)), None)
-    stream: IO[bytes] = opener(path) if opener else open(path, "rb")
+    stream: IO[bytes] = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - returned
     return stream
 
 
@@ -126,9 +126,15 @@ def _json_lines(path: str | Path, text_field: str) -> Iterator[str]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where}: is not JSON ({error}); give --format for another layout") from None
+            raise UserError(
+                f"{where}: is not JSON ({error}); give --format for another layout"
+            ) from None
         names = (text_field,) if text_field else _JSON_FIELDS
-        text = next((record[n] for n in names if n in record), None) if isinstance(record, dict) else None
+        text = (
+            next((record[n] for n in names if n in record), None)
+            if isinstance(record, dict)
+            else None
+        )
         if not isinstance(text, str):
             raise UserError(
                 f"{where}: has no text under {' or '.join(names)}; name its field with --text_field"
@@ -153,7 +159,7 @@ def _python_docs(path: str | Path, drops: Counter[str]) -> Iterator[str]:
 
 
 def _lines(path: str | Path) -> Iterator[str]:
-    """Decoded lines, each with its "\\n"."""
+    """Decoded lines with their line feed."""
     offset = 0
     with open_unpacked(path) as file:
         for line in file:
@@ -163,13 +169,13 @@ def _lines(path: str | Path) -> Iterator[str]:
 
 
 def _decode(path: str | Path, data: bytes, offset: int = 0) -> str:
-    """UTF-8 to text with "\\n" line ends; `offset` is that of `data` in the unpacked file."""
+    """UTF-8 to text with plain line feeds; `offset` is that of `data` in the unpacked file."""
     try:
         return _normal_line_ends(data.decode())
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: byte {offset + error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8"
-            " or leave it out"
+            f"{path}: byte {offset + error.start} is not UTF-8 ({error.reason}); convert the"
+            " file to UTF-8 or leave it out"
         ) from None
 
 

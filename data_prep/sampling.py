@@ -1,4 +1,4 @@
-"""Which sentences of a corpus a tokenizer is trained on: a sample by hash, read without reading it all."""
+"""Which sentences a tokenizer is trained on: a sample by hash, without reading all of a corpus."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from data_prep.inputs import InputFile
 from data_prep.readers import read_sentences
 
-_OVERSAMPLING = 1.25  # sentences read per sentence wanted: duplicates go, and files give uneven shares
-_LEAST_PER_FILE = 64  # sentences, so that of many small files some are read whole and others not at all
+_OVERSAMPLING = 1.25  # sentences read for each one wanted: some are duplicates
+_LEAST_PER_FILE = 64  # sentences: of many small files some are read whole, others not at all
 
 
 def sample_sentences(
@@ -15,8 +15,8 @@ def sample_sentences(
 ) -> list[str]:
     """Distinct sentences in an order that depends on nothing but the inputs.
 
-    Files are read in the order of their path's hash, each for a share by its size from its beginning,
-    until there are enough; of these the sentences with the smallest hashes are taken.
+    Files are read in the order of their path's hash, each for a share by its size from its
+    beginning, until there are enough; of these the sentences with the smallest hashes are taken.
 
     Args:
         inputs: files of the corpus.

@@ -1,11 +1,13 @@
 """Sentences of a document by rules, for text with Latin or CJK punctuation.
 
-A regular expression proposes ends; what it proposes after a full stop is checked against abbreviations,
-initials and list numbers. Paragraphs always end a sentence; hard-wrapped lines are joined. English
-abbreviations and attributions ("...?" Tom asked) are known, other Latin languages do well without.
+A regular expression proposes ends; what it proposes after a full stop is checked against
+abbreviations, initials and list numbers. Paragraphs always end a sentence; hard-wrapped lines are
+joined. English abbreviations and attributions ("...?" Tom asked) are known, other Latin languages
+do well without.
 
-Source of the word classes: Kiss and Strunk 2006, "Unsupervised multilingual sentence boundary detection",
-who sort full stops into abbreviation, initial and ordinal, and ask what word comes next.
+Source of the word classes: Kiss and Strunk 2006, "Unsupervised multilingual sentence boundary
+detection", who sort full stops into abbreviation, initial and ordinal, and ask what word comes
+next.
 """
 
 import re
@@ -13,34 +15,42 @@ import re
 _OPENERS = "\"'“‘«\\(\\[{「『（【《〈*_"
 _CLOSERS = "\"'”’»)\\]}」』）】》〉*_"
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# The possessive `*+` keeps closing quotes with their sentence: giving one back would split before it.
+# Marks with their closing quotes and notes, then either a space and what may begin a sentence, or,
+# as CJK text has no spaces, a character that may. The possessive `*+` keeps closing quotes with
+# their sentence: giving one back would split before it.
 _PROPOSAL = re.compile(
-    rf"[.!?…]+(?:\[\d+\])*+[{_CLOSERS}]*+(?=\s+[{_OPENERS}—–-]*+[^\sa-z,;:])"
-    rf"|(?:[。！？｡]|……|[!?](?=[{_CLOSERS}]*+[{_CJK}“「『]))+[{_CLOSERS}…]*+(?![，、；：。！？,.!?])"
+    rf"[.!?…。！？｡]+(?:\[\d+\])*+[{_CLOSERS}…]*+"
+    rf"(?=\s+[{_OPENERS}—–-]*+[^\sa-z,;:]|[{_CJK}“‘「『《（]|(?<=[。！？｡”’」』）】])[^\s，、；：,;:a-z])"
 )
 _NEXT_WORD = re.compile(rf"\s+[{_OPENERS}—–-]*+(\w+)")
 _LIST_NUMBER = re.compile(r"\(?(?:\d+|[a-z]|[ivx]+)$")
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Nothing ends after these: a name, an example or a case follows.
-_TITLES = frozenset(
-    "mr mrs ms messrs mme mlle dr drs prof rev revd hon gen col capt cpt lt sgt maj cpl cmdr gov sen rep"
-    " pres supt insp adm brig esq st mt ft fr e.g i.e eg ie cf vs viz approx resp ca".split()
+_TITLES = _words(
+    "mr mrs ms messrs mme mlle dr drs prof rev revd hon gen col capt cpt lt sgt maj cpl cmdr gov"
+    " sen rep pres supt insp adm brig esq st mt ft fr e.g i.e eg ie cf vs viz approx resp ca"
 )
 # These belong to the number that follows: "No. 5", "Jan. 3", "pp. 7-9".
-_BEFORE_NUMBERS = frozenset(
+_BEFORE_NUMBERS = _words(
     "no nos nr fig figs vol vols p pp ch chap sec art eq eqs op cl tab ref par verse lib"
-    " jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    " jan feb mar apr jun jul aug sep sept oct nov dec"
 )
 # After these a sentence ends only where the next word is one that typically begins another.
-_ABBREVIATIONS = frozenset(
-    "etc inc ltd co corp jr sr bros al dept est ave blvd rd no fig sec min max avg tel ext misc ed eds"
-    " trans ph.d u.s u.k a.m p.m b.c a.d jan feb mar apr jun jul aug sep sept oct nov dec".split()
+_ABBREVIATIONS = _words(
+    "etc inc ltd co corp jr sr bros al dept est ave blvd rd min max avg tel ext misc ed eds trans"
+    " jan feb mar apr jun jul aug sep sept oct nov dec"
 )
-_STARTERS = frozenset(
-    "The He She It They We You I This That These Those There Here His Her Its Their Our My In On At By For"
-    " From With As If When While Where After Before Since Although Though Because However But And Or So"
-    " Yet Then Now What Why How Who Which All Some Many Most Both Each Every One Two Three No Not Nor"
-    " Another Other Such Also Only Even During Under Over To Of An Once Until Unless Moreover Thus".split()
+_STARTERS = _words(
+    "The He She It They We You I This That These Those There Here His Her Its Their Our My In On"
+    " At By For From With As If When While Where After Before Since Although Though Because"
+    " However But And Or So Yet Then Now What Why How Who Which All Some Many Most Both Each Every"
+    " One Two Three No Not Nor Another Other Such Also Only Even During Under Over To Of An Once"
+    " Until Unless Moreover Thus"
 )
 _ATTRIBUTION = re.compile(
     r"\s+(?:[A-Z][\w.'’-]*\s+){1,3}(?:said|says|asked|cried|replied|answered|exclaimed|shouted|whispered"
@@ -49,13 +59,15 @@ _ATTRIBUTION = re.compile(
 _CJK_ATTRIBUTION = re.compile(rf"[{_CJK}]{{0,5}}[说說道问問喊叫答曰]")
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
-_LINE_BREAK = re.compile(r"[ \t]*\n[ \t]*")
 _RUNNING_ON = re.compile(r"[a-z,;]\n[ \t]*[a-z]")
-_WRAPPED_SHARE = 0.15  # of line breaks inside a phrase; text with a paragraph a line has nearly none
+_LAYOUT_CHARACTERS = 1 << 16  # from the middle of a document, enough to see whether it is wrapped
+_WRAPPED_SHARE = (
+    0.15  # of line breaks inside a phrase; with a paragraph a line there are hardly any
+)
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cuts a document into sentences without line breaks; none is empty, no other character is lost."""
+    """Cuts a document into sentences without line breaks; none is empty, no word is lost."""
     sentences: list[str] = []
     for paragraph in _paragraphs(text):
         _split_paragraph(paragraph, sentences)
@@ -69,23 +81,26 @@ def split_lines(text: str) -> list[str]:
 
 def _paragraphs(text: str) -> list[str]:
     """Paragraphs on one line each: at blank lines, and at line breaks that no wrapping made."""
-    num_breaks = text.count("\n")
-    if num_breaks == 0:
+    if "\n" not in text:
         return [text]
-    if len(_RUNNING_ON.findall(text)) < _WRAPPED_SHARE * num_breaks:
+    middle = max(len(text) - _LAYOUT_CHARACTERS, 0) // 2
+    example = text[middle : middle + _LAYOUT_CHARACTERS]
+    if len(_RUNNING_ON.findall(example)) < _WRAPPED_SHARE * example.count("\n"):
         return text.split("\n")
-    widths = sorted(len(line) for line in text.split("\n") if line)
+    widths = sorted(len(line) for line in example.split("\n") if line)
     short = widths[len(widths) * 9 // 10] * 6 // 10
     # A short line before a line that does not run on is a heading or the end of a paragraph.
-    text = re.sub(rf"(?m)^(.{{1,{max(short, 1)}}})\n(?=[^a-z\n]*[^a-z\s])(?![ \t]*[a-z])", r"\1\n\n", text)
-    return [_LINE_BREAK.sub(" ", paragraph) for paragraph in _BLANK_LINE.split(text)]
+    text = re.sub(
+        rf"(?m)^(.{{1,{max(short, 1)}}})\n(?=[^a-z\n]*[^a-z\s])(?![ \t]*[a-z])", r"\1\n\n", text
+    )
+    return [paragraph.replace("\n", " ") for paragraph in _BLANK_LINE.split(text)]
 
 
 def _split_paragraph(text: str, sentences: list[str]) -> None:
     """Appends the sentences of one paragraph."""
     start = 0
     for proposal in _PROPOSAL.finditer(text):
-        mark, end = proposal.start(), proposal.end()
+        mark, end = proposal.span()
         if _is_end(text, start, mark, end):
             if sentence := text[start:end].strip():
                 sentences.append(sentence)
@@ -97,24 +112,24 @@ def _split_paragraph(text: str, sentences: list[str]) -> None:
 def _is_end(text: str, start: int, mark: int, end: int) -> bool:
     """Whether a sentence that began at `start` ends with the marks in [mark, end)."""
     first = text[mark]
+    if first in ".!?" and not text[end].isspace() and text[mark - 1].isascii():
+        return False  # "ABC Inc.的", "Yahoo!上"; but "是吗?当然"
+    if first == "…" or text[mark : mark + 2] == "..":
+        return _next_word(text, end) != "I"
     if first == ".":
-        if text[mark + 1 : mark + 2] == ".":  # an ellipsis
-            return not _next_word(text, end) == "I"
         return _full_stop_ends(text, start, mark, end)
-    if first == "…":
-        return not _next_word(text, end) == "I"
-    if end - mark > 1:  # closing quotes: what follows may say who spoke
-        if first in "!?":
-            return not (_ATTRIBUTION.match(text, end) or _CJK_ATTRIBUTION.match(text, end))
-        return not _CJK_ATTRIBUTION.match(text, end)
-    return True
+    if end - mark == 1:
+        return True
+    # Closing quotes: what follows may say who spoke.
+    is_latin = first in "!?" and _ATTRIBUTION.match(text, end)
+    return not (is_latin or _CJK_ATTRIBUTION.match(text, end))
 
 
 def _full_stop_ends(text: str, start: int, mark: int, end: int) -> bool:
     word = text[max(start, mark - 16) : mark]
     word = word[word.rfind(" ") + 1 :].lstrip("\"'“‘«([{*_—-")
     lower = word.lower()
-    if len(word) > 5 and "." not in word:  # longer than every abbreviation: nearly all words
+    if len(word) > 6 and "." not in word:  # longer than every abbreviation: nearly all words
         return True
     if lower in _TITLES:
         return False

@@ -82,8 +82,8 @@ def make_unit(
 ) -> UnitRecord:
     """Splits and encodes the files of a unit, unless it is there already, made from just these.
 
-    The folder appears when all is done. Memory: one document and a batch of text, whatever the unit's
-    size.
+    The folder appears when all is done. Memory: one document and a batch of text, whatever the
+    unit's size.
 
     Raises:
         UserError: a file cannot be read; see `data_prep.readers`.
@@ -194,7 +194,7 @@ class _UnitWriter:
 
 
 class _ArrayFile:
-    """A `.npy` file of one dimension that grows by appending: its length is filled in at the end."""
+    """A one-dimensional `.npy` file that grows by appending: its length is filled in at the end."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], start: Sequence[int] = ()) -> None:
         self.size = 0
@@ -259,10 +259,8 @@ class Unit:
     def _map(self, name: str) -> NDArray[Any]:
         path = self._folder / name
         if path.stat().st_size == _NPY_HEADER:  # nothing to map
-            array: NDArray[Any] = np.load(path)
-        else:
-            array = np.load(path, mmap_mode="r")
-        return array
+            return np.load(path).view(np.ndarray)
+        return np.load(path, mmap_mode="r").view(np.ndarray)  # a memmap's own indexing is slow
 
 
 class TokenStore:
@@ -276,7 +274,9 @@ class TokenStore:
             num_documents: of each of its U units.
         """
         self.units = [Unit(unit_folder(folder, u)) for u in range(len(num_documents))]
-        self.first_document = np.concatenate(([0], np.cumsum(num_documents, dtype=np.int64)))  # (U + 1,)
+        self.first_document = np.concatenate(
+            ([0], np.cumsum(num_documents, dtype=np.int64))
+        )  # (U + 1,)
 
     def gather(self, document_ids: NDArray[np.int64]) -> Documents:
         """Copies documents out of the store.
@@ -297,7 +297,9 @@ class TokenStore:
             token_starts = unit.sentence_offsets[first]
             token_counts = unit.sentence_offsets[stop] - token_starts
             tokens.append(unit.ids[_ranges(token_starts, token_counts)])
-            sentence_lengths.append(unit.sentence_offsets[sentences + 1] - unit.sentence_offsets[sentences])
+            sentence_lengths.append(
+                unit.sentence_offsets[sentences + 1] - unit.sentence_offsets[sentences]
+            )
             sentence_counts.append(stop - first)
         return Documents(
             tokens=np.concatenate(tokens),

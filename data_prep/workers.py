@@ -1,9 +1,9 @@
 """The MPI ranks of a preparation: the only home of mpi4py.
 
-Work is a list of items with sizes. Every rank computes the same static hand-out and does its part; rank 0
-hears of each finished item, so it can tell the progress, and of mistakes, which end all ranks together.
-No result depends on the number of ranks. Ranks that wait sleep: a spinning MPI call would take a core from
-those that work.
+Work is a list of items with sizes. Every rank computes the same static hand-out and does its part;
+rank 0 hears of each finished item, so it can tell the progress, and of mistakes, which end all
+ranks together. No result depends on the number of ranks. Ranks that wait sleep: a spinning MPI call
+would take a core from those that work.
 """
 
 import contextlib
@@ -42,11 +42,23 @@ class Ranks:
             UserError: on all ranks, if `make` raises one.
         """
         if not self.is_first:
-            return self._hear()  # type: ignore[no-any-return]
+            heard: T = self._hear()
+            return heard
         value, problem = _attempt(make)
         self._tell(value, problem)
         if problem is not None:
             raise UserError(problem)
+        return value  # type: ignore[return-value]
+
+    def each(self, make: Callable[[], T]) -> T:
+        """What `make` returns on each rank.
+
+        Raises:
+            UserError: on all ranks, if `make` raises one on any.
+        """
+        value, problem = _attempt(make)
+        problems = self._communicator.gather(problem)
+        self.share(lambda: _raise_first(problems))
         return value  # type: ignore[return-value]
 
     def run(
@@ -79,7 +91,7 @@ class Ranks:
         self, mine: list[int], work: Callable[[int], T], report: Callable[[int, T], None]
     ) -> tuple[dict[int, T], str | None]:
         """Rank 0: its own items, and between them the news of the others, until all have ended."""
-        results: dict[int, T] = {}
+        results: dict[int, Any] = {}
         problem: str | None = None
         pending = iter(mine)
         num_working = self.size - 1
@@ -101,7 +113,7 @@ class Ranks:
                     self._tell(None, problem)  # the others stop after the item they are at
                 elif problem is None:
                     results[index] = result
-                    report(index, result)
+                    report(index, results[index])
         if problem is None:
             self._tell(None, None)
         return results, problem
@@ -135,17 +147,19 @@ class Ranks:
 
 @contextlib.contextmanager
 def connect() -> Iterator[Ranks]:
-    """Joins the other ranks; an error that only one rank has ends them all.
+    """Joins the other ranks; an error on one rank ends them all.
 
-    A `UserError` is raised by all ranks together, so they may each end in peace; whatever else a rank
-    raises would leave the others waiting for it.
+    A `UserError` is raised by all ranks together, so they may each end in peace; whatever else a
+    rank raises would leave the others waiting for it.
     """
     # What MPICH says of an abort would stand below the error that a user should read.
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"mpi4py finds no MPI library ({error}); install one: pip install mpich") from None
+        raise UserError(
+            f"mpi4py finds no MPI library ({error}); install one: pip install mpich"
+        ) from None
     ranks = Ranks(MPI.COMM_WORLD)
     try:
         yield ranks
@@ -183,3 +197,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
     except OSError as error:
         return None, f"{error.filename or 'output'}: {error.strerror or error}"
 
+
+def _raise_first(problems: list[str | None]) -> None:
+    for problem in problems:
+        if problem is not None:
+            raise UserError(problem)

@@ -10,6 +10,7 @@ import functools
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -59,6 +60,8 @@ def start_distributed() -> torch.device:
         # Gloo does it without 35 s of C++ compilation at the first start of every machine, and
         # leaves nothing in /dev/shm when a rank is killed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls some of torch.distributed by its former names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     return device
 

@@ -181,7 +181,7 @@ def _same_within_words(order: NDArray[np.uint32], starts: NDArray[np.bool_]) -> 
     """(B, S) order in which every token of a word has the number of the word's first token."""
     first_of_word = np.flatnonzero(starts)
     inside = np.flatnonzero(~starts)
-    word_of_inside = inside - np.arange(inside.size) - 1  # 4 times faster than np.cumsum(starts)
+    word_of_inside = inside - np.arange(inside.size) - 1  # half the time of np.cumsum(starts)
     order = order.copy()
     flat = order.reshape(-1)
     flat[inside] = flat[first_of_word[word_of_inside]]

@@ -1,4 +1,4 @@
-"""The settings of a tokenizer's training, apart from it: flags are shown without loading SentencePiece."""
+"""The settings of a tokenizer's training; apart, so that `--help` does not load SentencePiece."""
 
 import dataclasses
 

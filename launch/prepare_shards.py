@@ -1,6 +1,6 @@
-"""Turns text into shards of ready-made samples, on any number of MPI ranks with the same result.
+r"""Turns text into shards of ready-made samples, on any number of MPI ranks with the same result.
 
-    mpiexec -n 4 python -m mpi4py launch/prepare_shards.py --input 'text/**/*.txt' \\
+    mpiexec -n 4 python -m mpi4py launch/prepare_shards.py --input 'text/**/*.txt' \
         --tokenizer data/tokenizer/tokenizer.model --output_dir data/shards
 
 Without --input, it reads the documentation of the installed Python packages.

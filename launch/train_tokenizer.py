@@ -1,6 +1,6 @@
 """Trains a SentencePiece tokenizer with BERT's special pieces.
 
-    python launch/train_tokenizer.py --input 'text/**/*.txt' --output_dir data/tokenizer --vocab_size 30522
+    python launch/train_tokenizer.py --input 'text/**/*.txt' --output_dir data/tokenizer
 
 Without --input, it reads the documentation of the installed Python packages.
 """

@@ -172,7 +172,10 @@ def test_equal_calls_give_equal_blocks_and_copies_differ() -> None:
 def test_every_pair_of_every_copy_has_masks_of_its_own() -> None:
     offsets = np.arange(0, 7 * 22, 22)  # six sentences of 22 tokens can only make three pairs
     documents = Documents(np.arange(6 * 22) % 96 + 5, offsets, np.array([0, 6]), np.array([3]))
-    recipe = dataclasses.replace(RECIPE, short_sequence_prob=0.0)
+    tokens = dataclasses.replace(
+        RECIPE.vocabulary, word_starts=None
+    )  # words would tell texts apart
+    recipe = dataclasses.replace(RECIPE, short_sequence_prob=0.0, vocabulary=tokens)
     samples = [s for copy in range(3) for s in samples_of(build(documents, recipe, copy)[0])]
     assert len(samples) == 9
     assert len({tuple(s["text"]) for s in samples}) == 3
@@ -253,6 +256,8 @@ def test_a_shard_without_pairs_gives_no_blocks() -> None:
     assert blocks == []
     assert (statistics.num_dropped_sentences, statistics.num_dropped_tokens) == (1, 2)
     assert statistics.to_json()["shares"]["masked"] == 0.0
+    none = np.zeros(0, np.int64)
+    assert build(Documents(none, np.array([0]), np.array([0]), none)) == ([], SampleStatistics())
 
 
 @pytest.mark.parametrize("word_starts", [None, RECIPE.vocabulary.word_starts])

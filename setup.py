@@ -1,0 +1,35 @@
+"""Packages `dist_bert` (training) and `data_prep` (offline); the scripts are in launch/."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
+
+setup(
+    name="dist-bert",
+    version=VERSION,
+    description="Distributed pretraining of BERT-style encoders: MPI shards, DeepSpeed training",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["dist_bert", "data_prep"],
+    python_requires=">=3.11",
+    # Ranges that should work; constraints.txt has the versions that were tested together.
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "deepspeed>=0.19.8,<0.20",
+        "numpy>=2.0",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2.1",
+        "mpi4py>=4.0",
+        "mpich>=5.0",  # an MPI without root; a cluster's own is used when its mpiexec comes first
+        "tensorboard>=2.19",
+        "webdataset>=1.0.2",  # reads the shards too: docs/data-format.md
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "transformers>=5.0", "ruff", "mypy"],
+    },
+)
