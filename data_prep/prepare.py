@@ -1,9 +1,9 @@
 """Text to shards: plan, tokenise, build, seal.
 
-    plan      rank 0 lists the inputs and cuts them into units; all ranks hear the plan tokenise
-    every unit of the token store is made by one rank (`data_prep.token_store`) build     documents
-    are dealt to shards (`data_prep.dealing`); every shard is made by one rank seal      rank 0
-    writes the manifest, which makes the data set a finished one (`data_prep.data_set`)
+    plan      rank 0 lists the inputs and cuts them into units; all ranks hear of it
+    tokenise  every unit of the token store is made by one rank (`data_prep.token_store`)
+    build     documents are dealt to shards (`data_prep.dealing`), each made by one rank
+    seal      rank 0 writes the manifest, which finishes the data set (`data_prep.data_set`)
 
 Every result is a function of the inputs and the configuration: any number of ranks writes equal
 bytes.
@@ -56,10 +56,9 @@ def prepare(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> Non
         plan = ranks.share(lambda: _make_plan(patterns, paths, config))
         if plan.is_finished:
             if ranks.is_first:
-                print(
-                    f"{paths.output_dir}: is finished already, from this text with these settings"
-                )
+                print(f"{paths.output_dir}: is finished already, from this text, with this config")
             return
+        config = dataclasses.replace(config, format=plan.settings.layout)
         tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer))
         records = _tokenise(ranks, plan, paths, tokenizer)
         store = TokenStore(paths.token_store, ranks.share(lambda: _count_documents(records)))

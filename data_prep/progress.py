@@ -45,9 +45,8 @@ class Progress:
         share = self._items / self._num_items
         bar = f"[{'#' * int(20 * share):<20}] " if self._is_terminal else ""
         ending = f"{seconds:.1f} s" if share == 1 else f"{remaining:.0f} s left"
-        print(
+        line = (
             f"{self._title} {bar}{self._items:,}/{self._num_items:,} {self._noun}"
-            f"  {self._bytes / seconds / 1e6:.1f} MB/s  {ending}   ",
-            end=end,
-            flush=True,
+            f"  {self._bytes / seconds / 1e6:.1f} MB/s  {ending}"
         )
+        print(f"{line:<79}" if self._is_terminal else line, end=end, flush=True)

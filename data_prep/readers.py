@@ -25,6 +25,7 @@ from dist_bert.errors import UserError
 AUTO = "auto"
 _JSON_FIELDS = ("text", "content")  # in order of preference, when no field is named
 _BOM = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")  # escapes can write half a character, UTF-8 cannot
 _PEEK_BYTES = 1 << 16  # of a file, enough to tell its layout
 
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
@@ -88,7 +89,7 @@ def detect_layout(path: str | Path) -> str:
             head = file.read(_PEEK_BYTES).removeprefix(_BOM).lstrip()
     except (*_DAMAGED, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    return "jsonl" if re.match(rb'\{\s*"', head) else "text"
+    return "jsonl" if re.match(rb'\{[ \t]*"', head) else "text"
 
 
 def open_unpacked(path: str | Path) -> IO[bytes]:
@@ -129,18 +130,15 @@ def _json_lines(path: str | Path, text_field: str) -> Iterator[str]:
             raise UserError(
                 f"{where}: is not JSON ({error}); give --format for another layout"
             ) from None
+        fields = record if isinstance(record, dict) else {}
         names = (text_field,) if text_field else _JSON_FIELDS
-        text = (
-            next((record[n] for n in names if n in record), None)
-            if isinstance(record, dict)
-            else None
-        )
+        text = next((fields[name] for name in names if name in fields), None)
         if not isinstance(text, str):
             raise UserError(
                 f"{where}: has no text under {' or '.join(names)}; name its field with --text_field"
-                + (f" ({', '.join(record)})" if isinstance(record, dict) else "")
+                f" ({', '.join(fields) or 'it has none'})"
             )
-        yield _normal_line_ends(text)
+        yield _SURROGATE.sub("\ufffd", _normal_line_ends(text))
 
 
 def _python_docs(path: str | Path, drops: Counter[str]) -> Iterator[str]:
@@ -153,7 +151,7 @@ def _python_docs(path: str | Path, drops: Counter[str]) -> Iterator[str]:
         drops["not_python"] += 1
         return
     if docstrings:
-        yield "\n\n".join(docstrings)
+        yield _SURROGATE.sub("\ufffd", "\n\n".join(docstrings))
     else:
         drops["no_docstring"] += 1
 

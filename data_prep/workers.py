@@ -98,7 +98,7 @@ class Ranks:
         while True:
             news = []
             if problem is None and (index := next(pending, None)) is not None:
-                news.append((index, *_attempt(lambda i=index: work(i))))  # type: ignore[misc]
+                news.append((index, *_attempt(work, index)))
             elif num_working == 0:
                 break
             elif not self._communicator.iprobe(tag=_RESULTS):
@@ -124,7 +124,7 @@ class Ranks:
         for index in mine:
             if self._communicator.iprobe(source=0, tag=_ORDERS):
                 break
-            result, problem = _attempt(lambda i=index: work(i))  # type: ignore[misc]
+            result, problem = _attempt(work, index)
             sends.append(self._communicator.isend((index, result, problem), dest=0, tag=_RESULTS))
             if problem is not None:
                 break
@@ -188,10 +188,10 @@ def hand_out(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
     return items
 
 
-def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
+def _attempt(work: Callable[..., T], *arguments: int) -> tuple[T | None, str | None]:
     """The result of some work, or what the user should know."""
     try:
-        return work(), None
+        return work(*arguments), None
     except UserError as error:
         return None, str(error)
     except OSError as error:

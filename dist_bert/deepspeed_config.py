@@ -41,6 +41,7 @@ _ELSEWHERE = {
     "tensorboard": "TensorBoard is always written, to OUTPUT_DIR/tensorboard",
     "steps_per_print": "the console's interval is the run setting log_interval",
 }
+_SECTIONS = ("optimizer", "bf16", "fp16", "zero_optimization")
 _LAYERWISE_OPTIMIZERS = ("lamb", "onebitlamb", "lars")
 
 
@@ -84,6 +85,7 @@ class DeepSpeedConfig:
             UserError: all that is wrong with it, at once.
         """
         values = read_json(path)
+        raise_all(str(path), _section_problems(values))  # the other checks look into sections
         problems = [f"{key}: {_ELSEWHERE[key]}; remove it" for key in values if key in _ELSEWHERE]
         unknown = [key for key in values if key not in _KNOWN_KEYS and key not in _ELSEWHERE]
         if unknown:
@@ -104,12 +106,25 @@ class DeepSpeedConfig:
         return cls({**values, **sizes}, shape)
 
 
+def _section_problems(values: dict[str, Any]) -> list[str]:
+    """What is no JSON object but must be one, of the sections that are looked into here."""
+    sections = {key: values.get(key, {}) for key in _SECTIONS}
+    if isinstance(sections["optimizer"], dict):
+        sections["optimizer params"] = sections["optimizer"].get("params", {})
+    return [
+        f"{name} = {value!r}: must be a JSON object"
+        for name, value in sections.items()
+        if not isinstance(value, dict)
+    ]
+
+
 def _optimizer_problems(values: dict[str, Any]) -> list[str]:
     optimizer = values.get("optimizer", {})
     problems = []
-    if not isinstance(optimizer.get("params", {}).get("lr"), int | float):
+    lr = optimizer.get("params", {}).get("lr")
+    if not optimizer.get("type") or type(lr) not in (int, float):  # true is no number
         problems.append(
-            "optimizer: must be given with its peak lr, as"
+            "optimizer: must be given with its type and peak lr, as"
             ' {"type": "AdamW", "params": {"lr": 1e-4}}'
         )
     stage = values.get("zero_optimization", {}).get("stage", 0)
@@ -133,17 +148,19 @@ def _batch_shape(values: dict[str, Any], world_size: int) -> BatchShape:
         if micro is None:
             raise UserError("train_batch_size: must be given, in samples over all ranks")
         return BatchShape(accumulation or 1, world_size, micro)
-    if micro is None:
-        micro = total // (world_size * (accumulation or 1))
-    step = micro * world_size * (accumulation or 1)
-    if step == 0 or total % step or (accumulation and total != step):
-        multiple = max(step, world_size)
-        lower, upper = total // multiple * multiple, -(-total // multiple) * multiple
-        near = f"{upper}" if lower in (0, upper) else f"{lower} or {upper}"
+    unit = (micro or 1) * world_size * (accumulation or 1)
+    is_fixed = micro is not None and accumulation is not None
+    if total % unit or (is_fixed and total != unit):
+        factors = [
+            *([f"train_micro_batch_size_per_gpu = {micro}"] if micro else []),
+            f"{world_size} ranks",
+            *([f"gradient_accumulation_steps = {accumulation}"] if accumulation else []),
+        ]
+        lower, upper = total // unit * unit, -(-total // unit) * unit
+        near = unit if is_fixed else f"{lower} or {upper}" if lower else upper
         raise UserError(
-            f"train_batch_size = {total} is not a multiple of train_micro_batch_size_per_gpu ="
-            f" {micro} x {world_size} ranks"
-            + (f" x gradient_accumulation_steps = {accumulation}" if accumulation else "")
-            + f" = {step}: set it to {multiple if accumulation else near}, or change the others"
+            f"train_batch_size = {total} is not {'' if is_fixed else 'a multiple of '}"
+            f"{' x '.join(factors)} = {unit}: set it to {near}, or change the others"
         )
+    micro = micro or total // unit
     return BatchShape(total // (micro * world_size), world_size, micro)

@@ -30,8 +30,7 @@ from dist_bert.tokenizer_config import SPECIAL_PIECES, TokenizerConfig
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
 
 _SPACE = "\u2581"  # SentencePiece's mark for the space before a word
-# Part of the result: unigram training sums its statistics per thread, so another number gives other
-# pieces.
+# Unigram training sums its statistics per thread: another number would give other pieces.
 _TRAINING_THREADS = 8
 _ENCODE_TEXTS = 16_384  # a call costs 2 ms; its lists take 8 times the memory of an array
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -47,8 +46,7 @@ class Tokenizer:
         path: of the model file.
         fingerprint: SHA-256 of the file's bytes.
         vocab_size: V.
-        num_reserved_pieces: leading ids that stand for no text of their own: special and byte
-            pieces.
+        num_reserved_pieces: leading ids that are no piece of text: special and byte pieces.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -74,8 +72,7 @@ class Tokenizer:
         """Ids of many texts, without special ids, on one core.
 
         Returns:
-            ids (T,) of all texts and offsets (N + 1,): text i has `ids[offsets[i] : offsets[i +
-            1]]`.
+            ids (T,) of all texts, and offsets (N + 1,) of which text i has the i-th and the next.
         """
         lengths, ids = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
         for begin in range(0, len(texts), _ENCODE_TEXTS):
@@ -96,8 +93,7 @@ class Tokenizer:
         ids = self.encode(first)
         for part in others:
             ids.append(MASK_ID)
-            # SentencePiece puts a space before every text; after a mask there is one only if it was
-            # typed.
+            # SentencePiece puts a space before every text; here there is one only if it was typed.
             ids += self.encode(part) if part[:1].isspace() else self._encode_inside_word(part)
         return ids
 
@@ -132,16 +128,11 @@ class Tokenizer:
     def _starts_word(self, index: int) -> bool:
         piece = self._pieces[index]
         if self._processor.is_byte(index):
-            return (
-                not 0x80 <= int(piece[3:5], 16) < 0xC0
-            )  # "<0xE4>"; 10xxxxxx continues a character
+            return not 0x80 <= int(piece[3:5], 16) < 0xC0  # of "<0xE4>"; 10xxxxxx continues
         if self._is_reserved(index) or piece.startswith(_SPACE):
             return True
-        first = piece[0]
-        is_mark = unicodedata.category(first).startswith(
-            "M"
-        )  # an accent or vowel sign of the letter before
-        return bool(_CJK.match(first)) or not (first.isalnum() or is_mark)
+        is_accent = unicodedata.category(piece[0]).startswith("M")  # belongs to the letter before
+        return bool(_CJK.match(piece)) or not (piece[0].isalnum() or is_accent)
 
     def _encode_inside_word(self, text: str) -> list[int]:
         """Ids of a text that no space precedes: read behind a character that no piece contains."""

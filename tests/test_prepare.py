@@ -15,7 +15,7 @@ from data_prep.inputs import find_inputs, installed_packages
 from data_prep.prepare_config import FORMATS, PrepareConfig
 from data_prep.progress import Progress
 from data_prep.readers import _READERS
-from data_prep.sampling import sample_sentences
+from data_prep.sampling import _hash, sample_sentences
 from data_prep.token_store import TokenStore
 from data_prep.workers import hand_out
 from dist_bert.errors import UserError
@@ -149,6 +149,7 @@ def test_a_sample_depends_on_nothing_but_the_text(
     assert len(set(everything)) == len(everything) > 1_000
     sample = sample_sentences(files, "text", "", 300)
     assert len(sample) == 300 and set(sample) < set(everything)
+    assert sample == sorted(sample, key=_hash), "mixed: not in the order of the files"
     assert sample_sentences(files[::-1], "text", "", 300) == sample
     assert sample_sentences(files, "text", "", 10**6) == everything
 

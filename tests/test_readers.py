@@ -81,6 +81,13 @@ def test_bad_json_lines_are_named(tmp_path: Path, line: str, problem: str) -> No
         read(path, "jsonl")
 
 
+def test_half_characters_are_replaced(tmp_path: Path) -> None:
+    rows = r'{"text": "a \ud800 b \ud83d\ude00"}'
+    assert read(write(tmp_path / "a", rows), "jsonl") == ["a \ufffd b 😀"]
+    module = write(tmp_path / "a.py", r'''"""a \ud800 b"""''')
+    assert read(module, "python_docs") == ["a \ufffd b"]
+
+
 @pytest.mark.parametrize("packer", [gzip, bz2, lzma])
 def test_packed_files_are_told_by_their_bytes(tmp_path: Path, packer: object) -> None:
     halves = TEXT.encode()[:20], TEXT.encode()[20:]
@@ -114,6 +121,7 @@ def test_layouts_are_detected_by_content(tmp_path: Path) -> None:
     assert detect_layout(write(tmp_path / "a.txt", '\ufeff\n {"text": "x"}\n')) == "jsonl"
     assert detect_layout(write(tmp_path / "b", gzip.compress(b'{"id": 1}'))) == "jsonl"
     assert detect_layout(write(tmp_path / "c.jsonl", "{not json}")) == "text"
+    assert detect_layout(write(tmp_path / "pretty.json", '{\n "text": "x"\n}')) == "text"
     assert detect_layout(write(tmp_path / "d.py", "x = 1")) == "python_docs"
     assert detect_layout(write(tmp_path / "e", "")) == "text"
     path = write(tmp_path / "f", '{"text": "Auto. Found."}')

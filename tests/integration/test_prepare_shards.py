@@ -34,7 +34,7 @@ def run_script(command: Sequence[str | Path], cwd: Path = ROOT) -> subprocess.Co
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [str(part) for part in command],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 

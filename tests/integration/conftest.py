@@ -1,0 +1,90 @@
+"""A data set made by the scripts themselves, and the launcher, for all integration tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import write_text_files
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def environment() -> dict[str, str]:
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+
+
+def run_script(*command: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the repository's root and returns what it printed and how it ended."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def launcher(num_ranks: int) -> list[str | Path]:
+    """The deepspeed launcher on a port of its own, so that tests never meet each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [BIN / "deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(port)]
+
+
+def kill_when_printed(text: str, *command: str | Path, timeout: float = 120) -> str:
+    """Kills a command and all its children with -9 as soon as it has printed `text`."""
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    output = ""
+    deadline = time.monotonic() + timeout
+    try:
+        for line in process.stdout:
+            output += line
+            if text in line:
+                return output
+            assert time.monotonic() < deadline, f"{text!r} did not come in {timeout} s: {output}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    raise AssertionError(f"ended without {text!r}: {output}")
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Shards of sequences of up to 53 tokens, and their tokenizer of 701 pieces."""
+    folder = tmp_path_factory.mktemp("data_set")
+    write_text_files(folder / "text", count=397)
+    text = folder / "text" / "*.txt"
+    made = run_script(
+        sys.executable, "launch/train_tokenizer.py", "--input", text,
+        "--output_dir", folder / "tokenizer", "--vocab_size", "701",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    made = run_script(
+        BIN / "mpiexec", "-n", "2", sys.executable, "-m", "mpi4py", "launch/prepare_shards.py",
+        "--input", text, "--tokenizer", folder / "tokenizer/tokenizer.model",
+        "--output_dir", folder / "shards", "--sequence_length", "53",
+        "--samples_per_shard", "307", "--validation_share", "0.1",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    yield folder / "shards"

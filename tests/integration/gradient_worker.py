@@ -1,0 +1,89 @@
+"""One rank of test_one_gradient: writes loss and full gradients of one global batch as .npz.
+
+Started by the launcher with the ZeRO stage, the micro-batch size, the shards and the output file.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+
+from dist_bert.config import ModelConfig
+from dist_bert.data import BatchShape, SampleOrder, SampleReader, training_batches
+from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.engine import build_engine, shut_down, start_distributed
+from dist_bert.inference import to_device
+from dist_bert.model import BertForPreTraining
+from dist_bert.shard_format import Manifest
+
+GLOBAL_BATCH_SIZE = 12
+MODEL = ModelConfig(
+    vocab_size=701,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=37,
+    max_position_embeddings=53,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+    initializer_range=0.2,  # far from uniform predictions, so that every weight matters
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank")
+    parser.add_argument("--micro_batch_size", type=int)
+    parser.add_argument("--shards", type=Path)
+    parser.add_argument("--output_dir", type=Path)
+    arguments = parser.parse_args()
+    start_distributed()
+    for stage in range(4):
+        loss, gradients = one_batch(stage, arguments.micro_batch_size, arguments.shards)
+        if dist.get_rank() == 0:
+            np.savez(arguments.output_dir / f"zero{stage}.npz", loss=loss, **gradients)
+    shut_down(None)
+
+
+def one_batch(
+    stage: int, micro_batch_size: int, shards: Path
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Global loss and gradients of the first global batch, before the update."""
+    world_size = int(os.environ["WORLD_SIZE"])
+    accumulation = GLOBAL_BATCH_SIZE // (world_size * micro_batch_size)
+    shape = BatchShape(accumulation, world_size, micro_batch_size)
+    values = {
+        "train_batch_size": GLOBAL_BATCH_SIZE,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+        # every parameter of this small model partitioned, as those of a large one are
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }
+    torch.manual_seed(1)
+    engine = build_engine(BertForPreTraining(MODEL), DeepSpeedConfig(values, shape))
+    reader = SampleReader(shards, Manifest.load(shards), "train")
+    order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=5)
+    batch = next(training_batches(reader, order, shape, dist.get_rank(), start_sample=0))
+    total = torch.zeros(())
+    for micro_batch in batch.micro_batches:
+        loss, _ = engine(**to_device(micro_batch, engine.device))
+        engine.backward(loss * world_size, scale_wrt_gas=False)
+        total += loss.detach()
+        if engine.is_gradient_accumulation_boundary():
+            gradients = {
+                name: safe_get_full_grad(p).float().numpy().copy()
+                for name, p in engine.module.named_parameters()
+            }
+        engine.step()
+    dist.all_reduce(total)
+    engine.destroy()
+    return float(total), gradients
+
+
+if __name__ == "__main__":
+    main()

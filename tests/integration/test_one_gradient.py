@@ -1,0 +1,57 @@
+"""One global batch has one loss and one gradient, whatever the ranks, micro-steps and ZeRO stage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dist_bert.data import BatchShape, SampleOrder, SampleReader, training_batches
+from dist_bert.inference import to_device
+from dist_bert.model import BertForPreTraining
+from dist_bert.shard_format import Manifest
+from tests.integration.conftest import launcher, run_script
+from tests.integration.gradient_worker import GLOBAL_BATCH_SIZE, MODEL
+
+
+@pytest.fixture(scope="module")
+def reference(data_set: Path) -> tuple[float, dict[str, NDArray[np.float32]]]:
+    """Plain torch, one process, the whole batch at once."""
+    shape = BatchShape(1, 1, GLOBAL_BATCH_SIZE)
+    reader = SampleReader(data_set, Manifest.load(data_set), "train")
+    order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=5)
+    batch = next(training_batches(reader, order, shape, rank=0, start_sample=0))
+    torch.manual_seed(1)
+    model = BertForPreTraining(MODEL)
+    loss, _ = model(**to_device(batch.micro_batches[0], torch.device("cpu")))
+    loss.backward()
+    gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(list(model.parameters()))
+    return float(loss.detach()), gradients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_ranks", "micro_batch_size"), [(1, 3), (2, 3), (4, 3), (2, 2)])
+def test_layouts_agree(
+    data_set: Path,
+    reference: tuple[float, dict[str, NDArray[np.float32]]],
+    tmp_path: Path,
+    num_ranks: int,
+    micro_batch_size: int,
+) -> None:
+    ended = run_script(
+        *launcher(num_ranks), "tests/integration/gradient_worker.py",
+        "--micro_batch_size", str(micro_batch_size), "--shards", data_set,
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    expected_loss, expected = reference
+    for stage in range(4):
+        found = np.load(tmp_path / f"zero{stage}.npz")
+        assert float(found["loss"]) == pytest.approx(expected_loss, rel=1e-5)
+        assert set(found.files) == {"loss", *expected}
+        for name, gradient in expected.items():
+            scale = np.abs(gradient).max()
+            difference = np.abs(found[name] - gradient).max()
+            assert difference <= 1e-5 * scale + 1e-9, (stage, name, difference, scale)

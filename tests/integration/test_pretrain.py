@@ -1,0 +1,248 @@
+"""Whole runs through `launch/`: trained, killed, resumed, evaluated, used; and refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from dist_bert.metrics import read_metrics
+from dist_bert.run_dir import latest_checkpoint
+from tests.integration.conftest import (
+    BIN,
+    ROOT,
+    environment,
+    kill_when_printed,
+    launcher,
+    run_script,
+)
+
+MODEL = {
+    "vocab_size": 707,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 101,
+    "max_position_embeddings": 53,
+}
+RUN = {
+    "num_train_steps": 14,
+    "warmup_steps": 3,
+    "checkpoint_interval": 4,
+    "log_interval": 3,
+    "validation_interval": 7,
+    "validation_samples": 33,
+}
+DEEPSPEED = {
+    "train_batch_size": 36,
+    "train_micro_batch_size_per_gpu": 6,
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": 2e-3, "weight_decay": 0.01, "torch_adam": True, "fused": True},
+    },
+    "gradient_clipping": 1.0,
+}
+
+
+def write_configs(folder: Path, stage: int, precision: str, **changes: Any) -> list[str | Path]:
+    """Writes the three JSON files; returns the flags that name them."""
+    values = {**DEEPSPEED, "zero_optimization": {"stage": stage}, **changes}
+    if precision == "bf16":
+        values["bf16"] = {"enabled": True}
+    flags: list[str | Path] = []
+    for flag, value in (("--model", MODEL), ("--config", RUN), ("--deepspeed_config", values)):
+        path = folder / f"{flag[2:]}.json"
+        path.write_text(json.dumps(value))
+        flags += [flag, path]
+    return flags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "bf16"), (3, "bf16")])
+def test_killed_and_resumed_equals_never_stopped(
+    data_set: Path, tmp_path: Path, stage: int, precision: str
+) -> None:
+    flags = [*write_configs(tmp_path, stage, precision), "--shards", data_set]
+    script: list[str | Path] = ["launch/pretrain.py", *flags]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    ended = run_script(*launcher(2), *script, "--output_dir", whole)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    output = kill_when_printed(
+        "saved step 4 ", *launcher(2), *script, "--output_dir", broken
+    )
+    assert "starting from step 0" in output
+    ended = run_script(*launcher(2), *script, "--output_dir", broken)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "resumed at step 4 of 14" in ended.stdout
+
+    losses = [
+        [(row["step"], row["train/loss"], row["train/grad_norm"]) for row in rows]
+        for rows in (
+            [row for row in read_metrics(folder) if "train/loss" in row]
+            for folder in (whole, broken)
+        )
+    ]
+    assert losses[0] == losses[1]  # bit for bit: JSON keeps every digit of a float
+    assert [step for step, *_ in losses[0]] == list(range(1, 15))
+    assert len({loss for _, loss, _ in losses[0]}) == 14
+    validations = [
+        [row for row in read_metrics(folder) if "validation/loss" in row]
+        for folder in (whole, broken)
+    ]
+    assert validations[0] == validations[1] and [r["step"] for r in validations[0]] == [7, 14]
+    weights = []
+    for folder in (whole, broken):
+        checkpoint = latest_checkpoint(folder)
+        assert checkpoint is not None and checkpoint.name == "step-000000014"
+        weights.append(load_file(checkpoint / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    kept = sorted(path.name for path in (broken / "checkpoints").glob("*step-*"))
+    assert kept == ["step-000000012", "step-000000014"]
+
+
+@pytest.fixture(scope="module")
+def trained(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one rank in float32, started without the launcher."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = write_configs(folder, stage=1, precision="fp32")
+    ended = run_script(
+        BIN / "python", "launch/pretrain.py", *flags, "--shards", data_set,
+        "--output_dir", folder / "run", "--validation_samples", "0",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder / "run"
+
+
+def test_contract_names(trained: Path) -> None:
+    rows = read_metrics(trained)
+    scores = {"loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"}
+    expected = {"step", "progress/samples", "progress/tokens", "memory/peak_gib"}
+    expected |= {f"train/{name}" for name in (*scores, "lr", "grad_norm")}
+    expected |= {
+        f"throughput/{name}"
+        for name in (
+            "tokens_per_second", "samples_per_second", "mfu", "data_wait_fraction", "step_seconds",
+        )
+    }  # fmt: skip
+    assert set(rows[0]) == expected
+    assert set(rows[-1]) == {"step", *(f"validation/{name}" for name in scores)}
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["progress/samples"] for row in training] == [36 * step for step in range(1, 15)]
+    assert [row["train/lr"] for row in training[:3]] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
+    assert training[-1]["train/lr"] == 0.0
+    assert training[-1]["train/loss"] < training[0]["train/loss"]
+
+
+def test_evaluate_repeats_the_last_validation(
+    trained: Path, data_set: Path, tmp_path: Path
+) -> None:
+    ended = run_script(
+        BIN / "python", "launch/evaluate.py", "--checkpoint", trained, "--shards", data_set,
+        "--json", tmp_path / "scores.json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    last = read_metrics(trained)[-1]
+    for name in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
+        assert scores[name] == pytest.approx(last[f"validation/{name}"], rel=1e-5)
+    assert scores["step"] == 14 and f"{scores['mlm_loss']:.4f}" in ended.stdout
+
+
+def test_fill_mask_answers(trained: Path) -> None:
+    ended = run_script(
+        BIN / "python", "launch/fill_mask.py", "--checkpoint", trained, "--json", "--top_k", "3",
+        "The [MASK] lamp [MASK] the window.",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    answers = json.loads(ended.stdout)["answers"]
+    assert [len(mask) for mask in answers] == [3, 3]
+    for mask in answers:
+        probabilities = [answer["probability"] for answer in mask]
+        assert probabilities == sorted(probabilities, reverse=True) and probabilities[0] < 1
+
+
+def test_finished_run_stays_as_it_is(trained: Path, data_set: Path) -> None:
+    flags = [part for name in ("model", "config", "deepspeed_config")
+             for part in (f"--{name}", trained.parent / f"{name}.json")]  # fmt: skip
+    before = read_metrics(trained)
+    ended = run_script(
+        BIN / "python", "launch/pretrain.py", *flags, "--shards", data_set,
+        "--output_dir", trained, "--validation_samples", "0",
+    )  # fmt: skip
+    assert ended.returncode == 0 and "done: 14 steps" in ended.stdout, ended.stderr
+    assert read_metrics(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed", "7"], "seed is 7, the checkpoint has 42"),
+        (["--num_hidden_layers", "1"], "model num_hidden_layers is 1, the checkpoint has 2"),
+    ],
+)
+def test_another_run_is_not_resumed(
+    trained: Path, data_set: Path, change: list[str], message: str
+) -> None:
+    flags = [part for name in ("model", "config", "deepspeed_config")
+             for part in (f"--{name}", trained.parent / f"{name}.json")]  # fmt: skip
+    ended = run_script(
+        BIN / "python", "launch/pretrain.py", *flags, "--shards", data_set,
+        "--output_dir", trained, *change,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert [line for line in ended.stderr.splitlines() if "error:" in line and message in line]
+    assert "Traceback" not in ended.stderr
+
+
+def test_mistakes_end_in_one_line_before_any_step(data_set: Path, tmp_path: Path) -> None:
+    configs = write_configs(tmp_path, stage=2, precision="bf16")
+    odd = write_configs(tmp_path / "odd", 2, "bf16", train_batch_size=37) if (
+        (tmp_path / "odd").mkdir() is None
+    ) else []  # fmt: skip
+    cases = [
+        (configs, ["--shards", "nowhere"], "make shards with `make quickstart`"),
+        (configs, ["--shards", data_set, "--vocab_size", "700"], "set --vocab_size 701 or more"),
+        (odd, ["--shards", data_set], "train_batch_size = 37 is not a multiple of"),
+    ]
+    for flags, change, message in cases:
+        ended = run_script(
+            *launcher(2), "launch/pretrain.py", *flags, *change, "--output_dir", tmp_path / "run"
+        )
+        assert ended.returncode != 0
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and message in errors[0], ended.stderr
+        assert "Traceback" not in ended.stderr + ended.stdout
+        assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_the_resolved_job(data_set: Path, tmp_path: Path) -> None:
+    flags = write_configs(tmp_path, stage=2, precision="bf16")
+    ended = run_script(
+        BIN / "python", "launch/pretrain.py", *flags, "--shards", data_set, "--dry_run",
+        "--num_train_steps", "99", "--output_dir", tmp_path / "run",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    resolved = json.loads(ended.stdout)
+    assert resolved["run"]["num_train_steps"] == 99
+    assert resolved["model"]["hidden_size"] == 48 and resolved["model"]["hidden_act"] == "gelu"
+    assert resolved["deepspeed"]["gradient_accumulation_steps"] == 6
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_line_of_the_readme(data_set: Path, tmp_path: Path) -> None:
+    """BERT-base starts from data/shards in the current folder, with nothing else given."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shards").symlink_to(data_set)
+    assert "pretrain.py --deepspeed_config configs/zero2.json" in (ROOT / "README.md").read_text()
+    output = kill_when_printed(
+        "starting from step 0 of 1,000,000", "env", "-C", tmp_path,
+        *launcher(1), "launch/pretrain.py", "--deepspeed_config", "configs/zero2.json",
+    )  # fmt: skip
+    assert "256 samples a step = 1 ranks x 8 micro-steps x 32, ZeRO 2, bf16" in output
+    assert (tmp_path / "runs/pretrain/config.json").exists() and environment()["DS_ACCELERATOR"]

@@ -1,0 +1,177 @@
+"""The scripts' manners: quick help, one line for a mistake, exit codes, only rank 0 speaks."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
+RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+SLOW_TO_IMPORT = {"torch", "deepspeed", "sentencepiece", "numpy", "tensorboard", "mpi4py"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANK_NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def launch(script: Path, *flags: str, rank: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": str(rank)}
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", script, *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def split_import_times(stderr: str) -> tuple[set[str], list[str]]:
+    """Names of the imported packages, and what else was said."""
+    lines = stderr.splitlines()
+    names = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
+    others = [line for line in lines if not line.startswith("import time:")]
+    return {name.split(".")[0] for name in names}, others
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_comes_at_once_and_imports_nothing_slow(script: Path) -> None:
+    before = os.times()
+    ended = launch(script, "--help")
+    after = os.times()
+    cpu_seconds = after.children_user - before.children_user
+    cpu_seconds += after.children_system - before.children_system
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("usage: ") and "--debug" in ended.stdout
+    imported, others = split_import_times(ended.stderr)
+    assert "argparse" in imported and others == []
+    assert not imported & SLOW_TO_IMPORT
+    assert cpu_seconds < 1.0
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
+    needed = {
+        "prepare_shards": ("--tokenizer", "t", "--output_dir", "d"),
+        "train_tokenizer": ("--output_dir", "d"),
+        "evaluate": ("--checkpoint", "c", "--shards", "d"),
+        "fill_mask": ("--checkpoint", "c", "a [MASK]"),
+    }
+    ended = launch(script, *needed.get(script.stem, ()), "--no_such_flag")
+    _, others = split_import_times(ended.stderr)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert len(others) == 1
+    assert others[0].startswith("error: ") and "--no_such_flag" in others[0]
+    if script.stem in needed or script.stem == "pretrain":
+        assert "unknown argument --no_such_flag; known flags: --" in others[0]
+
+
+def make_parser() -> Parser:
+    parser = Parser(description="Bakes bread.\n\n    bake --degrees 200")
+    parser.add_argument("--degrees", type=int, default=180, help="heat")
+    parser.add_argument("--required", required=True)
+    return parser
+
+
+def test_unknown_flags_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args(["--required", "x", "--zeal", "3", "stray"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: unknown argument --zeal 3 stray; known flags: --debug --degrees --help --required\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ([], "the following arguments are required: --required"),
+        (["--required", "x", "--degrees", "hot"], "argument --degrees: invalid int value: 'hot'"),
+        (["--required", "x", "--degree", "7"], "unknown argument --degree 7"),  # no abbreviations
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_the_description_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args(["--help"])
+    assert caught.value.code == 0
+    assert "Bakes bread.\n\n    bake --degrees 200\n" in capsys.readouterr().out
+
+
+def fail(arguments: argparse.Namespace) -> None:
+    raise UserError("--degrees 900: the oven ends at 300")
+
+
+def outcome(main: object, debug: bool = False) -> object:
+    with pytest.raises(SystemExit) as caught:
+        run(main, argparse.Namespace(debug=debug))  # type: ignore[arg-type]
+    return caught.value.code
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(fail) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: --degrees 900: the oven ends at 300\n"
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(fail, debug=True) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "in fail" in error and "the oven ends at 300" in error
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    def main(arguments: argparse.Namespace) -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        run(main, argparse.Namespace(debug=False))
+
+
+def test_success_is_0_and_a_script_may_choose_its_code() -> None:
+    assert outcome(lambda arguments: None) == 0
+    assert outcome(lambda arguments: 85) == 85
+
+
+@pytest.mark.parametrize("name", RANK_NAMES)
+def test_only_the_first_rank_speaks(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert is_first_rank()
+    monkeypatch.setenv(name, "0")
+    assert is_first_rank()
+    monkeypatch.setenv(name, "1")
+    assert not is_first_rank()
+    assert outcome(fail) == 2
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args([])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_script_on_another_rank_is_silent() -> None:
+    script = ROOT / "launch" / "pretrain.py"
+    for flags in (("--zeal",), ("--shards", "nowhere")):
+        ended = launch(script, *flags, rank=1)
+        _, others = split_import_times(ended.stderr)
+        assert ended.returncode == 2
+        assert (ended.stdout, others) == ("", [])
