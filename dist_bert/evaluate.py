@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_bert.data import BatchShape, SampleReader, validation_batches
+from dist_bert.data import NO_LABEL, BatchShape, SampleReader, validation_batches
 from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun, sum_of_shares
 from dist_bert.masking import NUM_SPECIAL_IDS, restore
@@ -63,6 +63,7 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
         zip(model.metric_names, sum_of_shares(model, batches, run.device).tolist(), strict=True)
     )
     labels = np.concatenate([batch["masked_lm_labels"] for batch in batches])
+    labels = labels[labels != NO_LABEL]
     counts = piece_counts(SampleReader(shards, manifest, "train"), run.tokenizer.vocab_size)
     unigram_loss, majority_accuracy = unigram_baseline(counts, labels)
     return Evaluation(

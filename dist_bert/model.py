@@ -282,8 +282,9 @@ class BertForPreTraining(nn.Module):
             cu_seqlens: (B+1,) int32.
             max_seqlen: tokens of the longest sample.
             masked_lm_positions: (P,) int64, indices into the T tokens; P may be 0.
-            masked_lm_labels: (P,) int64, the original pieces there.
-            next_sentence_label: (B,) int64, 0 = B follows A, 1 = random.
+            masked_lm_labels: (P,) int64, the original pieces there; -100 leaves a position out.
+            next_sentence_label: (B,) int64, 0 = B follows A, 1 = random; samples behind the first
+                B are padding.
             num_masked: masked positions of the global batch: all ranks, all accumulation steps.
             num_samples: samples of the global batch.
 
@@ -293,7 +294,8 @@ class BertForPreTraining(nn.Module):
         hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
         # float32 whatever the weights' dtype: bf16 would keep 8 bits of a sum over V
         mlm_logits = self.mlm_logits(hidden.index_select(0, masked_lm_positions)).float()  # (P, V)
-        nsp_logits = self.nsp_logits(hidden.index_select(0, cu_seqlens[:-1])).float()  # (B, 2)
+        cls_positions = cu_seqlens[: len(next_sentence_label)]  # (B,)
+        nsp_logits = self.nsp_logits(hidden.index_select(0, cls_positions)).float()  # (B, 2)
         mlm_loss = F.cross_entropy(mlm_logits, masked_lm_labels, reduction="sum") / num_masked
         nsp_loss = F.cross_entropy(nsp_logits, next_sentence_label, reduction="sum") / num_samples
         mlm_accuracy = (mlm_logits.argmax(1) == masked_lm_labels).sum() / num_masked

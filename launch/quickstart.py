@@ -26,8 +26,10 @@ from dist_bert.metrics import read_metrics
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import MANIFEST_NAME
 
-TOKENIZER_DIR = Path("data/tokenizer")
-SHARDS = Path("data/shards")
+DATA = Path("data/quickstart")
+TOKENIZER_DIR = DATA / "tokenizer"
+SHARDS = DATA / "shards"
+DEFAULT_SHARDS = Path("data/shards")  # where launch/pretrain.py looks
 RUN_DIR = Path("runs/quickstart")
 RUN_CONFIG = Path("configs/run/quickstart.json")
 SENTENCES = (
@@ -59,8 +61,9 @@ class Steps:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs all steps and prints what came out."""
-    shutil.rmtree(RUN_DIR, ignore_errors=True)  # of an earlier quickstart: this one shows it anew
-    steps = Steps(total=7, setup_seconds=arguments.setup_seconds)
+    for folder in (DATA, RUN_DIR):  # of an earlier quickstart: this one shows it anew
+        shutil.rmtree(folder, ignore_errors=True)
+    steps = Steps(total=6, setup_seconds=arguments.setup_seconds)
     tokenizer = TOKENIZER_DIR / "tokenizer.model"
     vocab_size = read_json("configs/model/quickstart.json")["vocab_size"]
     steps.do(
@@ -84,6 +87,8 @@ def main(arguments: argparse.Namespace) -> None:
         " --deepspeed_config configs/quickstart_zero2.json --model configs/model/quickstart.json"
         f" --config {RUN_CONFIG} --shards {SHARDS} --output_dir {RUN_DIR}"
     )
+    if not os.path.lexists(DEFAULT_SHARDS):
+        DEFAULT_SHARDS.symlink_to(SHARDS.relative_to(DEFAULT_SHARDS.parent))
     kill_at = read_json(RUN_CONFIG)["num_train_steps"] // 2
     killed_at = steps.do(
         "pretrain_until_killed",

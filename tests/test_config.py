@@ -121,7 +121,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         resolve(Oven, file)
     assert str(caught.value).count(": must be ") == 3
-    with pytest.raises(UserError, match="^oven configuration: too hot; too long$"):
+    with pytest.raises(UserError, match=r"^oven configuration: too hot; too long$"):
         raise_all("oven", ["too hot", "too long"])
     raise_all("oven", [])
 
@@ -152,7 +152,7 @@ def test_files_that_are_no_json_object_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_models_that_cannot_be_are_refused(changes: dict[str, Any], messages: list[str]) -> None:
-    with pytest.raises(UserError, match="^model configuration: ") as caught:
+    with pytest.raises(UserError, match=r"^model configuration: ") as caught:
         ModelConfig(**changes)
     for message in messages:
         assert message in str(caught.value)
@@ -173,7 +173,7 @@ def test_models_that_cannot_be_are_refused(changes: dict[str, Any], messages: li
     ],
 )
 def test_runs_that_cannot_be_are_refused(changes: dict[str, Any], messages: list[str]) -> None:
-    with pytest.raises(UserError, match="^run configuration: ") as caught:
+    with pytest.raises(UserError, match=r"^run configuration: ") as caught:
         RunConfig(**changes)
     for message in messages:
         assert message in str(caught.value)

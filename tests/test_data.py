@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dist_bert.data import (
+    NO_LABEL,
     BatchShape,
     FreshMasks,
     SampleOrder,
@@ -253,42 +254,79 @@ def test_ranks_of_a_micro_step_carry_almost_equal_tokens(shape: BatchShape) -> N
 # --- unpad
 
 
-def test_unpadding_is_what_a_literal_reading_gives(reader: SampleReader) -> None:
-    blocks, rows = np.array([5, 0, 2, 0, 4]), np.array([1, 4, 6, 0, 1])
-    columns = reader.gather(blocks, rows)
-    lists: dict[str, list[int]] = {name: [] for name in ("input_ids", "token_type_ids")}
-    lists |= {name: [] for name in ("position_ids", "masked_lm_positions", "masked_lm_labels")}
+def gathered(reader: SampleReader, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    blocks = np.repeat(np.arange(6), reader.block_sizes)[numbers]
+    return reader.gather(blocks, numbers - reader._first_sample[blocks])
+
+
+@pytest.mark.parametrize("numbers", [[22, 4, 14, 0, 20], [3], list(range(NUM_TRAIN))])
+def test_unpadding_is_what_a_literal_reading_gives(
+    reader: SampleReader, numbers: list[int]
+) -> None:
+    columns = gathered(reader, np.array(numbers))
+    tokens: list[tuple[int, int, int]] = []
+    predictions: list[tuple[int, int]] = []
     cu_seqlens = [0]
-    for i in range(5):
-        start = cu_seqlens[-1]
-        cu_seqlens.append(start + int(columns["num_tokens"][i]))
-        for position in range(columns["num_tokens"][i]):
-            lists["input_ids"].append(columns["input_ids"][i, position])
-            lists["token_type_ids"].append(int(position >= columns["segment_b_start"][i]))
-            lists["position_ids"].append(position)
+    for i in range(len(numbers)):
         for prediction in range(columns["num_masked"][i]):
             place = int(columns["masked_lm_positions"][i, prediction])
-            lists["masked_lm_positions"].append(start + place)
-            lists["masked_lm_labels"].append(columns["masked_lm_labels"][i, prediction])
-    expected = {**lists, "next_sentence_label": columns["next_sentence_label"].tolist()}
+            label = int(columns["masked_lm_labels"][i, prediction])
+            predictions.append((len(tokens) + place, label))
+        for position in range(columns["num_tokens"][i]):
+            is_b = int(position >= columns["segment_b_start"][i])
+            tokens.append((int(columns["input_ids"][i, position]), is_b, position))
+        cu_seqlens.append(len(tokens))
+    longest = max(int(columns["num_tokens"].max()), -len(tokens) % 64)
+    if len(tokens) % 64:
+        tokens += [(0, 0, 0)] * (-len(tokens) % 64)
+        cu_seqlens.append(len(tokens))
+    predictions += [(0, NO_LABEL)] * (-len(predictions) % 64)
+
     batch = unpad(columns)
-    assert batch.pop("max_seqlen") == columns["num_tokens"].max()
+    assert batch.pop("max_seqlen") == -(-longest // 8) * 8
     assert batch["cu_seqlens"].dtype == np.int32
     assert batch.pop("cu_seqlens").tolist() == cu_seqlens
+    expected = {
+        "input_ids": [piece for piece, _, _ in tokens],
+        "token_type_ids": [segment for _, segment, _ in tokens],
+        "position_ids": [position for _, _, position in tokens],
+        "masked_lm_positions": [place for place, _ in predictions],
+        "masked_lm_labels": [label for _, label in predictions],
+        "next_sentence_label": columns["next_sentence_label"].tolist(),
+    }
     assert batch.keys() == expected.keys()
     for name, values in expected.items():
         assert batch[name].dtype == np.int64
         assert batch[name].tolist() == values
 
 
+def test_nothing_is_added_where_the_shape_is_right() -> None:
+    columns = {
+        "input_ids": np.arange(128).reshape(2, 64),
+        "num_tokens": np.array([64, 64]),
+        "segment_b_start": np.array([3, 5]),
+        "masked_lm_positions": np.arange(64).reshape(2, 32),
+        "masked_lm_labels": np.full((2, 32), 7),
+        "num_masked": np.array([32, 32]),
+        "next_sentence_label": np.array([0, 1]),
+    }
+    batch = unpad(columns)
+    assert batch["cu_seqlens"].tolist() == [0, 64, 128] and batch["max_seqlen"] == 64
+    assert batch["input_ids"].tolist() == list(range(128))
+    assert batch["masked_lm_labels"].tolist() == [7] * 64
+
+
 # --- training_batches
 
 
 def samples_of(batch: dict[str, Any]) -> list[Sample]:
-    """All that a micro-batch says of each of its samples."""
+    """All that a micro-batch says of each of its samples; the last one may be padding."""
     samples = []
-    for i, (start, stop) in enumerate(pairwise(batch["cu_seqlens"].tolist())):
+    is_label = batch["masked_lm_labels"] != NO_LABEL
+    bounds = list(pairwise(batch["cu_seqlens"].tolist()))[: batch["next_sentence_label"].size]
+    for i, (start, stop) in enumerate(bounds):
         is_own = (batch["masked_lm_positions"] >= start) & (batch["masked_lm_positions"] < stop)
+        is_own &= is_label
         tokens = [batch[n][start:stop] for n in ("input_ids", "token_type_ids", "position_ids")]
         positions = batch["masked_lm_positions"][is_own] - start
         columns = [*tokens, positions, batch["masked_lm_labels"][is_own]]
@@ -407,11 +445,6 @@ def test_later_epochs_are_masked_anew(data_set: DataSet, reader: SampleReader) -
         assert sum(moved) > NUM_TRAIN // 2, "most samples have their masks elsewhere"
 
 
-def gathered(reader: SampleReader, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    blocks = np.repeat(np.arange(6), reader.block_sizes)[numbers]
-    return reader.gather(blocks, numbers - reader._first_sample[blocks])
-
-
 def test_fresh_masks_are_keyed_by_sample_epoch_and_seed(reader: SampleReader) -> None:
     def draw(seed: int, epoch: int, numbers: NDArray[np.int64]) -> dict[int, Sample]:
         columns = gathered(reader, numbers)
@@ -453,19 +486,24 @@ def restored(columns: dict[str, NDArray[Any]]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
 @pytest.mark.parametrize("num_samples", [0, 3, 13, 19, 1_000])
 def test_validation_sees_each_sample_once(
-    data_set: DataSet, held_out: SampleReader, world_size: int, num_samples: int
+    data_set: DataSet,
+    held_out: SampleReader,
+    world_size: int,
+    micro_batch_size: int,
+    num_samples: int,
 ) -> None:
     count = min(num_samples or NUM_VALIDATION, NUM_VALIDATION)
+    shape = BatchShape(5, world_size, micro_batch_size)
     ranks = [
-        list(validation_batches(held_out, BatchShape(5, world_size, 2), rank, num_samples))
-        for rank in range(world_size)
+        list(validation_batches(held_out, shape, rank, num_samples)) for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1, "no rank may wait for another"
     batches = [batch for rank in ranks for batch in rank]
     sizes = [batch["next_sentence_label"].size for batch in batches]
-    assert min(sizes) >= 1 and max(sizes) <= 4  # at most twice the micro-batch of 2
+    assert min(sizes) >= 1 and max(sizes) <= 2 * micro_batch_size
     samples = [sample for batch in batches for sample in samples_of(batch)]
     rows = [row for block in data_set.originals["validation"] for row in block.tolist()]
     expected = [tuple(t for t in row if t) for row in rows[:count]]
@@ -520,7 +558,7 @@ def test_prefetching_is_never_more_than_its_depth_ahead(depth: int) -> None:
     items = prefetch(count(), depth)
     for taken in range(1, 6):
         assert next(items) == taken
-        wait_until(lambda wanted=taken + depth + 1: made >= wanted)  # type: ignore[misc]
+        wait_until(lambda wanted=taken + depth + 1: made >= wanted)
         time.sleep(0.02)
         assert made == taken + depth + 1, "`depth` items wait, one more is in the thread's hand"
     assert len(prefetch_threads()) == 1

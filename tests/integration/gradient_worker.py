@@ -45,7 +45,8 @@ def main() -> None:
     for stage in range(4):
         loss, gradients = one_batch(stage, arguments.micro_batch_size, arguments.shards)
         if dist.get_rank() == 0:
-            np.savez(arguments.output_dir / f"zero{stage}.npz", loss=loss, **gradients)
+            gradients["loss"] = np.array(loss)
+            np.savez(arguments.output_dir / f"zero{stage}.npz", **gradients)  # type: ignore[arg-type]
     shut_down(None)
 
 

@@ -1,4 +1,4 @@
-"""One global batch has one loss and one gradient, whatever the ranks, micro-steps and ZeRO stage."""
+"""One global batch has one loss and one gradient, whatever the ranks, micro-steps and ZeRO."""
 
 from pathlib import Path
 

@@ -69,9 +69,7 @@ def test_killed_and_resumed_equals_never_stopped(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     ended = run_script(*launcher(2), *script, "--output_dir", whole)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    output = kill_when_printed(
-        "saved step 4 ", *launcher(2), *script, "--output_dir", broken
-    )
+    output = kill_when_printed("saved step 4 ", *launcher(2), *script, "--output_dir", broken)
     assert "starting from step 0" in output
     ended = run_script(*launcher(2), *script, "--output_dir", broken)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -199,10 +197,10 @@ def test_another_run_is_not_resumed(
 
 def test_mistakes_end_in_one_line_before_any_step(data_set: Path, tmp_path: Path) -> None:
     configs = write_configs(tmp_path, stage=2, precision="bf16")
-    odd = write_configs(tmp_path / "odd", 2, "bf16", train_batch_size=37) if (
-        (tmp_path / "odd").mkdir() is None
-    ) else []  # fmt: skip
-    cases = [
+    odd_folder = tmp_path / "odd"
+    odd_folder.mkdir()
+    odd = write_configs(odd_folder, stage=2, precision="bf16", train_batch_size=37)
+    cases: list[tuple[list[str | Path], list[str | Path], str]] = [
         (configs, ["--shards", "nowhere"], "make shards with `make quickstart`"),
         (configs, ["--shards", data_set, "--vocab_size", "700"], "set --vocab_size 701 or more"),
         (odd, ["--shards", data_set], "train_batch_size = 37 is not a multiple of"),

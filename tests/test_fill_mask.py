@@ -1,0 +1,106 @@
+"""[MASK] answered: the softmax of logits that are computed here from the weights, padded."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_bert.errors import UserError
+from dist_bert.fill_mask import fill_mask
+from dist_bert.inference import TrainedRun
+from dist_bert.tokenizer import train_tokenizer
+from dist_bert.tokenizer_config import TokenizerConfig
+from tests.corpus import english_sentences
+from tests.synthetic import TINY_MODEL, write_run
+
+NUM_PIECES = 151
+MODEL = dataclasses.replace(TINY_MODEL, vocab_size=NUM_PIECES + 7)
+TEXT = "The old [MASK] was [MASK] and quiet."
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    folder = tmp_path_factory.mktemp("run")
+    config = TokenizerConfig(vocab_size=NUM_PIECES)
+    tokenizer = train_tokenizer(english_sentences(500, seed=1), folder / "t", config)
+    write_run(folder / "run", tokenizer, MODEL, {})
+    return TrainedRun.load(folder / "run")
+
+
+def padded_logits(weights: dict[str, Tensor], ids: list[int], padded_length: int) -> Tensor:
+    """(S, V) scores of one text in segment 0, written down from the paper, padding included."""
+    hidden_size, num_heads = MODEL.hidden_size, MODEL.num_attention_heads
+    input_ids = torch.tensor(ids + [0] * (padded_length - len(ids)))
+    is_token = torch.arange(padded_length) < len(ids)
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + MODEL.layer_norm_eps).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    embeddings = weights["encoder.word_embeddings.weight"][input_ids]
+    embeddings = embeddings + weights["encoder.position_embeddings.weight"][:padded_length]
+    embeddings = embeddings + weights["encoder.token_type_embeddings.weight"][0]
+    hidden = norm("encoder.embeddings_norm", embeddings)
+    for layer in range(MODEL.num_hidden_layers):
+        name = f"encoder.layers.{layer}"
+        q, k, v = linear(f"{name}.qkv", hidden).split(hidden_size, dim=-1)
+        heads = []
+        for columns in torch.arange(hidden_size).chunk(num_heads):
+            scores = q[:, columns] @ k[:, columns].T / math.sqrt(len(columns))
+            scores = scores.masked_fill(~is_token, -math.inf)
+            heads.append(scores.softmax(-1) @ v[:, columns])
+        context = linear(f"{name}.attention_output", torch.cat(heads, dim=-1))
+        hidden = norm(f"{name}.attention_norm", hidden + context)
+        inner = F.gelu(linear(f"{name}.intermediate", hidden))
+        hidden = norm(f"{name}.output_norm", hidden + linear(f"{name}.output", inner))
+    hidden = norm("mlm_norm", F.gelu(linear("mlm_dense", hidden)))
+    table = weights["encoder.word_embeddings.weight"][: MODEL.vocab_size]
+    return hidden @ table.T + weights["mlm_bias"]
+
+
+def test_answers_are_the_softmax_of_the_logits(run: TrainedRun) -> None:
+    ids = [2, *run.tokenizer.encode_with_mask(TEXT), 3]
+    weights = {name: w.cpu().double() for name, w in run.model.state_dict().items()}
+    logits = padded_logits(weights, ids, padded_length=len(ids) + 5)
+    masks = fill_mask(run, TEXT, top_k=11)
+    places = [i for i, piece in enumerate(ids) if piece == 4]
+    assert len(masks) == len(places) == 2
+    for answers, place in zip(masks, places, strict=True):
+        probabilities = logits[place].softmax(-1)[:NUM_PIECES]
+        best = probabilities.topk(11)
+        assert [a.probability for a in answers] == pytest.approx(best.values.tolist(), rel=1e-4)
+        assert [a.piece for a in answers] == [run.tokenizer.piece(i) for i in best.indices]
+    assert masks[0] != masks[1]
+
+
+def test_more_answers_than_pieces_are_all_pieces(run: TrainedRun) -> None:
+    (answers,) = fill_mask(run, "a [MASK]", top_k=1_000)
+    assert len(answers) == NUM_PIECES
+    assert {answer.piece for answer in answers} == {
+        run.tokenizer.piece(i) for i in range(NUM_PIECES)
+    }
+    assert sum(answer.probability for answer in answers) < 1.0  # the model has 7 rows more
+    assert len(fill_mask(run, "a [MASK]", top_k=1)[0]) == 1
+
+
+@pytest.mark.parametrize("text", ["", "The old mask was quiet.", "[ MASK ]", "[mask]"])
+def test_a_text_without_mask_is_refused(run: TrainedRun, text: str) -> None:
+    with pytest.raises(UserError, match=r"has no \[MASK\]; write one"):
+        fill_mask(run, text, top_k=3)
+
+
+def test_a_text_too_long_for_the_positions_is_refused(run: TrainedRun) -> None:
+    limit = MODEL.max_position_embeddings
+    fitting = "[MASK]" * (limit - 2)
+    assert len(fill_mask(run, fitting, top_k=1)) == limit - 2
+    with pytest.raises(
+        UserError, match=rf"has {limit + 1} tokens, the model takes at most {limit}"
+    ):
+        fill_mask(run, fitting + "[MASK]", top_k=1)

@@ -1,0 +1,123 @@
+"""metrics.jsonl and TensorBoard tell the same, and nothing doubles back after a resume."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from dist_bert.metrics import MetricsWriter, read_metrics
+
+Curve = dict[int, float]
+
+
+def values_at(step: int, run: float = 0.0) -> dict[str, float]:
+    """Exact in float32, which is what TensorBoard keeps."""
+    return {"train/loss": 8.0 - step / 4 + run, "progress/samples": 256.0 * step + run}
+
+
+def write_steps(writer: MetricsWriter, steps: range, run: float = 0.0) -> None:
+    for step in steps:
+        writer.scalars(step, values_at(step, run))
+
+
+def curves(run_dir: Path) -> dict[str, Curve]:
+    """What TensorBoard shows."""
+    board = EventAccumulator(str(run_dir / "tensorboard"), {"scalars": 0, "tensors": 0})
+    board.Reload()
+    result = {}
+    for name in board.Tags()["scalars"]:
+        points = board.Scalars(name)
+        assert len({point.step for point in points}) == len(points), "one point a step"
+        assert [p.step for p in points] == sorted(p.step for p in points)
+        result[name] = {point.step: point.value for point in points}
+    return result
+
+
+def rows_as_curves(run_dir: Path) -> dict[str, Curve]:
+    result: dict[str, Curve] = {}
+    for row in read_metrics(run_dir):
+        step = int(row.pop("step"))
+        for name, value in row.items():
+            assert step not in result.setdefault(name, {})
+            result[name][step] = value
+    return result
+
+
+def test_rows_and_curves_are_equal(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    write_steps(writer, range(1, 8))
+    writer.scalars(7, {"validation/loss": 2.5})
+    writer.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [
+        *({"step": step, **values_at(step)} for step in range(1, 8)),
+        {"step": 7, "validation/loss": 2.5},
+    ]
+    assert read_metrics(tmp_path) == rows
+    assert curves(tmp_path) == rows_as_curves(tmp_path)
+    assert curves(tmp_path)["train/loss"][3] == 7.25
+
+
+def test_what_is_flushed_can_be_read_at_once(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    write_steps(writer, range(1, 4))
+    writer.flush()
+    assert len(read_metrics(tmp_path)) == 3
+    assert curves(tmp_path) == rows_as_curves(tmp_path)
+    writer.close()
+
+
+def test_texts_are_written(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.text(5, "config", "```json\n{}\n```")
+    writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    (event,) = board.Tensors("config/text_summary")
+    assert event.step == 5
+    assert event.tensor_proto.string_val == [b"```json\n{}\n```"]
+
+
+@pytest.mark.parametrize("resumed_step", [0, 1, 5, 7, 8])
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(
+    tmp_path: Path, resumed_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    write_steps(writer, range(1, 9))
+    writer.close()
+    later = time.time() + 3  # TensorBoard reads files in the order of the second in their names
+    monkeypatch.setattr("time.time", lambda: later)
+    writer = MetricsWriter(tmp_path, resumed_step)
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, resumed_step + 1))
+    write_steps(writer, range(resumed_step + 1, 11), run=0.5)
+    writer.close()
+    runs = {step: 0.0 if step <= resumed_step else 0.5 for step in range(1, 11)}
+    expected = [{"step": step, **values_at(step, run)} for step, run in runs.items()]
+    assert read_metrics(tmp_path) == expected
+    assert curves(tmp_path) == rows_as_curves(tmp_path)
+
+
+def test_a_last_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    write_steps(writer, range(1, 4))
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    for length in (len(whole) - 1, len(whole) - 9):  # without its end, and in its middle
+        path.write_text(whole[:length])
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    writer = MetricsWriter(tmp_path, 3)
+    write_steps(writer, range(4, 6))
+    writer.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 4, 5]
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    MetricsWriter(tmp_path, 0).close()
+    assert read_metrics(tmp_path) == []
