@@ -1,1 +1,1 @@
-"""Offline half: MPI workers turn a corpus into WebDataset shards of ready-made samples. No torch."""
+"""Offline half: MPI workers turn a corpus into WebDataset shards of ready-made samples."""

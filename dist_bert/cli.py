@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {' '.join(unknown)}; known flags: {' '.join(known)}")
         return arguments
 
+    def print_help(self, file: Any = None) -> None:  # noqa: D102
+        if is_first_rank():
+            super().print_help(file)
+
     def error(self, message: str) -> NoReturn:  # noqa: D102
         if is_first_rank():
             print(f"error: {message}", file=sys.stderr)

@@ -75,6 +75,9 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0 and below 1")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0.0:
+                problems.append(f"{name} = {getattr(self, name)}: must be above 0")
         raise_all("model", problems)
 
     @property
@@ -188,9 +191,8 @@ def resolve(
         UserError: an unknown key (the known ones are listed), a value of a wrong type or range.
     """
     values = read_json(file) if file is not None else {}
-    return from_dict(
-        cls, {**values, **{k: v for k, v in (flags or {}).items() if v is not None}}, str(file)
-    )
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    return from_dict(cls, values, str(file or "flags"))
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:

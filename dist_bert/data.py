@@ -13,11 +13,9 @@ a micro-batch, S longest sample, P most predictions of a sample, T tokens of a m
 
 import dataclasses
 import functools
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,6 @@ from dist_bert.hashing import hash64, permuted
 from dist_bert.masking import MaskingVocabulary, draw_masks, restore
 from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardFile
 
-Item = TypeVar("Item")
 Columns = dict[str, NDArray[Any]]
 MicroBatch = dict[str, Any]
 
@@ -238,13 +235,13 @@ def deal(num_tokens: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int64]:
 def unpad(columns: Columns) -> MicroBatch:
     """The padded columns of a micro-batch as the unpadded arguments of the model.
 
-    T is rounded up by a last sample of [PAD] tokens, which has no next-sentence label; P is rounded
-    up by positions whose label is `NO_LABEL`.
+    T is rounded up by samples of [PAD] tokens behind the M real ones, none longer than the longest
+    of these and without next-sentence label; P by positions whose label is `NO_LABEL`.
 
     Returns:
         `input_ids`, `token_type_ids`, `position_ids` (T,), `masked_lm_positions` (into T),
-        `masked_lm_labels` and `next_sentence_label` (M,) as int64, `cu_seqlens` (M + 1,) or, with
-        the sample of padding, (M + 2,) as int32, `max_seqlen` as int.
+        `masked_lm_labels` and `next_sentence_label` (M,) as int64, `cu_seqlens` (M + 1 and one for
+        each sample of padding,) as int32, `max_seqlen` as int.
     """
     num_tokens = columns["num_tokens"].astype(np.int64)
     cu_seqlens = np.concatenate(([0], np.cumsum(num_tokens)))
@@ -255,18 +252,19 @@ def unpad(columns: Columns) -> MicroBatch:
     in_segment_b = position >= columns["segment_b_start"][:, None]
     masked_lm_positions = columns["masked_lm_positions"] + cu_seqlens[:-1, None]
     padding = int(-cu_seqlens[-1] % TOKEN_MULTIPLE)
-    if padding:
-        cu_seqlens = np.append(cu_seqlens, cu_seqlens[-1] + padding)
+    longest = int(num_tokens.max())
+    padding_ends = cu_seqlens[-1] + np.append(np.arange(longest, padding, longest), padding)
     no_masks = int(-is_masked.sum() % TOKEN_MULTIPLE)
     return {
         "input_ids": _extend(columns["input_ids"][is_token], np.zeros(padding)),
         "token_type_ids": _extend(in_segment_b[is_token], np.zeros(padding)),
-        # Of padding 0: there can be more of it than the model has positions.
         "position_ids": _extend(
             np.broadcast_to(position, is_token.shape)[is_token], np.zeros(padding)
         ),
-        "cu_seqlens": cu_seqlens.astype(np.int32),
-        "max_seqlen": int(-(-max(num_tokens.max(), padding) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE),
+        "cu_seqlens": _extend(cu_seqlens, padding_ends if padding else padding_ends[:0]).astype(
+            np.int32
+        ),
+        "max_seqlen": -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
         "masked_lm_positions": _extend(masked_lm_positions[is_masked], np.zeros(no_masks)),
         "masked_lm_labels": _extend(
             columns["masked_lm_labels"][is_masked], np.full(no_masks, NO_LABEL)
@@ -327,6 +325,21 @@ def training_batches(
         start_sample = stop_sample
 
 
+def count_validation_samples(reader: SampleReader, world_size: int, num_samples: int) -> int:
+    """How many samples a validation of `num_samples` (0 = all) has.
+
+    Raises:
+        UserError: fewer samples than ranks, some of which would have nothing to do.
+    """
+    count = min(num_samples or reader.num_samples, reader.num_samples)
+    if count < world_size:
+        raise UserError(
+            f"validation has {count} samples for {world_size} ranks: raise validation_samples"
+            " or prepare the shards with a larger validation_share"
+        )
+    return count
+
+
 def validation_batches(
     reader: SampleReader, shape: BatchShape, rank: int, num_samples: int = 0
 ) -> Iterator[MicroBatch]:
@@ -339,16 +352,9 @@ def validation_batches(
     Raises:
         UserError: fewer samples than ranks.
     """
-    count = min(num_samples or reader.num_samples, reader.num_samples)
-    if count < shape.world_size:
-        raise UserError(
-            f"validation has {count} samples for {shape.world_size} ranks: raise validation_samples"
-            " or prepare the shards with a larger validation_share"
-        )
+    count = count_validation_samples(reader, shape.world_size, num_samples)
     blocks = np.repeat(np.arange(reader.block_sizes.size), reader.block_sizes)[:count]
-    rows = (np.arange(reader.num_samples) - np.repeat(reader._first_sample, reader.block_sizes))[
-        :count
-    ]
+    rows = np.concatenate([np.arange(size) for size in reader.block_sizes])[:count]
     counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
     totals = {"num_masked": int(counts["num_masked"].sum(dtype=np.int64)), "num_samples": count}
     num_steps = max(1, count // (shape.micro_batch_size * shape.world_size))
@@ -356,48 +362,6 @@ def validation_batches(
     for step in np.array_split(longest_first, num_steps):
         own = step[rank :: shape.world_size]
         yield {**unpad(reader.gather(blocks[own], rows[own])), **totals}
-
-
-def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
-    """Runs an iterator in a thread, `depth` items and one ahead; its errors come out here.
-
-    Close it when done, which ends the thread.
-
-    A thread and not worker processes: batches would have to cross between them, which costs 8 to 14
-    times more than making them.
-    """
-    end = object()
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(entry: Any) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(end)
-        except BaseException as error:  # whatever it is, the loop must see it
-            put(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()
 
 
 def _micro_batches(columns: Columns, size: int) -> Iterator[MicroBatch]:

@@ -1,5 +1,6 @@
 """Scores on held-out samples, beside the baselines that show whether a model learnt anything."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -47,8 +48,10 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
         max_samples: samples that are used; 0 = all.
 
     Raises:
-        UserError: the data set was made with another tokenizer.
+        UserError: the data set was made with another tokenizer, or `max_samples` is negative.
     """
+    if max_samples < 0:
+        raise UserError(f"--max_samples {max_samples}: must be at least 0; 0 = all samples")
     manifest = Manifest.load(shards)
     if manifest.tokenizer["fingerprint"] != run.tokenizer.fingerprint:
         raise UserError(
@@ -58,7 +61,7 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
     reader = SampleReader(shards, manifest, "validation")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.precision]
     batches = list(validation_batches(reader, _SHAPE, rank=0, num_samples=max_samples))
-    model = run.model.to(dtype)
+    model = copy.deepcopy(run.model).to(dtype)
     scores = dict(
         zip(model.metric_names, sum_of_shares(model, batches, run.device).tolist(), strict=True)
     )

@@ -46,7 +46,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
-    """Writes a whole JSON file; equal values give equal bytes."""
+    """Writes a whole JSON file; equal values in equal key order give equal bytes."""
     write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
 
 

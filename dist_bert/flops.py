@@ -6,16 +6,18 @@ tokens that attend to each other, 6 for every weight of the MLM head and its dec
 position. See docs/performance.md.
 """
 
+import re
 import time
 
 import torch
 
 from dist_bert.config import ModelConfig
 
-# Dense bf16 peaks from the makers' data sheets, by a part of the device's name.
+# Dense bf16 peaks from the makers' data sheets, by whole words of the device's name.
 _PEAK_BF16_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "B200": 2_250e12,
     "A100": 312e12,
@@ -58,7 +60,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         for part, peak in _PEAK_BF16_FLOPS.items():
-            if part in name:
+            if re.search(rf"\b{part}\b", name):
                 return peak
     return measured_matmul_flops(device, dtype, size=2_048)
 

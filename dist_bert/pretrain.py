@@ -17,7 +17,7 @@ from dist_bert.data import (
     SampleOrder,
     SampleReader,
     StepBatch,
-    prefetch,
+    count_validation_samples,
     training_batches,
     validation_batches,
 )
@@ -27,6 +27,7 @@ from dist_bert.job import PretrainingJob
 from dist_bert.masking import MaskingVocabulary
 from dist_bert.metrics import MetricsWriter
 from dist_bert.model import BertForPreTraining
+from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
 from dist_bert.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, TOKENIZER_NAME
 from dist_bert.tokenizer import MASK_ID, Tokenizer
@@ -50,6 +51,8 @@ def pretrain(job: PretrainingJob) -> None:
     run = job.run
     training = SampleReader(run.shards, job.manifest, "train")
     held_out = SampleReader(run.shards, job.manifest, "validation")
+    world_size = job.deepspeed.batch_shape.world_size
+    count_validation_samples(held_out, world_size, run.validation_samples)  # now, not at step 1,000
     start_distributed()
     engine = None
     try:

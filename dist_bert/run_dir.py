@@ -9,6 +9,8 @@ RUN/checkpoints/       step-NNNNNNNNN folders and `latest`, which names one of t
 
 from pathlib import Path
 
+from dist_bert.errors import UserError
+
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.model"
 METRICS_NAME = "metrics.jsonl"
@@ -20,7 +22,20 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The folder that `latest` names, or None where the run has no checkpoint yet."""
+    """The folder that `latest` names, or None where the run has no checkpoint yet.
+
+    Raises:
+        UserError: it names a folder that is not there.
+    """
     folder = Path(run_dir) / CHECKPOINTS_NAME
     pointer = folder / LATEST_NAME
-    return folder / pointer.read_text().strip() if pointer.exists() else None
+    if not pointer.exists():
+        return None
+    checkpoint = folder / pointer.read_text().strip()
+    if not (checkpoint / STATE_NAME).exists():
+        there = ", ".join(sorted(path.parent.name for path in folder.glob(f"step-*/{STATE_NAME}")))
+        raise UserError(
+            f"{pointer}: names {checkpoint.name}, which is not there; write the name of another"
+            f" checkpoint into it ({there or 'there is none'})"
+        )
+    return checkpoint

@@ -1,8 +1,5 @@
 """The data path: a pure function of one integer, the same samples for every shape of a batch."""
 
-import threading
-import time
-from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from dist_bert.data import (
     SampleReader,
     StepBatch,
     deal,
-    prefetch,
     training_batches,
     unpad,
     validation_batches,
@@ -276,9 +272,9 @@ def test_unpadding_is_what_a_literal_reading_gives(
             is_b = int(position >= columns["segment_b_start"][i])
             tokens.append((int(columns["input_ids"][i, position]), is_b, position))
         cu_seqlens.append(len(tokens))
-    longest = max(int(columns["num_tokens"].max()), -len(tokens) % 64)
-    if len(tokens) % 64:
-        tokens += [(0, 0, 0)] * (-len(tokens) % 64)
+    longest = int(columns["num_tokens"].max())
+    while missing := -len(tokens) % 64:  # cut into samples no longer than the real ones
+        tokens += [(0, 0, 0)] * min(missing, longest)
         cu_seqlens.append(len(tokens))
     predictions += [(0, NO_LABEL)] * (-len(predictions) % 64)
 
@@ -517,71 +513,3 @@ def test_more_ranks_than_validation_samples_are_refused(held_out: SampleReader) 
         batches = validation_batches(held_out, BatchShape(1, world_size, 2), 0, num_samples)
         with pytest.raises(UserError, match=rf"for {world_size} ranks: raise validation_samples"):
             next(batches)
-
-
-# --- prefetch
-
-
-def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-def test_prefetching_keeps_the_order_and_ends() -> None:
-    assert list(prefetch(iter(range(101)), depth=3)) == list(range(101))
-    assert list(prefetch(iter([]))) == []
-    assert prefetch_threads() == []
-
-
-def test_errors_of_the_thread_come_out_in_their_place() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise OSError("the disk went away")
-
-    items = prefetch(broken())
-    assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(OSError, match="the disk went away"):
-        next(items)
-    assert prefetch_threads() == []
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-def test_prefetching_is_never_more_than_its_depth_ahead(depth: int) -> None:
-    made = 0
-
-    def count() -> Iterator[int]:
-        nonlocal made
-        while True:
-            made += 1
-            yield made
-
-    items = prefetch(count(), depth)
-    for taken in range(1, 6):
-        assert next(items) == taken
-        wait_until(lambda wanted=taken + depth + 1: made >= wanted)
-        time.sleep(0.02)
-        assert made == taken + depth + 1, "`depth` items wait, one more is in the thread's hand"
-    assert len(prefetch_threads()) == 1
-    items.close()  # while the thread waits for room
-    assert prefetch_threads() == []
-    assert made == 5 + depth + 1
-
-
-def test_the_thread_works_while_the_loop_does() -> None:
-    second_made = threading.Event()
-
-    def slow() -> Iterator[int]:
-        yield 1
-        second_made.set()
-        yield 2
-
-    items = prefetch(slow())
-    assert next(items) == 1
-    assert second_made.wait(timeout=10)
-    items.close()
-
-
-def wait_until(condition: Any, timeout_seconds: float = 10.0) -> None:
-    stop = time.monotonic() + timeout_seconds
-    while not condition() and time.monotonic() < stop:
-        time.sleep(0.001)

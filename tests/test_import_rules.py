@@ -18,9 +18,9 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
-        ("errors", "files", "hashing", "run_dir"),
-        ("cli", "config", "masking", "metrics"),
-        ("tokenizer_config", "shard_format", "model", "optim", "flops"),
+        ("errors", "files", "hashing", "prefetch"),
+        ("cli", "config", "masking", "run_dir"),
+        ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("tokenizer", "data", "hf_names"),
         ("deepspeed_config", "inference"),
         ("job", "evaluate", "fill_mask", "checkpoint"),
@@ -61,7 +61,7 @@ HOMES = {
 # Not even through what they import: preparation, configuration and every refusal come at once.
 TORCHLESS = {*SHARED, "data", "deepspeed_config", "job", "run_dir"}
 # argparse's methods are described by argparse.
-INHERITED = {"dist_bert.cli.Parser.parse_args", "dist_bert.cli.Parser.error"}
+INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
