@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64, permuted
-from dist_bert.masking import MaskingVocabulary, draw_masks, restore
+from dist_bert.masking import NUM_SPECIAL_IDS, MaskingVocabulary, draw_masks, restore
 from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardFile
 
 Columns = dict[str, NDArray[Any]]
@@ -323,6 +323,21 @@ def training_batches(
                 num_token_pairs=int((num_tokens[step] ** 2).sum()),
             )
         start_sample = stop_sample
+
+
+def piece_counts(reader: SampleReader, vocab_size: int, max_blocks: int) -> NDArray[np.int64]:
+    """How often each piece occurs as an original token, (vocab_size,); special ones count 0.
+
+    From the first `max_blocks` blocks: documents lie in shards in random order.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    for block, size in enumerate(reader.block_sizes[:max_blocks]):
+        columns = reader.gather(np.full(size, block), np.arange(size))
+        masks = (columns["masked_lm_positions"], columns["masked_lm_labels"], columns["num_masked"])
+        originals = restore(columns["input_ids"], *masks)
+        counts += np.bincount(originals.reshape(-1), minlength=vocab_size)
+    counts[:NUM_SPECIAL_IDS] = 0
+    return counts
 
 
 def count_validation_samples(reader: SampleReader, world_size: int, num_samples: int) -> int:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_bert.data import NO_LABEL, BatchShape, SampleReader, validation_batches
+from dist_bert.data import NO_LABEL, BatchShape, SampleReader, piece_counts, validation_batches
 from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun, sum_of_shares
-from dist_bert.masking import NUM_SPECIAL_IDS, restore
 from dist_bert.shard_format import Manifest
 
 _SHAPE = BatchShape(accumulation_steps=1, world_size=1, micro_batch_size=64)
@@ -67,7 +66,8 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
     )
     labels = np.concatenate([batch["masked_lm_labels"] for batch in batches])
     labels = labels[labels != NO_LABEL]
-    counts = piece_counts(SampleReader(shards, manifest, "train"), run.tokenizer.vocab_size)
+    training = SampleReader(shards, manifest, "train")
+    counts = piece_counts(training, run.tokenizer.vocab_size, _MAX_BASELINE_BLOCKS)
     unigram_loss, majority_accuracy = unigram_baseline(counts, labels)
     return Evaluation(
         step=run.step,
@@ -77,25 +77,6 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
         majority_accuracy=majority_accuracy,
         **scores,
     )
-
-
-def piece_counts(reader: SampleReader, vocab_size: int) -> NDArray[np.int64]:
-    """How often each piece occurs as an original token, (vocab_size,); special ones count 0.
-
-    From at most the first million samples: documents lie in shards in random order.
-    """
-    counts = np.zeros(vocab_size, np.int64)
-    for block, size in enumerate(reader.block_sizes[:_MAX_BASELINE_BLOCKS]):
-        columns = reader.gather(np.full(size, block), np.arange(size))
-        originals = restore(
-            columns["input_ids"],
-            columns["masked_lm_positions"],
-            columns["masked_lm_labels"],
-            columns["num_masked"],
-        )
-        counts += np.bincount(originals.reshape(-1), minlength=vocab_size)
-    counts[:NUM_SPECIAL_IDS] = 0
-    return counts
 
 
 def unigram_baseline(counts: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[float, float]:

@@ -242,6 +242,19 @@ class BertForPreTraining(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
+    @torch.no_grad()
+    def start_from_frequencies(self, piece_counts: Tensor) -> None:
+        """Starts the MLM bias at the log frequencies of the pieces instead of zero.
+
+        So the first predictions are the unigram distribution, and the optimizer, which moves a bias
+        by no more than the lr in a step, need not find it.
+
+        Args:
+            piece_counts: (number of pieces,) occurrences in training text, at most `vocab_size`.
+        """
+        counts = F.pad(piece_counts, (0, len(self.mlm_bias) - len(piece_counts))) + 1.0
+        self.mlm_bias.copy_((counts / counts.sum()).log())
+
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all pieces at masked positions: (P, H) to (P, V), -inf at padded rows of V."""
         hidden = self.mlm_norm(self.mlm_activation(self.mlm_dense(hidden)))

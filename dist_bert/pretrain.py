@@ -13,11 +13,13 @@ import torch.distributed as dist
 from dist_bert import checkpoint, files
 from dist_bert.checkpoint import TrainState
 from dist_bert.data import (
+    WINDOW_BLOCKS,
     FreshMasks,
     SampleOrder,
     SampleReader,
     StepBatch,
     count_validation_samples,
+    piece_counts,
     training_batches,
     validation_batches,
 )
@@ -56,8 +58,7 @@ def pretrain(job: PretrainingJob) -> None:
     start_distributed()
     engine = None
     try:
-        torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
-        engine = build_engine(BertForPreTraining(job.model), job.deepspeed)
+        engine = build_engine(_new_model(job, training), job.deepspeed)
         state = checkpoint.load(engine, run.output_dir, job.identity())
         writer = _open_run(job, state) if dist.get_rank() == 0 else None
         progress = Progress(engine, job.model, run, writer)
@@ -92,6 +93,15 @@ def pretrain(job: PretrainingJob) -> None:
         _say(f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens")
     finally:
         shut_down(engine)
+
+
+def _new_model(job: PretrainingJob, reader: SampleReader) -> BertForPreTraining:
+    """The model at step 0, the same on all ranks."""
+    torch.manual_seed(int(hash64(job.run.seed, "weights") >> 1))
+    model = BertForPreTraining(job.model)
+    counts = piece_counts(reader, job.manifest.tokenizer["vocab_size"], WINDOW_BLOCKS)
+    model.start_from_frequencies(torch.from_numpy(counts))
+    return model
 
 
 def _training_stream(

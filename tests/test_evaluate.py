@@ -12,9 +12,9 @@ import torch
 
 from dist_bert import evaluate as evaluate_module
 from dist_bert.config import ModelConfig
-from dist_bert.data import SampleReader
+from dist_bert.data import SampleReader, piece_counts
 from dist_bert.errors import UserError
-from dist_bert.evaluate import Evaluation, evaluate, piece_counts, unigram_baseline
+from dist_bert.evaluate import Evaluation, evaluate, unigram_baseline
 from dist_bert.inference import TrainedRun
 from dist_bert.tokenizer import train_tokenizer
 from dist_bert.tokenizer_config import TokenizerConfig
@@ -137,9 +137,7 @@ def test_evaluation_uses_the_precision_of_training(tmp_path: Path, trained: Trai
     assert in_bf16.mlm_loss == pytest.approx(in_fp32.mlm_loss, rel=0.02)  # 8 bits of mantissa
 
 
-def test_piece_counts_are_those_of_the_originals(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_piece_counts_are_those_of_the_originals(trained: Trained) -> None:
     data_set = trained.data_set
     reader = SampleReader(data_set.folder, data_set.manifest, "train")
     originals = data_set.originals["train"]
@@ -148,9 +146,9 @@ def test_piece_counts_are_those_of_the_originals(
         pieces = [piece for block in originals[:num_blocks] for piece in block.reshape(-1)]
         return [0] * 5 + [pieces.count(piece) for piece in range(5, NUM_PIECES)]
 
-    assert piece_counts(reader, NUM_PIECES).tolist() == counted(6)
-    monkeypatch.setattr(evaluate_module, "_MAX_BASELINE_BLOCKS", 2)
-    assert piece_counts(reader, NUM_PIECES).tolist() == counted(2)
+    for max_blocks in (2, 6, 7):
+        counts = piece_counts(reader, NUM_PIECES, max_blocks)
+        assert counts.tolist() == counted(max_blocks)
 
 
 def test_the_unigram_baseline_by_hand() -> None:

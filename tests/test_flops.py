@@ -116,9 +116,10 @@ def test_other_devices_and_types_are_measured(monkeypatch: pytest.MonkeyPatch) -
         return 7e9
 
     monkeypatch.setattr("dist_bert.flops.measured_matmul_flops", measure)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card 9000")
-    assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == 7e9
+    for name in ("Some Card 9000", "NVIDIA RTX A1000", "NVIDIA L40"):  # no A100, no L4
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == 7e9
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     assert peak_flops(torch.device("cuda", 0), torch.float32) == 7e9
     assert peak_flops(torch.device("cpu"), torch.bfloat16) == 7e9
-    assert [kind for kind, *_ in asked] == ["cuda", "cuda", "cpu"]
+    assert [kind for kind, *_ in asked] == ["cuda"] * 4 + ["cpu"]

@@ -18,6 +18,7 @@ from dist_bert.hf_names import to_published
 from dist_bert.model import (
     BertForPreTraining,
     attention,
+    attention_by_products,
     can_use_varlen_kernel,
     locate_samples,
     unpad,
@@ -241,6 +242,54 @@ def test_the_varlen_kernel_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch)
         assert max_difference(gradient, kernel_gradients[name]) < 1e-5, name
 
 
+@pytest.mark.parametrize("heads_at_once", [1, 5, 12])
+def test_attention_by_products_agrees_with_torch(
+    monkeypatch: pytest.MonkeyPatch, heads_at_once: int
+) -> None:
+    num_samples, num_heads, length, head_size = 3, 4, 13, 6
+    monkeypatch.setattr("dist_bert.model._CACHED_SCORES", heads_at_once * length**2)
+    rng = torch.Generator().manual_seed(3)
+    shape = (num_samples, num_heads, length, head_size)
+    query, key, value = (torch.randn(shape, generator=rng, requires_grad=True) for _ in range(3))
+    direction = torch.randn(shape, generator=rng)
+    is_real_key = (torch.arange(length) < torch.tensor([[13], [7], [5]]))[:, None, None, :]
+    for mask in (is_real_key, None):
+        results = []
+        for attend in (attention_by_products, F.scaled_dot_product_attention):
+            context = attend(query, key, value, mask, 0.0)
+            gradients = torch.autograd.grad(context, (query, key, value), direction)
+            results.append([context, *gradients])
+        for ours, torchs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, torchs, rtol=0, atol=1e-5)
+
+
+def test_samples_and_positions_of_padding_change_nothing() -> None:
+    batch = make_batch()
+    longest = max(LENGTHS)
+    padded = {
+        **batch,
+        **{
+            name: torch.cat([batch[name], torch.zeros(longest + 3, dtype=torch.int64)])
+            for name in ("input_ids", "token_type_ids", "position_ids")
+        },
+        "cu_seqlens": torch.cat(
+            [batch["cu_seqlens"], batch["cu_seqlens"][-1] + torch.tensor([longest, longest + 3])]
+        ).int(),
+        "max_seqlen": longest + 2,
+        "masked_lm_positions": torch.cat([batch["masked_lm_positions"], torch.zeros(4).long()]),
+        "masked_lm_labels": torch.cat([batch["masked_lm_labels"], torch.full((4,), -100)]),
+    }
+    results = []
+    for inputs in (batch, padded):
+        torch.manual_seed(0)
+        model = BertForPreTraining(TINY).eval()
+        loss, metrics = model(**inputs)
+        loss.backward()
+        results.append([loss.detach(), metrics, *(p.grad for p in model.parameters())])
+    for plain, with_padding in zip(*results, strict=True):
+        torch.testing.assert_close(plain, with_padding, rtol=0, atol=1e-6)
+
+
 def test_samples_of_equal_length_need_no_mask_and_agree_with_the_masked_path() -> None:
     model, batch = make_model(), make_batch((7, 7, 7))
     assert locate_samples(batch["cu_seqlens"], 7, 21, is_varlen=False).is_real_key is None
@@ -346,6 +395,17 @@ def test_initial_weights() -> None:
             count = parameter.numel()
             assert abs(parameter.mean().item()) < 5 * 0.02 / count**0.5, name
             assert abs(parameter.std().item() - 0.02) < 5 * 0.02 / (2 * count) ** 0.5, name
+
+
+def test_the_mlm_bias_can_start_at_the_unigram_distribution() -> None:
+    model = BertForPreTraining(TINY)
+    counts = torch.tensor([0, 0, 0, 7, 29])  # of a tokenizer with fewer pieces than the model
+    model.start_from_frequencies(counts)
+    torch.nn.init.zeros_(model.encoder.word_embeddings.weight)  # no context reaches the logits
+    probabilities = model.mlm_logits(torch.ones(2, TINY.hidden_size)).softmax(1)
+    expected = torch.ones(TINY.vocab_size) / (36 + TINY.vocab_size)  # each piece counted once more
+    expected[3:5] *= torch.tensor([8, 30])
+    torch.testing.assert_close(probabilities[0, : TINY.vocab_size], expected)
 
 
 def test_the_seed_alone_decides_the_weights() -> None:

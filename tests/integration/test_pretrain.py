@@ -204,6 +204,7 @@ def test_mistakes_end_in_one_line_before_any_step(data_set: Path, tmp_path: Path
         (configs, ["--shards", "nowhere"], "make shards with `make quickstart`"),
         (configs, ["--shards", data_set, "--vocab_size", "700"], "set --vocab_size 701 or more"),
         (odd, ["--shards", data_set], "train_batch_size = 37 is not a multiple of"),
+        (configs, ["--shards", data_set, "--validation_samples", "1"], "1 samples for 2 ranks"),
     ]
     for flags, change, message in cases:
         ended = run_script(
