@@ -40,20 +40,17 @@ class StepRecord:
     data_wait_seconds: float
 
 
-def start_distributed() -> torch.device:
-    """Joins the launcher's process group, or makes one of a single process; picks the device."""
+def start_distributed() -> None:
+    """Joins the launcher's process group, or makes one of a single process; picks the GPU."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
-        device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
             local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
@@ -62,8 +59,7 @@ def start_distributed() -> torch.device:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls some of torch.distributed by its former names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
-    return device
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import MicroBatch
-from dist_bert.errors import UserError
 from dist_bert.model import BertForPreTraining
 from dist_bert.run_dir import (
     CONFIG_NAME,
     STATE_NAME,
     TOKENIZER_NAME,
     WEIGHTS_NAME,
-    latest_checkpoint,
+    require_checkpoint,
 )
 from dist_bert.tokenizer import Tokenizer
 
@@ -41,12 +40,7 @@ class TrainedRun:
         Raises:
             UserError: there is no run or no checkpoint in the folder.
         """
-        path = latest_checkpoint(run_dir)
-        if path is None:
-            raise UserError(
-                f"--checkpoint {run_dir}: has no checkpoints; give the --output_dir of a run of"
-                " launch/pretrain.py that has saved at least once"
-            )
+        path = require_checkpoint(run_dir)
         resolved = read_json(Path(run_dir) / CONFIG_NAME)
         config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -24,6 +24,7 @@ from dist_bert.data import (
     validation_batches,
 )
 from dist_bert.engine import build_engine, shut_down, start_distributed, train, validate
+from dist_bert.errors import UserError
 from dist_bert.hashing import hash64
 from dist_bert.job import PretrainingJob
 from dist_bert.masking import MaskingVocabulary
@@ -34,12 +35,7 @@ from dist_bert.progress import Progress
 from dist_bert.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, TOKENIZER_NAME
 from dist_bert.tokenizer import MASK_ID, Tokenizer
 
-_VERSIONS_KEPT = (
-    "torch",
-    "deepspeed",
-    "numpy",
-    "sentencepiece",
-)
+_VERSIONS_KEPT = ("torch", "deepspeed", "numpy", "sentencepiece")
 
 
 def pretrain(job: PretrainingJob) -> None:
@@ -91,8 +87,10 @@ def pretrain(job: PretrainingJob) -> None:
         if writer is not None:
             writer.close()
         _say(f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens")
-    finally:
+    except UserError:  # raised by all ranks together; after any other error the peers may hang
         shut_down(engine)
+        raise
+    shut_down(engine)
 
 
 def _new_model(job: PretrainingJob, reader: SampleReader) -> BertForPreTraining:

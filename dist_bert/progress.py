@@ -38,14 +38,20 @@ class Progress:
         dtype = next(engine.module.parameters()).dtype
         self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
         self._pending: list[StepRecord] = []
+        self._is_first_step = True
         self._interval_start = time.perf_counter()
 
     def add(self, record: StepRecord) -> None:
-        """Takes the record of one step; writes all that are pending once per log interval."""
+        """Takes the record of one step; writes all that are pending once per log interval.
+
+        The first step is written at once: where steps take minutes, it shows that they do.
+        """
         self._pending.append(record)
         step = record.state.step
-        if step % self._run.log_interval == 0 or step == self._run.num_train_steps:
+        is_due = step % self._run.log_interval == 0 or step == self._run.num_train_steps
+        if is_due or self._is_first_step:
             self.flush()
+        self._is_first_step = False
 
     def flush(self) -> None:
         """Writes what is pending; called by all ranks together, also before a checkpoint."""

@@ -21,6 +21,21 @@ STATE_NAME = "state.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
+def require_checkpoint(run_dir: str | Path) -> Path:
+    """The latest checkpoint of a run that is to be used.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is None:
+        raise UserError(
+            f"--checkpoint {run_dir}: has no checkpoints; give the --output_dir of a run of"
+            " launch/pretrain.py that has saved at least once"
+        )
+    return checkpoint
+
+
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
     """The folder that `latest` names, or None where the run has no checkpoint yet.
 

@@ -5,13 +5,19 @@ python launch/evaluate.py --checkpoint runs/pretrain --shards data/shards
 
 import argparse
 import dataclasses
+import json
 
 from dist_bert.cli import Parser, run
 from dist_bert.files import write_json
+from dist_bert.run_dir import require_checkpoint
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates, prints a table and writes it as JSON where asked."""
+    if arguments.dry_run:
+        checkpoint = str(require_checkpoint(arguments.checkpoint))
+        print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2))
+        return
     from dist_bert.evaluate import evaluate
     from dist_bert.inference import TrainedRun
 
@@ -47,4 +53,5 @@ if __name__ == "__main__":
         "--max_samples", type=int, default=0, help="samples that are scored; 0 = all (default)"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be scored")
     run(main, parser.parse_args())

@@ -8,10 +8,15 @@ import dataclasses
 import json
 
 from dist_bert.cli import Parser, run
+from dist_bert.run_dir import require_checkpoint
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Prints the answers, or one JSON object a text."""
+    if arguments.dry_run:
+        checkpoint = str(require_checkpoint(arguments.checkpoint))
+        print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2))
+        return
     from dist_bert.fill_mask import fill_mask
     from dist_bert.inference import TrainedRun
 
@@ -33,4 +38,5 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run")
     parser.add_argument("--top_k", type=int, default=5, help="answers per [MASK] (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object a text")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be answered")
     run(main, parser.parse_args())

@@ -162,6 +162,19 @@ def test_fill_mask_answers(trained: Path) -> None:
         assert probabilities == sorted(probabilities, reverse=True) and probabilities[0] < 1
 
 
+@pytest.mark.parametrize("script", ["evaluate", "fill_mask"])
+def test_dry_runs_name_the_checkpoint(trained: Path, data_set: Path, script: str) -> None:
+    rest = ["--shards", data_set] if script == "evaluate" else ["The [MASK]."]
+    command = [BIN / "python", f"launch/{script}.py", *rest, "--dry_run", "--checkpoint"]
+    ended = run_script(*command, trained)
+    assert ended.returncode == 0, ended.stderr
+    checkpoint = trained / "checkpoints" / "step-000000014"
+    assert json.loads(ended.stdout)["checkpoint"] == str(checkpoint)
+    ended = run_script(*command, trained / "nowhere")
+    assert ended.returncode == 2 and ended.stderr.startswith("error: --checkpoint ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_finished_run_stays_as_it_is(trained: Path, data_set: Path) -> None:
     flags = [part for name in ("model", "config", "deepspeed_config")
              for part in (f"--{name}", trained.parent / f"{name}.json")]  # fmt: skip
