@@ -251,30 +251,25 @@ def unpad(columns: Columns) -> MicroBatch:
     is_masked = prediction < columns["num_masked"][:, None]
     in_segment_b = position >= columns["segment_b_start"][:, None]
     masked_lm_positions = columns["masked_lm_positions"] + cu_seqlens[:-1, None]
-    padding = int(-cu_seqlens[-1] % TOKEN_MULTIPLE)
     longest = int(num_tokens.max())
-    padding_ends = cu_seqlens[-1] + np.append(np.arange(longest, padding, longest), padding)
-    no_masks = int(-is_masked.sum() % TOKEN_MULTIPLE)
+    stop = -(-cu_seqlens[-1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+    padding_bounds = np.append(np.arange(cu_seqlens[-1], stop, longest), stop)
     return {
-        "input_ids": _extend(columns["input_ids"][is_token], np.zeros(padding)),
-        "token_type_ids": _extend(in_segment_b[is_token], np.zeros(padding)),
-        "position_ids": _extend(
-            np.broadcast_to(position, is_token.shape)[is_token], np.zeros(padding)
-        ),
-        "cu_seqlens": _extend(cu_seqlens, padding_ends if padding else padding_ends[:0]).astype(
-            np.int32
-        ),
+        "input_ids": _round_up(columns["input_ids"][is_token]),
+        "token_type_ids": _round_up(in_segment_b[is_token]),
+        "position_ids": _round_up(np.broadcast_to(position, is_token.shape)[is_token]),
+        "cu_seqlens": np.union1d(cu_seqlens, padding_bounds).astype(np.int32),
         "max_seqlen": -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
-        "masked_lm_positions": _extend(masked_lm_positions[is_masked], np.zeros(no_masks)),
-        "masked_lm_labels": _extend(
-            columns["masked_lm_labels"][is_masked], np.full(no_masks, NO_LABEL)
-        ),
+        "masked_lm_positions": _round_up(masked_lm_positions[is_masked]),
+        "masked_lm_labels": _round_up(columns["masked_lm_labels"][is_masked], NO_LABEL),
         "next_sentence_label": columns["next_sentence_label"].astype(np.int64),
     }
 
 
-def _extend(values: NDArray[Any], padding: NDArray[Any]) -> NDArray[np.int64]:
-    return np.concatenate((values, padding), dtype=np.int64, casting="unsafe")
+def _round_up(values: NDArray[Any], filler: int = 0) -> NDArray[np.int64]:
+    """Values as int64, followed by as much filler as makes a multiple of `TOKEN_MULTIPLE`."""
+    missing = -values.size % TOKEN_MULTIPLE
+    return np.pad(values.astype(np.int64), (0, missing), constant_values=filler)
 
 
 def training_batches(
