@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "data_prep": (
         ("docstrings", "inputs", "pairs", "prepare_config", "progress", "sentences", "workers"),
         ("readers", "samples"),
-        ("sampling", "token_store"),
+        ("sampling", "token_store", "verify"),
         ("dealing",),
         ("data_set",),
         ("prepare",),

@@ -1,0 +1,159 @@
+"""A finished data set against its manifest: every byte, and every rule that the samples must keep.
+
+Nothing of how the samples were made is used, only what the format promises (docs/data-format.md).
+
+Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.samples import SampleStatistics, measure
+from dist_bert import files
+from dist_bert.errors import UserError
+from dist_bert.masking import NUM_SPECIAL_IDS, restore
+from dist_bert.shard_format import SPLITS, TOKENIZER_NAME, Manifest, ShardFile
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
+
+Block = dict[str, NDArray[Any]]
+
+
+def verify(folder: str | Path, report: Callable[[str], None]) -> Manifest:
+    """Checks a whole data set.
+
+    Args:
+        folder: of the data set.
+        report: is told of every shard that is right.
+
+    Raises:
+        UserError: the first thing that is wrong, with shard, block and sample.
+    """
+    manifest = Manifest.load(folder)
+    tokenizer = Path(folder) / TOKENIZER_NAME
+    if not tokenizer.exists() or (
+        files.sha256_of_file(tokenizer) != manifest.tokenizer["fingerprint"]
+    ):
+        raise UserError(f"{tokenizer}: is missing or not the one that made the shards")
+    held_out = np.zeros(0, np.int64)  # documents of the validation split, which is the small one
+    for split in reversed(SPLITS):
+        statistics = SampleStatistics()
+        for shard in manifest.splits[split]:
+            file = ShardFile(folder, shard, manifest.field_types)
+            for index in range(len(shard.blocks)):
+                block = file.block(index)  # its crc32 is checked here
+                where = f"{file.path}: block {index}"
+                _check_samples(where, block, manifest)
+                if split == "validation":
+                    held_out = np.union1d(held_out, block["document_ids"])
+                else:
+                    _check_split(where, block, held_out)
+                statistics.add(measure(block, MASK_ID))
+            if files.sha256_of_file(file.path) != shard.sha256:
+                raise UserError(
+                    f"{file.path}: bytes between its blocks differ from the manifest (sha256);"
+                    " prepare this shard again"
+                )
+            report(f"{shard.file}  {shard.num_samples:,} samples in {len(shard.blocks)} blocks")
+        _check_statistics(f"{folder}: {split}", statistics, manifest.statistics[split])
+    return manifest
+
+
+def show(folder: str | Path, count: int) -> Iterator[str]:
+    """The first training samples as text: masked, with the answers and the pair's label."""
+    manifest = Manifest.load(folder)
+    tokenizer = Tokenizer(Path(folder) / TOKENIZER_NAME)
+    for shard in manifest.splits["train"]:
+        file = ShardFile(folder, shard, manifest.field_types)
+        for index in range(len(shard.blocks)):
+            block = file.block(index)
+            for row in range(min(count, shard.blocks[index].num_samples)):
+                yield _as_text({field: column[row] for field, column in block.items()}, tokenizer)
+            count -= shard.blocks[index].num_samples
+            if count <= 0:
+                return
+
+
+def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
+    """The rules that hold for each sample of a block alone."""
+    input_ids, num_tokens = block["input_ids"], block["num_tokens"].astype(np.int64)
+    positions, labels = block["masked_lm_positions"].astype(np.int64), block["masked_lm_labels"]
+    num_masked, segment_b_start = block["num_masked"], block["segment_b_start"].astype(np.int64)
+    most_tokens = min(input_ids.shape[1], manifest.config["sequence_length"])
+    bounds = {
+        "num_tokens is 5 to sequence_length": (num_tokens >= 5) & (num_tokens <= most_tokens),
+        "both segments hold text": (segment_b_start >= 3) & (segment_b_start <= num_tokens - 2),
+        "something is masked": (num_masked > 0) & (num_masked <= positions.shape[1]),
+        "masked positions lie inside the sample": (positions < num_tokens[:, None]).all(1),
+    }
+    _check_rules(where, bounds)
+    originals = restore(input_ids, positions, labels, num_masked)
+    rows = np.arange(num_tokens.size)
+    column = np.arange(input_ids.shape[1])
+    is_prediction = np.arange(positions.shape[1]) < num_masked[:, None]
+    is_separator = (column == segment_b_start[:, None] - 1) | (column == num_tokens[:, None] - 1)
+    is_text = (column > 0) & (column < num_tokens[:, None]) & ~is_separator
+    answers = np.where(is_prediction, labels, NUM_SPECIAL_IDS)
+    is_random, (document_a, document_b) = block["next_sentence_label"], block["document_ids"].T
+    rules = {
+        "a sample begins with [CLS]": originals[:, 0] == CLS_ID,
+        "both segments end with [SEP]": (originals == SEP_ID)[rows, segment_b_start - 1]
+        & (originals == SEP_ID)[rows, num_tokens - 1],
+        "no other token is [PAD], [CLS], [SEP] or [MASK]": ~(
+            is_text & np.isin(originals, (0, CLS_ID, SEP_ID, MASK_ID))
+        ).any(1),
+        "pieces lie below vocab_size": (input_ids < manifest.tokenizer["vocab_size"]).all(1)
+        & (labels < manifest.tokenizer["vocab_size"]).all(1),
+        "padding is 0": ~(input_ids * (column >= num_tokens[:, None])).any(1)
+        & ~(positions * ~is_prediction).any(1)
+        & ~(labels * ~is_prediction).any(1),
+        "masked positions ascend": ((np.diff(positions, axis=1) > 0) | ~is_prediction[:, 1:]).all(
+            1
+        ),
+        "no special token is masked": (answers >= NUM_SPECIAL_IDS).all(1),
+        "next_sentence_label is 0 or 1": is_random <= 1,
+        "a random B is from another document, a true one from the same": (
+            (document_a != document_b) == (is_random == 1)
+        ),
+    }
+    _check_rules(where, rules)
+
+
+def _check_rules(where: str, rules: dict[str, NDArray[np.bool_]]) -> None:
+    for rule, holds in rules.items():
+        if not holds.all():
+            sample = int(np.flatnonzero(~holds)[0])
+            raise UserError(f"{where}: sample {sample} breaks the rule: {rule}")
+
+
+def _check_split(where: str, block: Block, held_out: NDArray[np.integer]) -> None:
+    shared = np.intersect1d(block["document_ids"], held_out)
+    if shared.size:
+        raise UserError(f"{where}: document {shared[0]} is in both splits")
+
+
+def _check_statistics(where: str, found: SampleStatistics, said: dict[str, Any]) -> None:
+    """What is counted must be what the manifest says; what was lost in the making is not seen."""
+    for name, value in vars(found).items():
+        is_loss = name.startswith(("num_truncated", "num_dropped"))
+        if not is_loss and value != said[name]:
+            raise UserError(f"{where}: {name} is {value}, the manifest says {said[name]}")
+
+
+def _as_text(sample: dict[str, Any], tokenizer: Tokenizer) -> str:
+    start, stop = int(sample["segment_b_start"]), int(sample["num_tokens"])
+    pieces = [tokenizer.piece(i).replace("\u2581", " ") for i in sample["input_ids"][:stop]]
+    count = int(sample["num_masked"])
+    masks = zip(
+        sample["masked_lm_positions"][:count], sample["masked_lm_labels"][:count], strict=True
+    )
+    answers = ", ".join(f"{p}: {tokenizer.piece(i)}" for p, i in masks)
+    label = "random next" if sample["next_sentence_label"] else "true next"
+    return (
+        f"A: {''.join(pieces[1 : start - 1]).strip()}\n"
+        f"B: {''.join(pieces[start : stop - 1]).strip()}  ({label})\n"
+        f"answers: {answers}"
+    )
