@@ -63,6 +63,7 @@ def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
     needed = {
         "prepare_shards": ("--tokenizer", "t", "--output_dir", "d"),
         "train_tokenizer": ("--output_dir", "d"),
+        "verify_shards": ("d",),
         "evaluate": ("--checkpoint", "c", "--shards", "d"),
         "fill_mask": ("--checkpoint", "c", "a [MASK]"),
     }
