@@ -4,7 +4,7 @@ import dataclasses
 
 from dist_bert.config import raise_all, setting
 
-FORMATS = ("auto", "text", "blank_line", "lines", "jsonl", "python_docs")
+FORMATS = ("auto", "text", "blank_line", "lines", "jsonl", "wikiextractor", "python_docs")
 _SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 
 
@@ -16,7 +16,8 @@ class PrepareConfig:
         "auto",
         "layout of the input: text = a file is a document, blank_line = documents between blank"
         " lines, lines = the same with one sentence a line, jsonl = a JSON object a line,"
-        " python_docs = docstrings of modules, auto = jsonl, python_docs or text by content",
+        " wikiextractor = <doc> elements, python_docs = docstrings of modules,"
+        " auto = wikiextractor, jsonl, python_docs or text by content",
         FORMATS,
     )
     text_field: str = setting(

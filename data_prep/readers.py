@@ -9,6 +9,7 @@ row in `_OPENERS`.
 
 import bz2
 import gzip
+import html
 import json
 import lzma
 import re
@@ -26,6 +27,7 @@ AUTO = "auto"
 _JSON_FIELDS = ("text", "content")  # in order of preference, when no field is named
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")  # escapes can write half a character, UTF-8 cannot
+_DOC_START = re.compile(r'<doc .*title="(.*)">')
 _PEEK_BYTES = 1 << 16  # of a file, enough to tell its layout
 
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
@@ -77,7 +79,7 @@ def read_sentences(
 
 
 def detect_layout(path: str | Path) -> str:
-    """The layout of a file: "jsonl" by its first line, "python_docs" by its name, else "text".
+    """The layout of a file: "python_docs" by its name, else by its first line, else "text".
 
     Raises:
         UserError: the file cannot be read.
@@ -89,6 +91,8 @@ def detect_layout(path: str | Path) -> str:
             head = file.read(_PEEK_BYTES).removeprefix(_BOM).lstrip()
     except (*_DAMAGED, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    if head.startswith(b"<doc "):
+        return "wikiextractor"
     return "jsonl" if re.match(rb'\{[ \t]*"', head) else "text"
 
 
@@ -141,6 +145,25 @@ def _json_lines(path: str | Path, text_field: str) -> Iterator[str]:
         yield _SURROGATE.sub("\ufffd", _normal_line_ends(text))
 
 
+def _wikiextractor(path: str | Path, drops: Counter[str]) -> Iterator[str]:
+    """Documents between `<doc ...>` and `</doc>`: no XML, one paragraph a line, escaped like HTML.
+
+    The first line repeats the title and is left out; what is left of a redirect is empty.
+    """
+    title: str | None = None  # of the document that is being read
+    paragraphs: list[str] = []
+    for line in _lines(path):
+        if title is None and (start := _DOC_START.match(line)):
+            title, paragraphs = html.unescape(start[1]), []
+        elif title is not None and line.rstrip() == "</doc>":
+            yield "\n\n".join(paragraphs[paragraphs[:1] == [title] :])
+            title = None
+        elif title is not None and (text := html.unescape(line.strip())):
+            paragraphs.append(text)
+    if title is not None:
+        raise UserError(f"{path}: ends inside the document {title!r}; fetch the file again")
+
+
 def _python_docs(path: str | Path, drops: Counter[str]) -> Iterator[str]:
     """One document per module: its docstrings. What Python cannot parse is counted, not fatal."""
     with open_unpacked(path) as file:
@@ -185,5 +208,6 @@ _READERS: dict[str, Callable[[str | Path, Counter[str]], Iterator[str]]] = {
     "text": _whole_file,
     "blank_line": _blank_line,
     "lines": _blank_line,  # documents end alike; `read_sentences` knows that a line is a sentence
+    "wikiextractor": _wikiextractor,
     "python_docs": _python_docs,
 }

@@ -13,6 +13,7 @@ from data_prep.docstrings import docstrings_of
 from data_prep.readers import detect_layout, read_documents, read_sentences
 from dist_bert.errors import UserError
 
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"  # real text, where there is any
 TEXT = "First line.\nSecond line: 中文。\n\nA new paragraph."
 
 
@@ -79,6 +80,65 @@ def test_bad_json_lines_are_named(tmp_path: Path, line: str, problem: str) -> No
     path = write(tmp_path / "a.jsonl", '{"text": "good"}\n' + line)
     with pytest.raises(UserError, match=f"a.jsonl: line 2: .*{problem}"):
         read(path, "jsonl")
+
+
+WIKI = """<doc id="1" url="?curid=1" title="Cable &amp; Wireless">
+Cable &amp; Wireless
+
+A firm of &lt;old&gt; times. It had ships.
+
+History.
+It began in 1852.
+</doc>
+<doc id="2" url="?curid=2" title="A redirect">
+A redirect
+
+
+</doc>
+<doc id="3" url="https://x/wiki?curid=3" title="No title line">
+Its text begins at once.
+</doc>
+"""
+
+
+@pytest.mark.parametrize("layout", ["wikiextractor", "auto"])
+def test_wikiextractor_documents_lose_their_title_and_nothing_else(
+    tmp_path: Path, layout: str
+) -> None:
+    path = tmp_path / "wiki_00"
+    path.write_text(WIKI)
+    documents = list(read_sentences(path, layout))
+    assert [text for text, _ in documents] == [
+        "A firm of <old> times. It had ships.\n\nHistory.\n\nIt began in 1852.",
+        "",
+        "Its text begins at once.",
+    ]
+    assert documents[0][1] == [
+        "A firm of <old> times.",
+        "It had ships.",
+        "History.",
+        "It began in 1852.",
+    ]
+
+
+def test_a_wikiextractor_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "wiki_00"
+    path.write_text(WIKI[: -len("</doc>\n")])
+    with pytest.raises(UserError, match="ends inside the document 'No title line'"):
+        list(read_documents(path, "wikiextractor"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "num_documents", "num_empty"),
+    [("en-wiki/AA", 77_074, 48_317), ("zh-wiki/AA", 29_359, 11_755)],
+)
+def test_real_wikipedia_files(folder: str, num_documents: int, num_empty: int) -> None:
+    files = sorted((SHARED_DATA / "pretrain" / folder).glob("wiki_*.gz"))
+    if not files:
+        pytest.skip("the shared data are not on this machine")
+    lengths = [len(text) for file in files for text in read_documents(file, detect_layout(file))]
+    assert len(lengths) == num_documents
+    assert lengths.count(0) == num_empty
 
 
 def test_half_characters_are_replaced(tmp_path: Path) -> None:
