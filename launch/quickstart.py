@@ -6,6 +6,7 @@ is killed once on the way and started again, to show that it goes on where it wa
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,11 @@ def _launcher_flags() -> str:
     return f"--num_gpus {ranks}"
 
 
-def _start(command: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _running(command: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts a command; whatever is left of it at the end, by Ctrl-C too, is killed."""
     print(f"    $ {command}", flush=True)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         shlex.split(command),
         env=_environment(),
         stdout=subprocess.PIPE,
@@ -146,6 +149,12 @@ def _start(command: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,  # a process group of its own, so that all of it can be killed
     )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _call(command: str) -> None:
@@ -154,20 +163,22 @@ def _call(command: str) -> None:
     Raises:
         UserError: it failed.
     """
-    process = _start(command)
-    _show(process, until=None)
-    if process.wait() != 0:
-        raise UserError(f"this command ended with exit code {process.returncode}: {command}")
+    with _running(command) as process:
+        _show(process, until=None)
+        if process.wait() != 0:
+            raise UserError(f"this command ended with exit code {process.returncode}: {command}")
 
 
 def _call_and_kill(command: str, step: int) -> int:
-    """Kills a training command and all its processes once it has passed a step; returns where."""
-    process = _start(command)
-    reached = _show(process, until=step)
+    """Kills a training command and all its processes once it has passed a step; returns where.
+
+    Raises:
+        UserError: it ended before.
+    """
+    with _running(command) as process:
+        reached = _show(process, until=step)
     if reached is None:
         raise UserError(f"this command ended before step {step}: {command}")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     return reached
 
 
