@@ -25,9 +25,8 @@ from data_prep.token_store import TextSettings, TokenStore, UnitRecord, make_uni
 from data_prep.workers import Ranks, connect
 from dist_bert import files
 from dist_bert.errors import UserError
-from dist_bert.masking import MaskingVocabulary
 from dist_bert.shard_format import FieldTypes, write_shard
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
+from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +166,6 @@ def _recipe(tokenizer: Tokenizer, num_documents: int, config: PrepareConfig) -> 
         seed=config.seed,
         cls_id=CLS_ID,
         sep_id=SEP_ID,
-        vocabulary=MaskingVocabulary(
-            vocab_size=tokenizer.vocab_size,
-            num_reserved_pieces=tokenizer.num_reserved_pieces,
-            word_starts=tokenizer.word_starts if config.whole_words else None,
-            mask_id=MASK_ID,
-        ),
+        vocabulary=tokenizer.masking_vocabulary(config.whole_words),
         types=FieldTypes.fitting(tokenizer.vocab_size, num_documents),
     )

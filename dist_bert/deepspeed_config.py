@@ -70,8 +70,7 @@ class DeepSpeedConfig:
     @property
     def precision(self) -> str:
         """Type of the weights that forward and backward use: bf16, fp16 or fp32."""
-        enabled = [p for p in ("bf16", "fp16") if self.values.get(p, {}).get("enabled")]
-        return enabled[0] if enabled else "fp32"
+        return precision_of(self.values)
 
     @classmethod
     def load(cls, path: str | Path, world_size: int) -> "DeepSpeedConfig":
@@ -116,6 +115,11 @@ def _section_problems(values: dict[str, Any]) -> list[str]:
         for name, value in sections.items()
         if not isinstance(value, dict)
     ]
+
+
+def precision_of(values: dict[str, Any]) -> str:
+    """The precision that a checked DeepSpeed JSON enables: bf16, fp16 or fp32."""
+    return next((p for p in ("bf16", "fp16") if values.get(p, {}).get("enabled")), "fp32")
 
 
 def _optimizer_problems(values: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import MicroBatch
+from dist_bert.deepspeed_config import precision_of
 from dist_bert.model import BertForPreTraining
 from dist_bert.run_dir import (
     CONFIG_NAME,
@@ -47,12 +48,11 @@ class TrainedRun:
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             model = BertForPreTraining(config)
         model.load_state_dict(load_file(path / WEIGHTS_NAME, device=str(device)), assign=True)
-        enabled = [p for p in ("bf16", "fp16") if resolved["deepspeed"].get(p, {}).get("enabled")]
         return cls(
             model.eval(),
             config,
             Tokenizer(Path(run_dir) / TOKENIZER_NAME),
-            precision=enabled[0] if enabled else "fp32",
+            precision=precision_of(resolved["deepspeed"]),
             step=read_json(path / STATE_NAME)["state"]["step"],
             device=device,
         )

@@ -27,13 +27,12 @@ from dist_bert.engine import build_engine, shut_down, start_distributed, train, 
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64
 from dist_bert.job import PretrainingJob
-from dist_bert.masking import MaskingVocabulary
 from dist_bert.metrics import MetricsWriter
 from dist_bert.model import BertForPreTraining
 from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
 from dist_bert.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, TOKENIZER_NAME
-from dist_bert.tokenizer import MASK_ID, Tokenizer
+from dist_bert.tokenizer import Tokenizer
 
 _VERSIONS_KEPT = ("torch", "deepspeed", "numpy", "sentencepiece")
 
@@ -110,13 +109,7 @@ def _training_stream(
     fresh_masks = None
     if job.run.masks == "fresh":
         tokenizer = Tokenizer(job.tokenizer_path)
-        whole_words = job.manifest.config["whole_words"]
-        vocabulary = MaskingVocabulary(
-            mask_id=MASK_ID,
-            vocab_size=tokenizer.vocab_size,
-            num_reserved_pieces=tokenizer.num_reserved_pieces,
-            word_starts=tokenizer.word_starts if whole_words else None,
-        )
+        vocabulary = tokenizer.masking_vocabulary(job.manifest.config["whole_words"])
         fresh_masks = FreshMasks(vocabulary, job.run.seed)
     shape = job.deepspeed.batch_shape
     return training_batches(reader, order, shape, dist.get_rank(), state.samples, fresh_masks)

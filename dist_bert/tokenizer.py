@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dist_bert import files
 from dist_bert.errors import UserError
+from dist_bert.masking import MaskingVocabulary
 from dist_bert.tokenizer_config import SPECIAL_PIECES, TokenizerConfig
 
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
@@ -118,6 +119,15 @@ class Tokenizer:
         or a punctuation mark or symbol. Byte pieces begin one unless they continue a character.
         """
         return np.array([self._starts_word(i) for i in range(self.vocab_size)], np.bool_)
+
+    def masking_vocabulary(self, whole_words: bool) -> MaskingVocabulary:
+        """What masking needs of this tokenizer, for masks of whole words or of single tokens."""
+        return MaskingVocabulary(
+            mask_id=MASK_ID,
+            num_reserved_pieces=self.num_reserved_pieces,
+            vocab_size=self.vocab_size,
+            word_starts=self.word_starts if whole_words else None,
+        )
 
     def _is_reserved(self, index: int) -> bool:
         processor = self._processor
