@@ -6,6 +6,15 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+# What some corpora need, each for itself: `pip install dist-bert[zstd,mediawiki]`, or all of it.
+CORPORA = {
+    "zstd": ["zstandard>=0.23"],
+    "mediawiki": ["mwparserfromhell>=0.7"],
+    "wet": ["warcio>=1.7.5"],
+    "parquet": ["pyarrow>=18.0"],
+    "repair": ["ftfy>=6.2"],
+}
+ALL_CORPORA = [package for packages in CORPORA.values() for package in packages]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
 
 setup(
@@ -15,7 +24,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["dist_bert", "data_prep"],
+    packages=["dist_bert", "data_prep", "data_prep.readers"],
     python_requires=">=3.11",
     # Ranges that should work; constraints.txt has the versions that were tested together.
     install_requires=[
@@ -30,6 +39,8 @@ setup(
         "webdataset>=1.0.2",  # reads the shards too: docs/data-format.md
     ],
     extras_require={
-        "test": ["pytest>=8.0", "transformers>=5.0", "ruff", "mypy"],
+        **CORPORA,
+        "corpora": ALL_CORPORA,
+        "test": ["pytest>=8.0", "transformers>=5.0", "ruff", "mypy", *ALL_CORPORA],
     },
 )

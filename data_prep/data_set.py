@@ -1,8 +1,12 @@
 """The folder of a data set: claimed before the work, sealed by its manifest after it."""
 
+import contextlib
 import dataclasses
+import fcntl
+import os
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ from dist_bert.errors import UserError
 from dist_bert.shard_format import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
 from dist_bert.tokenizer import Tokenizer
 
-CLAIM_NAME = "preparation.json"  # what the shards are made from; written before them
+CLAIM_NAME = "preparation.json"  # what the data set is made from; written before all else
+_MOST_NAMED = 20  # bad records of all
+WORK_FOLDER = "work"  # in the output folder until the data set is finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +72,76 @@ def is_finished(output_dir: Path, identity: dict[str, Any]) -> bool:
 
 
 def claim(output_dir: Path, identity: dict[str, Any]) -> None:
-    """Makes a folder this data set's own, before its first shard."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    """Makes a folder this data set's own, before anything is done for it."""
+    (output_dir / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     files.write_json(output_dir / CLAIM_NAME, identity)
+
+
+def unclaim(output_dir: Path) -> None:
+    """Frees the folder of a data set that cannot be made, unless there are shards in it already."""
+    if not any(output_dir.glob("*.tar")):
+        remove_work(output_dir)
+        (output_dir / CLAIM_NAME).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder, which is made if it is missing, to this process, and clears it.
+
+    What a killed process was writing is removed; its lock ends with it.
+
+    Raises:
+        UserError: another process works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"{folder}: another preparation is writing there; wait for it, or give another folder"
+        ) from None
+    except OSError:  # a file system without locks: then it is up to the user
+        pass
+    try:
+        for temporary in folder.glob(".*.tmp"):
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def keep_shard(output_dir: Path, shard: BuiltShard, fingerprint: str) -> None:
+    """Remembers a finished shard, so that a preparation that starts again need not make it."""
+    value = {
+        "fingerprint": fingerprint,
+        "split": shard.split,
+        "record": shard.record.to_json(),
+        "statistics": shard.statistics.to_json(),
+    }
+    files.write_json(_shard_record_path(output_dir, shard.record.file), value, indent=None)
+
+
+def kept_shard(output_dir: Path, file: str, fingerprint: str) -> BuiltShard | None:
+    """A shard that was finished earlier, if it was made from just what the fingerprint names."""
+    path = _shard_record_path(output_dir, file)
+    if not path.exists():
+        return None
+    value = read_json(path)
+    record = ShardRecord.from_json(value["record"])
+    shard = output_dir / file
+    is_there = shard.exists() and shard.stat().st_size == record.bytes
+    if value["fingerprint"] != fingerprint or not is_there:
+        return None
+    return BuiltShard(value["split"], record, SampleStatistics.from_json(value["statistics"]))
+
+
+def _shard_record_path(output_dir: Path, file: str) -> Path:
+    return output_dir / WORK_FOLDER / f"{Path(file).stem}.json"
 
 
 def seal(
@@ -82,8 +155,13 @@ def seal(
     """Writes the tokenizer and then the manifest, which makes the data set a finished one."""
     statistics = {name: SampleStatistics() for name in SPLITS}
     drops: Counter[str] = Counter()
+    bad_records: Counter[str] = Counter()
     for unit in units:
         drops.update(unit.drops)
+        bad_records.update(unit.bad_records)
+    num_duplicates = sum(u.num_documents for u in units) - sum(s.num_documents for s in splits)
+    if num_duplicates:
+        drops["duplicate"] = num_duplicates
     for shard in shards:
         statistics[shard.split].add(shard.statistics)
     manifest = Manifest(
@@ -103,13 +181,26 @@ def seal(
             "text_bytes": sum(u.text_bytes for u in units),
             "samples": sum(s.num_samples for s in statistics.values()),
             "drops": dict(sorted(drops.items())),
+            "bad_records": dict(sorted(bad_records.items())),
+            "first_bad_records": [u.first_bad for u in units if u.first_bad][:_MOST_NAMED],
         },
         statistics={name: counts.to_json() for name, counts in statistics.items()},
         splits={name: tuple(s.record for s in shards if s.split == name) for name in SPLITS},
     )
     files.write_bytes(paths.output_dir / TOKENIZER_NAME, paths.tokenizer.read_bytes())
+    records = (record for shards in manifest.splits.values() for record in shards)
+    files_of_set = {record.file for record in records}
+    for path in paths.output_dir.glob("*.tar"):
+        if path.name not in files_of_set:  # made from text that has changed since
+            path.unlink()
     manifest.save(paths.output_dir)
+    remove_work(paths.output_dir)
     return manifest
+
+
+def remove_work(output_dir: Path) -> None:
+    """Removes what only an unfinished data set needs."""
+    shutil.rmtree(output_dir / WORK_FOLDER, ignore_errors=True)
 
 
 def summary(manifest: Manifest, seconds: float) -> str:
@@ -119,13 +210,25 @@ def summary(manifest: Manifest, seconds: float) -> str:
     counts = [f"{manifest.statistics[s]['num_samples']:,} {s}" for s in SPLITS]
     rows = {
         "documents": f"{totals['documents']:,} ({totals['validation_documents']:,} held out)",
-        "dropped": ", ".join(f"{n:,} {reason}" for reason, n in totals["drops"].items()) or "none",
+        "dropped": _counts(totals["drops"]),
+        "bad records": _counts(totals["bad_records"]),
         "sentences": f"{totals['sentences']:,}",
         "tokens": f"{totals['tokens']:,} of {totals['text_bytes'] / 1e6:.1f} MB of text",
         "samples": f"{' + '.join(counts)} in {sum(map(len, manifest.splits.values())):,} shards",
         "masked": f"{train['shares']['masked']:.2%} of train tokens",
-        "random next": f"{train['shares']['random_next']:.2%} of train samples",
+        **_pair_row(manifest.config["pair_objective"], train["shares"]["random_next"]),
         "bytes a sample": f"{num_bytes / totals['samples']:.0f}",
         "seconds": f"{seconds:.1f}",
     }
+    if totals["first_bad_records"]:
+        rows["first bad"] = totals["first_bad_records"][0]
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
+
+
+def _pair_row(objective: str, share: float) -> dict[str, str]:
+    names = {"nsp": "random next", "sop": "swapped"}
+    return {names[objective]: f"{share:.2%} of train samples"} if objective in names else {}
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in counts.items()) or "none"

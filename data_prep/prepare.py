@@ -1,74 +1,114 @@
-"""Text to shards: plan, tokenise, build, seal.
+"""Text to shards: plan, tokenise, deal, build, seal.
 
     plan      rank 0 lists the inputs and cuts them into units; all ranks hear of it
     tokenise  every unit of the token store is made by one rank (`data_prep.token_store`)
-    build     documents are dealt to shards (`data_prep.dealing`), each made by one rank
+    deal      duplicates are found, documents split and listed (`data_prep.dealing`)
+    build     documents are dealt to shards, each made by one rank (`data_prep.samples`)
     seal      rank 0 writes the manifest, which finishes the data set (`data_prep.data_set`)
 
 Every result is a function of the inputs and the configuration: any number of ranks writes equal
-bytes.
+bytes. What is finished is kept: a run that was killed goes on, on any number of ranks.
 """
 
+import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
-from data_prep import data_set
+import numpy as np
+
+from data_prep import data_set, dealing
 from data_prep.data_set import BuiltShard, Paths
-from data_prep.dealing import Split, split_documents
-from data_prep.inputs import InputFile, plan_units, resolve_inputs
+from data_prep.dealing import Split, SplitCounts
+from data_prep.duplicates import FirstDocuments, num_ranges, write_first_documents
+from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import PrepareConfig
 from data_prep.progress import Progress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
-from data_prep.token_store import TextSettings, TokenStore, UnitRecord, make_unit, unit_folder
+from data_prep.token_store import (
+    TokenStore,
+    UnitRecord,
+    finished_unit,
+    make_unit,
+    unit_fingerprint,
+    unit_folder,
+)
+from data_prep.units import plan_units
 from data_prep.workers import Ranks, connect
 from dist_bert import files
 from dist_bert.errors import UserError
-from dist_bert.shard_format import FieldTypes, write_shard
+from dist_bert.shard_format import SPLITS, FieldTypes, write_shard
 from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """What rank 0 finds out before any work; the same on all ranks."""
 
-    units: list[list[InputFile]]
-    settings: TextSettings
+    units: list[list[InputPart]]
+    config: PrepareConfig
     identity: dict[str, Any]  # of the data set, see `data_set.is_finished`
     is_finished: bool
 
 
-def prepare(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> None:
+def prepare(
+    patterns: Sequence[str],
+    paths: Paths,
+    config: PrepareConfig,
+    max_bad_share: float,
+    log_dir: Path | None = None,
+) -> None:
     """Makes a data set; all ranks of an MPI launch call it together.
 
     Args:
         patterns: of the input files; none = the documentation of the installed packages.
         paths: what is read and written.
         config: of the data set.
+        max_bad_share: of the records of a file; a file with more ends the preparation.
+        log_dir: gets a log of every rank.
 
     Raises:
         UserError: on all ranks; the inputs, the tokenizer or the output folder do not do.
     """
     start = time.monotonic()
-    with connect() as ranks:
+    with connect() as ranks, contextlib.ExitStack() as locks:
+        if log_dir:
+            _log_to(log_dir / f"rank-{ranks.rank:05d}.log")
         plan = ranks.share(lambda: _make_plan(patterns, paths, config))
         if plan.is_finished:
             if ranks.is_first:
+                data_set.remove_work(paths.output_dir)
                 print(f"{paths.output_dir}: is finished already, from this text, with this config")
             return
-        config = dataclasses.replace(config, format=plan.settings.layout)
+        ranks.share(lambda: _begin(plan, paths, locks))
         tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer))
-        records = _tokenise(ranks, plan, paths, tokenizer)
-        store = TokenStore(paths.token_store, ranks.share(lambda: _count_documents(records)))
-        splits = ranks.share(lambda: _split(store, records, config))
-        ranks.share(lambda: data_set.claim(paths.output_dir, plan.identity))
-        shards = _build(ranks, store, splits, records, paths, tokenizer, config)
+        try:
+            records = _tokenise(ranks, plan, paths, tokenizer, max_bad_share)
+            num_documents = ranks.share(lambda: _count_documents(records, config.pair_objective))
+        except UserError:
+            if ranks.is_first:
+                data_set.unclaim(paths.output_dir)
+            raise
+        store = TokenStore(paths.token_store, num_documents)
+        tokens_per_document = ranks.share(lambda: _tokens_per_document(records))
+        splits = _deal(ranks, store, paths, plan.config, tokens_per_document)
+        shards = _build(ranks, store, splits, records, paths, tokenizer, plan.config)
         manifest = ranks.share(
-            lambda: data_set.seal(paths, config, tokenizer, records, splits, shards)
+            lambda: data_set.seal(paths, plan.config, tokenizer, records, splits, shards)
         )
         if ranks.is_first:
             print(data_set.summary(manifest, time.monotonic() - start))
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(filename=path, level=logging.INFO, format=form, encoding="utf-8")
 
 
 def _make_plan(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> _Plan:
@@ -77,54 +117,129 @@ def _make_plan(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> 
     num_bytes = sum(file.bytes for file in inputs)
     print(f"plan     {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
     listed = files.fingerprint([(file.path, file.bytes) for file in inputs])
+    config = dataclasses.replace(config, format=layout)
     identity = {
         **dataclasses.asdict(config),
-        "format": layout,
         "tokenizer": fingerprint,
         "input": f"{len(inputs)} files of {num_bytes} bytes ({listed[:12]})",
     }
-    settings = TextSettings(layout, config.text_field, fingerprint)
     is_finished = data_set.is_finished(paths.output_dir, identity)
-    return _Plan(plan_units(inputs), settings, identity, is_finished)
+    units = [] if is_finished else plan_units(inputs, layout)
+    return _Plan(units, config, identity, is_finished)
 
 
-def _tokenise(ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer) -> list[UnitRecord]:
-    sizes = [sum(file.bytes for file in unit) for unit in plan.units]
-    progress = Progress("tokenise", "units", len(sizes), sum(sizes))
+def _begin(plan: _Plan, paths: Paths, locks: contextlib.ExitStack) -> None:
+    for folder in {paths.output_dir, paths.token_store}:
+        locks.enter_context(data_set.locked(folder))
+    data_set.claim(paths.output_dir, plan.identity)
+
+
+def _resume(
+    ranks: Ranks,
+    progress: Progress,
+    sizes: Sequence[int],
+    find: Callable[[int], T | None],
+    work: Callable[[int], T],
+) -> list[T]:
+    """Does the items that are not done yet; returns the results of all, on rank 0."""
+    done: dict[int, T] = {}  # on rank 0
+
+    def list_missing() -> list[int]:
+        found = ((i, find(i)) for i in range(len(sizes)))
+        done.update((i, result) for i, result in found if result is not None)
+        progress.begin(len(sizes), len(done), sum(sizes) - sum(sizes[i] for i in done))
+        return [i for i in range(len(sizes)) if i not in done]
+
+    missing = ranks.share(list_missing)
+    made = ranks.run(
+        progress.noun,
+        [sizes[i] for i in missing],
+        lambda item: work(missing[item]),
+        lambda item, _: progress.add(sizes[missing[item]]),
+    )
+    if not ranks.is_first:
+        return []
+    done.update(zip(missing, made, strict=True))
+    return [done[i] for i in range(len(sizes))]
+
+
+def _tokenise(
+    ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
+) -> list[UnitRecord]:
+    folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
+
+    def find(unit: int) -> UnitRecord | None:
+        parts = plan.units[unit]
+        wanted = unit_fingerprint(parts, plan.config, tokenizer.fingerprint)
+        return finished_unit(folders[unit], wanted)
 
     def work(unit: int) -> UnitRecord:
-        folder = unit_folder(paths.token_store, unit)
-        return make_unit(folder, plan.units[unit], plan.settings, tokenizer)
+        return make_unit(
+            folders[unit],
+            plan.units[unit],
+            plan.config,
+            tokenizer,
+            max_bad_share=max_bad_share,
+            breathe=ranks.breathe,
+        )
 
-    return ranks.run(sizes, work, lambda unit, _: progress.add(sizes[unit]))
+    sizes = [sum(part.bytes for part in unit) for unit in plan.units]
+    return _resume(ranks, Progress("tokenise", "units"), sizes, find, work)
 
 
-def _count_documents(records: list[UnitRecord]) -> list[int]:
-    """Documents of each unit, if pairs can be made of them at all."""
+def _count_documents(records: list[UnitRecord], objective: str) -> list[int]:
+    """Documents of each unit, if samples can be made of them at all."""
     num_documents = sum(r.num_documents for r in records)
     if num_documents == 0:
         raise UserError("--input: the corpus is empty, no file holds text; give files that do")
-    if num_documents == 1:
+    if num_documents == 1 and objective == "nsp":
         raise UserError(
             "--input: the corpus is a single document, and a random next sentence must come from"
             " another one; give more files, or --format blank_line or lines if a blank line ends"
             " a document"
         )
-    if sum(r.num_single_sentence_documents for r in records) == num_documents:
+    num_single = sum(r.num_single_sentence_documents for r in records)
+    if num_single == num_documents and objective != "none":
         raise UserError(
             "--input: every document is a single sentence, so no sentence has a next one; give"
-            " longer documents, or --format lines if a line is a sentence and a blank line ends"
-            " a document"
+            " longer documents, --format lines if a line is a sentence and a blank line ends a"
+            " document, or --pair_objective none"
         )
     return [r.num_documents for r in records]
 
 
-def _split(
-    store: TokenStore, records: list[UnitRecord], config: PrepareConfig
+def _tokens_per_document(records: list[UnitRecord]) -> float:
+    return sum(r.num_tokens for r in records) / sum(r.num_documents for r in records)
+
+
+def _deal(
+    ranks: Ranks, store: TokenStore, paths: Paths, config: PrepareConfig, tokens_per_document: float
 ) -> tuple[Split, Split]:
-    tokens_per_document = sum(r.num_tokens for r in records) / int(store.first_document[-1])
+    """Lists the documents of both sides of the split."""
+    folder = paths.output_dir / data_set.WORK_FOLDER
+    num_documents = [int(n) for n in np.diff(store.first_document)]
+    first_documents = None
+    if config.deduplicate:
+        ranges = [1] * num_ranges(sum(num_documents))
+        ranks.run(
+            "hash range", ranges, lambda i: write_first_documents(folder, store, i), _no_report
+        )
+        first_documents = FirstDocuments(folder, store)
+    limit = ranks.share(lambda: dealing.hash_limit(store, config.validation_share))
+
+    def work(unit: int) -> SplitCounts:
+        return dealing.list_documents(folder, store, unit, limit, first_documents)
+
+    made = ranks.run("list", num_documents, work, _no_report)
+    counts = ranks.share(lambda: made)
     tokens_per_shard = config.samples_per_shard * config.expected_tokens_per_sample
-    return split_documents(store, config.validation_share, tokens_per_shard / tokens_per_document)
+    documents_per_shard = tokens_per_shard / tokens_per_document
+    train, validation = (Split(name, folder, counts, documents_per_shard) for name in SPLITS)
+    return train, validation
+
+
+def _no_report(item: int, result: object) -> None:
+    """For work that is done in a moment."""
 
 
 def _build(
@@ -136,36 +251,74 @@ def _build(
     tokenizer: Tokenizer,
     config: PrepareConfig,
 ) -> list[BuiltShard]:
-    """Makes all shards, those of train first."""
+    """Makes all shards, those of train first, copy by copy."""
     num_documents = int(store.first_document[-1])
     recipe = _recipe(tokenizer, num_documents, config)
-    shards = [(split, index) for split in splits for index in range(split.num_shards)]
-    sizes = [split.num_documents // split.num_shards for split, _ in shards]
-    text_bytes = sum(r.text_bytes for r in records)
-    bytes_per_document = text_bytes / num_documents
-    progress = Progress("build", "shards", len(shards), text_bytes)
+    shards = [
+        _Shard(split, copy, index)
+        for split in splits
+        for copy in range(config.copies if split.name == "train" else 1)
+        for index in range(split.num_shards)
+    ]
+    fingerprint = ranks.share(lambda: files.fingerprint([record.fingerprint for record in records]))
+    text_bytes = ranks.share(lambda: sum(record.text_bytes for record in records))
+    sizes = [
+        s.split.num_documents * text_bytes // num_documents // s.split.num_shards for s in shards
+    ]
+
+    def find(item: int) -> BuiltShard | None:
+        return data_set.kept_shard(paths.output_dir, shards[item].file, fingerprint)
 
     def work(item: int) -> BuiltShard:
-        split, index = shards[item]
-        documents = store.gather(split.documents(index, store, config.seed))
+        shard = shards[item]
+        documents = shard.split.documents(shard.index, store, config.seed, shard.copy)
         statistics = SampleStatistics()
-        blocks = build_blocks(documents, recipe, copy=0, statistics=statistics)
-        name = f"{split.name}-{index:05d}"
-        meta = {"split": split.name, "shard": index, "config": dataclasses.asdict(config)}
-        record = write_shard(paths.output_dir / f"{name}.tar", meta, blocks)
-        return BuiltShard(split.name, record, statistics)
+        blocks = build_blocks(
+            store.gather(documents), recipe, copy=shard.copy, statistics=statistics
+        )
+        meta = {
+            "split": shard.split.name,
+            "copy": shard.copy,
+            "shard": shard.number,
+            "config": dataclasses.asdict(config),
+        }
+        record = write_shard(paths.output_dir / shard.file, meta, blocks)
+        built = BuiltShard(shard.split.name, record, statistics)
+        data_set.keep_shard(paths.output_dir, built, fingerprint)
+        return built
 
-    return ranks.run(sizes, work, lambda i, _: progress.add(round(sizes[i] * bytes_per_document)))
+    return _resume(ranks, Progress("build", "shards"), sizes, find, work)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A shard that is to be made."""
+
+    split: Split
+    copy: int
+    index: int  # in the copy
+
+    @property
+    def number(self) -> int:
+        """In the split."""
+        return self.copy * self.split.num_shards + self.index
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return f"{self.split.name}-{self.number:05d}.tar"
 
 
 def _recipe(tokenizer: Tokenizer, num_documents: int, config: PrepareConfig) -> SampleRecipe:
     return SampleRecipe(
-        sequence_length=config.sequence_length,
+        pair_objective=config.pair_objective,
+        balance_pairs=config.balance_pairs,
+        max_text_tokens=config.max_text_tokens,
         short_sequence_prob=config.short_sequence_prob,
         masked_lm_prob=config.masked_lm_prob,
         seed=config.seed,
         cls_id=CLS_ID,
         sep_id=SEP_ID,
-        vocabulary=tokenizer.masking_vocabulary(config.whole_words),
+        vocabulary=tokenizer.masking_vocabulary(config.whole_words, config.mean_span_length),
         types=FieldTypes.fitting(tokenizer.vocab_size, num_documents),
     )

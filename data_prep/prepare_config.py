@@ -1,49 +1,119 @@
 """The settings of a data set: what `prepare_shards` resolves and the manifest keeps."""
 
+import argparse
 import dataclasses
 
-from dist_bert.config import raise_all, setting
+from dist_bert.config import add_flags, raise_all, setting
 
-FORMATS = ("auto", "text", "blank_line", "lines", "jsonl", "wikiextractor", "python_docs")
-_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
+FORMATS = (
+    "auto",
+    "text",
+    "blank_line",
+    "lines",
+    "sentences",
+    "wikitext",
+    "jsonl",
+    "parquet",
+    "wikiextractor",
+    "mediawiki",
+    "wet",
+    "tar",
+    "python_docs",
+)
+PAIR_OBJECTIVES = ("nsp", "sop", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """Preparation of a data set. Defaults are BERT's published recipe (Devlin et al. 2019, A.2)."""
+class TextConfig:
+    """How the files of a corpus become documents and sentences: what a token store depends on."""
 
     format: str = setting(
         "auto",
-        "layout of the input: text = a file is a document, blank_line = documents between blank"
-        " lines, lines = the same with one sentence a line, jsonl = a JSON object a line,"
-        " wikiextractor = <doc> elements, python_docs = docstrings of modules,"
-        " auto = wikiextractor, jsonl, python_docs or text by content",
+        "layout of the input: text = a file is a document; blank_line = documents between blank"
+        " lines; lines = the same with one sentence a line; sentences = one sentence a line and no"
+        " documents, every 512 lines are taken for one; wikitext = documents under ` = Title = `"
+        " lines; jsonl = a JSON object a line; parquet = a row is a document; wikiextractor ="
+        " <doc> elements; mediawiki = an XML dump; wet = Common Crawl's text records; tar = a"
+        " member is a document; python_docs = docstrings of modules; auto = by content",
         FORMATS,
     )
     text_field: str = setting(
-        "", "field of JSON lines that holds the text; empty = text or content"
+        "", "field of JSON lines or column of parquet that holds the text; empty = text or content"
+    )
+    languages: str = setting(
+        "", "keep documents that name one of these languages, comma-separated; empty = all"
+    )
+    language_field: str = setting(
+        "", "field or column that names the language, a.b for b inside a; empty = the usual ones"
+    )
+    repair_unicode: bool = setting(False, "mend wrongly decoded text, by ftfy")
+    min_characters: int = setting(0, "shortest document that is kept")
+    max_characters: int = setting(0, "longest document that is kept; 0 = any length")
+
+    def __post_init__(self) -> None:
+        raise_all("preparation", self.problems())
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, all at once."""
+        problems = [
+            f"{name} = {getattr(self, name)}: must be at least 0"
+            for name in ("min_characters", "max_characters")
+            if getattr(self, name) < 0
+        ]
+        if 0 < self.max_characters < self.min_characters:
+            problems.append(
+                f"max_characters = {self.max_characters}: is below min_characters ="
+                f" {self.min_characters}, so no document would be kept"
+            )
+        return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(TextConfig):
+    """Preparation of a data set. Defaults are BERT's published recipe (Devlin et al. 2019, A.2)."""
+
+    deduplicate: bool = setting(False, "keep one of several documents with exactly equal text")
+    validation_share: float = setting(
+        0.02, "share of documents held out, by their content; 0 to 0.5"
     )
     sequence_length: int = setting(
-        128, "most tokens of a sample, the 3 special ones included; 8 to 65,535"
+        128, "most tokens of a sample, the special ones included; 8 to 65,535"
     )
     short_sequence_prob: float = setting(
         0.1, "share of samples that aim at a random shorter length, 0 to 1"
     )
+    pair_objective: str = setting(
+        "nsp",
+        "second segment: nsp = the next or a random one (BERT); sop = the next, or both swapped"
+        " (ALBERT); none = there is none, and samples have one segment (RoBERTa)",
+        PAIR_OBJECTIVES,
+    )
+    balance_pairs: bool = setting(
+        False,
+        "make exactly half of the pairs random (or swapped); otherwise it is a little more than"
+        " half for nsp, because a single sentence cannot be followed by its next",
+    )
     masked_lm_prob: float = setting(0.15, "share of tokens to predict, above 0 to 0.5")
     whole_words: bool = setting(True, "mask all pieces of a word together")
-    validation_share: float = setting(
-        0.02, "share of documents held out, by their content; 0 to 0.5"
+    mean_span_length: float = setting(
+        0.0, "mask runs of tokens of a geometric length, this many on average; 0 = no runs"
+    )
+    copies: int = setting(
+        1, "passes over the training documents, each with other pairs and masks; 1 to 1,000"
     )
     samples_per_shard: int = setting(16_384, "aimed at; at least 1")
     seed: int = setting(42, "seed of the order of documents, pairs and masks; at least 0")
 
-    def __post_init__(self) -> None:
-        problems = [
+    def problems(self) -> list[str]:
+        """What is wrong with the values, all at once."""
+        problems = super().problems()
+        problems += [
             f"{name} = {getattr(self, name)}: must be {low} to {high}"
             for name, low, high in (
+                ("validation_share", 0, 0.5),
                 ("sequence_length", 8, 65_535),
                 ("short_sequence_prob", 0, 1),
-                ("validation_share", 0, 0.5),
+                ("copies", 1, 1_000),
                 ("samples_per_shard", 1, 1 << 31),
                 ("seed", 0, (1 << 63) - 1),
             )
@@ -53,10 +123,43 @@ class PrepareConfig:
             problems.append(
                 f"masked_lm_prob = {self.masked_lm_prob}: must be above 0 and at most 0.5"
             )
-        raise_all("preparation", problems)
+        if self.balance_pairs and self.pair_objective == "none":
+            problems.append("balance_pairs = True: there are no pairs with pair_objective = none")
+        if self.mean_span_length and not 1.0 < self.mean_span_length <= 20.0:
+            problems.append(
+                f"mean_span_length = {self.mean_span_length}: must be 0, or above 1 and at most 20"
+            )
+        return problems
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Most tokens of a sample's segments: all but [CLS] and a [SEP] behind each."""
+        return self.sequence_length - (2 if self.pair_objective == "none" else 3)
 
     @property
     def expected_tokens_per_sample(self) -> float:
         """Tokens of text in a sample on average: shards are cut by it before they are made."""
-        most = self.sequence_length - _SPECIAL_TOKENS
-        return most * (1.0 - self.short_sequence_prob / 2)
+        return self.max_text_tokens * (1.0 - self.short_sequence_prob / 2)
+
+
+def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> None:
+    """Adds what every script that reads a corpus takes: the files, and the settings of `cls`."""
+    parser.add_argument(
+        "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
+    )
+    parser.add_argument(
+        "--max_bad_share",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help="share of a file's records (lines, JSON objects, pages) that may be bad: what is not"
+        " UTF-8 is replaced, what cannot be read is left out, both are counted (default: 0.001)",
+    )
+    parser.add_argument(
+        "--preview",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show how the first N documents are read, and stop",
+    )
+    add_flags(parser, cls)

@@ -9,22 +9,30 @@ _LINE_INTERVAL_SECONDS = 5.0
 class Progress:
     """Progress of one stage, told by rank 0."""
 
-    def __init__(self, stage: str, noun: str, num_items: int, num_bytes: int) -> None:
+    def __init__(self, stage: str, noun: str) -> None:
+        """Names what is being done, and what its items are, in the plural."""
+        self.noun = noun
+        self._title = f"{stage:<8}"
+        self._is_terminal = sys.stdout.isatty()
+
+    def begin(self, num_items: int, num_done: int, num_bytes: int) -> None:
         """Starts the clock.
 
         Args:
-            stage: what is being done.
-            noun: what the items are, in the plural.
             num_items: number of all items.
-            num_bytes: size of all items, which the rate and the remaining time are counted in.
+            num_done: of them, by an earlier run.
+            num_bytes: size of those to do, which the rate and the remaining time are counted in.
         """
-        self._title = f"{stage:<8}"
-        self._noun = noun
         self._num_items = num_items
         self._num_bytes = num_bytes
-        self._items = self._bytes = 0
+        self._items = num_done
+        self._bytes = 0
         self._start = self._last_line = time.monotonic()
-        self._is_terminal = sys.stdout.isatty()
+        if num_done:
+            to_do = num_items - num_done
+            print(
+                f"{self._title} {num_done:,} {self.noun} done earlier, {to_do:,} to do", flush=True
+            )
 
     def add(self, num_bytes: int) -> None:
         """Counts one finished item."""
@@ -46,7 +54,7 @@ class Progress:
         bar = f"[{'#' * int(20 * share):<20}] " if self._is_terminal else ""
         ending = f"{seconds:.1f} s" if share == 1 else f"{remaining:.0f} s left"
         line = (
-            f"{self._title} {bar}{self._items:,}/{self._num_items:,} {self._noun}"
+            f"{self._title} {bar}{self._items:,}/{self._num_items:,} {self.noun}"
             f"  {self._bytes / seconds / 1e6:.1f} MB/s  {ending}"
         )
         print(f"{line:<79}" if self._is_terminal else line, end=end, flush=True)

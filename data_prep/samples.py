@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pairs import NUM_SPECIAL_TOKENS, Documents, PairLosses, Pairs, assemble, draw_pairs
+from data_prep.pairs import Documents, PairLosses, Pairs, assemble, draw_pairs
 from dist_bert.hashing import hash64, permuted
 from dist_bert.masking import (
     NUM_SPECIAL_IDS,
@@ -37,7 +37,9 @@ LENGTH_BIN_TOKENS = 32  # width of a bin of the length histogram
 class SampleRecipe:
     """How a data set's samples are made: the same for all its shards."""
 
-    sequence_length: int  # most tokens of a sample, special ones included; at least 5
+    pair_objective: str  # nsp, sop or none
+    balance_pairs: bool  # makes next_sentence_label 1 for exactly half of a shard's pairs
+    max_text_tokens: int  # most tokens of a sample, special ones not included; at least 2
     short_sequence_prob: float  # share of chunks with a random shorter target, 0 to 1
     masked_lm_prob: float  # share of the maskable tokens that are predicted, 0 to 1
     seed: int
@@ -52,7 +54,7 @@ class SampleStatistics:
     """Counts over samples. Integers only: sums are exact and the same in any order."""
 
     num_samples: int = 0
-    num_random_next: int = 0
+    num_random_next: int = 0  # next_sentence_label 1: of sop, the swapped ones
     num_tokens: int = 0  # special ones included, padding not
     num_maskable_tokens: int = 0
     num_masked: int = 0
@@ -61,6 +63,7 @@ class SampleStatistics:
     num_kept: int = 0  # kept, or replaced by the same piece by chance
     num_truncated_tokens: int = 0
     num_dropped_sentences: int = 0
+    num_dropped_pairs: int = 0
     num_dropped_tokens: int = 0
     length_histogram: list[int] = dataclasses.field(
         default_factory=list
@@ -116,8 +119,10 @@ def build_blocks(
     """
     pairs, losses = draw_pairs(
         documents,
-        max_tokens=recipe.sequence_length - NUM_SPECIAL_TOKENS,
+        objective=recipe.pair_objective,
+        max_tokens=recipe.max_text_tokens,
         short_sequence_prob=recipe.short_sequence_prob,
+        balance=recipe.balance_pairs,
         seed=recipe.seed,
         copy=copy,
     )
@@ -177,7 +182,7 @@ def _build_block(documents: Documents, pairs: Pairs, recipe: SampleRecipe, copy:
         "masked_lm_positions": positions,
         "masked_lm_labels": labels,
         "num_masked": num_masked,
-        "next_sentence_label": pairs.is_random_next,
+        "next_sentence_label": pairs.next_sentence_label,
         "document_ids": np.stack((document_a, document_b), axis=1),
     }
     return {

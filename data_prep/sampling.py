@@ -1,36 +1,41 @@
 """Which sentences a tokenizer is trained on: a sample by hash, without reading all of a corpus."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 
-from data_prep.inputs import InputFile
-from data_prep.readers import read_sentences
+from data_prep.corpus import read_sentences
+from data_prep.inputs import InputPart
+from data_prep.prepare_config import TextConfig
+from data_prep.readers.source import Tally
+from data_prep.units import cut_large_files
 
 _OVERSAMPLING = 1.25  # sentences read for each one wanted: some are duplicates
-_LEAST_PER_FILE = 64  # sentences: of many small files some are read whole, others not at all
+_LEAST_PER_PART = 64  # sentences: of many small files some are read whole, others not at all
 
 
 def sample_sentences(
-    inputs: Sequence[InputFile], layout: str, text_field: str, max_sentences: int
+    inputs: Sequence[InputPart], config: TextConfig, max_sentences: int, max_bad_share: float
 ) -> list[str]:
     """Distinct sentences in an order that depends on nothing but the inputs.
 
-    Files are read in the order of their path's hash, each for a share by its size from its
-    beginning, until there are enough; of these the sentences with the smallest hashes are taken.
+    Files, and parts of large ones, are read in the order of a hash of their names, each for a
+    share by its size from its beginning, until there are enough; of these the sentences with the
+    smallest hashes are taken. The folder that the files lie in does not matter.
 
     Args:
         inputs: files of the corpus.
-        layout: as in `data_prep.readers`.
-        text_field: of JSON lines, may be empty.
+        config: of reading.
         max_sentences: number of sentences wanted; 0 = all of them.
+        max_bad_share: of the records of each part; more is an error.
     """
     num_wanted = int(max_sentences * _OVERSAMPLING)
     num_bytes = max(sum(file.bytes for file in inputs), 1)
     found: dict[bytes, str] = {}
-    for file in sorted(inputs, key=lambda f: _hash(f.path)):
-        share = max(_LEAST_PER_FILE, -(-num_wanted * file.bytes // num_bytes))
+    for part in sorted(cut_large_files(inputs, config.format), key=_name):
+        share = max(_LEAST_PER_PART, -(-num_wanted * part.bytes // num_bytes))
         num_read = 0
-        for _, sentences in read_sentences(file.path, layout, text_field):
+        for _, sentences in read_sentences(part, config, Tally(part.path, max_bad_share)):
             found.update((_hash(sentence), sentence) for sentence in sentences)
             num_read += len(sentences)
             if max_sentences and num_read >= share:
@@ -38,6 +43,10 @@ def sample_sentences(
         if max_sentences and len(found) >= num_wanted:
             break
     return [found[key] for key in sorted(found)[: max_sentences or None]]
+
+
+def _name(part: InputPart) -> bytes:
+    return _hash(f"{os.path.basename(part.path)} {part.start} {part.bytes}")
 
 
 def _hash(text: str) -> bytes:

@@ -20,7 +20,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -28,15 +28,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.inputs import InputFile
+from data_prep.corpus import read_sentences
+from data_prep.inputs import InputPart
 from data_prep.pairs import Documents
-from data_prep.readers import read_sentences
+from data_prep.prepare_config import TextConfig
+from data_prep.readers.source import Tally
 from dist_bert import files
 from dist_bert.config import read_json
 from dist_bert.shard_format import FieldTypes
 from dist_bert.tokenizer import Tokenizer
 
-STORE_VERSION = 1  # of the layout and of the text rules: another one makes all units anew
+STORE_VERSION = 2  # of the layout and of the text rules: another one makes all units anew
 
 _BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, beside one document
 _RECORD_NAME = "unit.json"
@@ -44,18 +46,9 @@ _NPY_HEADER = 128  # bytes that numpy's header of a one-dimensional array takes,
 
 
 class _Document(NamedTuple):
-    file: int  # index of its file in the unit
+    part: int  # index of its part in the unit
     text: str
     sentences: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSettings:
-    """How text becomes tokens: what a store depends on beside the files."""
-
-    layout: str  # of the files, or "auto"
-    text_field: str  # of JSON lines, may be empty
-    tokenizer: str  # its fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +61,10 @@ class UnitRecord:
     num_tokens: int
     num_single_sentence_documents: int
     text_bytes: int  # of the documents in UTF-8
-    inputs: list[dict[str, Any]]  # path, bytes, sha256 and number of documents of each file
-    drops: dict[str, int]  # what was left out, by reason
+    inputs: list[dict[str, Any]]  # path, start, bytes, sha256, number of documents of each part
+    drops: dict[str, int]  # documents left out, by reason
+    bad_records: dict[str, int]  # what was bad in the files and passed over, by reason
+    first_bad: str  # the first of them: file, place, what is wrong; empty where there is none
 
 
 def unit_folder(store: str | Path, unit: int) -> Path:
@@ -77,30 +72,60 @@ def unit_folder(store: str | Path, unit: int) -> Path:
     return Path(store) / f"unit-{unit:05d}"
 
 
+def unit_fingerprint(parts: Sequence[InputPart], config: TextConfig, tokenizer: str) -> str:
+    """Names all that a unit depends on.
+
+    Args:
+        parts: of files that the unit is made from.
+        config: may have settings of other things, too.
+        tokenizer: its fingerprint.
+    """
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(TextConfig)}
+    listed = [dataclasses.astuple(part) for part in parts]
+    return files.fingerprint([STORE_VERSION, listed, settings, tokenizer])
+
+
+def finished_unit(folder: Path, fingerprint: str) -> UnitRecord | None:
+    """The record of a unit that is there already, made from just what the fingerprint names."""
+    if not (folder / _RECORD_NAME).exists():
+        return None
+    values = read_json(folder / _RECORD_NAME)
+    return UnitRecord(**values) if values.get("fingerprint") == fingerprint else None
+
+
 def make_unit(
-    folder: Path, inputs: Sequence[InputFile], settings: TextSettings, tokenizer: Tokenizer
+    folder: Path,
+    parts: Sequence[InputPart],
+    config: TextConfig,
+    tokenizer: Tokenizer,
+    *,
+    max_bad_share: float,
+    breathe: Callable[[], None],
 ) -> UnitRecord:
-    """Splits and encodes the files of a unit, unless it is there already, made from just these.
+    """Splits and encodes the files of a unit.
 
     The folder appears when all is done. Memory: one document and a batch of text, whatever the
     unit's size.
 
+    Args:
+        folder: of the unit; what it held is replaced.
+        parts: of files, at least one.
+        config: of reading.
+        tokenizer: of encoding.
+        max_bad_share: of the records of each part; more is an error.
+        breathe: called often; may raise to leave the work.
+
     Raises:
         UserError: a file cannot be read; see `data_prep.readers`.
     """
-    made_from = [STORE_VERSION, *map(dataclasses.astuple, inputs), dataclasses.astuple(settings)]
-    fingerprint = files.fingerprint(made_from)
-    if (folder / _RECORD_NAME).exists():
-        record = UnitRecord(**read_json(folder / _RECORD_NAME))
-        if record.fingerprint == fingerprint:
-            return record
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         with _UnitWriter(temporary, tokenizer) as writer:
-            for batch in _batches(writer.read(inputs, settings)):
+            for batch in _batches(writer.read(parts, config, max_bad_share)):
                 writer.add(batch)
-        record = writer.record(fingerprint, inputs)
+                breathe()
+        record = writer.record(unit_fingerprint(parts, config, tokenizer.fingerprint), parts)
         files.write_json(temporary / _RECORD_NAME, dataclasses.asdict(record))
         shutil.rmtree(folder, ignore_errors=True)  # made from something else
         os.replace(temporary, folder)
@@ -128,8 +153,10 @@ class _UnitWriter:
         self._document_hashes = _ArrayFile(folder / "document_hashes.npy", np.dtype("<u8"))
         self._num_single_sentence = 0
         self._text_bytes = 0
-        self._documents_by_file: Counter[int] = Counter()
+        self._documents_by_part: Counter[int] = Counter()
         self._drops: Counter[str] = Counter()
+        self._bad: Counter[str] = Counter()
+        self._first_bad = ""
 
     def __enter__(self) -> "_UnitWriter":
         return self
@@ -144,12 +171,18 @@ class _UnitWriter:
         for array in arrays:
             array.close()
 
-    def read(self, inputs: Sequence[InputFile], settings: TextSettings) -> Iterator[_Document]:
-        """The documents of the files, in their order."""
-        for index, file in enumerate(inputs):
-            texts = read_sentences(file.path, settings.layout, settings.text_field, self._drops)
-            for text, sentences in texts:
+    def read(
+        self, parts: Sequence[InputPart], config: TextConfig, max_bad_share: float
+    ) -> Iterator[_Document]:
+        """The documents of the parts, in their order."""
+        for index, part in enumerate(parts):
+            tally = Tally(part.path, max_bad_share)
+            for text, sentences in read_sentences(part, config, tally):
                 yield _Document(index, text, sentences)
+            self._drops.update(tally.drops)
+            self._bad.update(tally.bad)
+            if tally.first_bad and not self._first_bad:
+                self._first_bad = f"{part.path}: {tally.first_bad}"
 
     def add(self, batch: list[_Document]) -> None:
         """Encodes and appends documents; those without a single piece are dropped."""
@@ -167,11 +200,11 @@ class _UnitWriter:
         self._document_hashes.append(np.array([content_hash(text) for text in texts], np.uint64))
         self._num_single_sentence += int(np.count_nonzero(num_sentences == 1))
         self._text_bytes += sum(map(len, texts))
-        self._documents_by_file.update(d.file for d in kept)
+        self._documents_by_part.update(d.part for d in kept)
         if num_empty := len(batch) - len(kept):
             self._drops["empty"] += num_empty
 
-    def record(self, fingerprint: str, inputs: Sequence[InputFile]) -> UnitRecord:
+    def record(self, fingerprint: str, parts: Sequence[InputPart]) -> UnitRecord:
         """What was written."""
         return UnitRecord(
             fingerprint=fingerprint,
@@ -182,14 +215,17 @@ class _UnitWriter:
             text_bytes=self._text_bytes,
             inputs=[
                 {
-                    "path": file.path,
-                    "bytes": file.bytes,
-                    "sha256": files.sha256_of_file(file.path),
-                    "documents": self._documents_by_file[index],
+                    "path": part.path,
+                    "start": part.start,
+                    "bytes": part.bytes,
+                    "sha256": files.sha256_of_file(part.path, part.start, part.bytes),
+                    "documents": self._documents_by_part[index],
                 }
-                for index, file in enumerate(inputs)
+                for index, part in enumerate(parts)
             ],
             drops=dict(sorted(self._drops.items())),
+            bad_records=dict(sorted(self._bad.items())),
+            first_bad=self._first_bad,
         )
 
 
@@ -199,16 +235,18 @@ class _ArrayFile:
     def __init__(self, path: Path, dtype: np.dtype[Any], start: Sequence[int] = ()) -> None:
         self.size = 0
         self._dtype = dtype
+        self._path = path
         self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
         self._file.write(bytes(_NPY_HEADER))
         self.append(np.array(start))
 
     def append(self, values: NDArray[Any]) -> None:
-        self._file.write(values.astype(self._dtype).tobytes())
+        with files.names_errors(self._path):
+            self._file.write(values.astype(self._dtype).tobytes())
         self.size += values.size
 
     def close(self) -> None:
-        with self._file as file:
+        with files.names_errors(self._path), self._file as file:
             file.seek(0)
             header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.size,)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -239,28 +277,29 @@ class Unit:
     @functools.cached_property
     def ids(self) -> NDArray[np.integer]:
         """(T,)."""
-        return self._map("ids.npy")
+        return map_array(self._folder / "ids.npy")
 
     @functools.cached_property
     def sentence_offsets(self) -> NDArray[np.int64]:
         """(sentences + 1,) into `ids`."""
-        return self._map("sentence_offsets.npy")
+        return map_array(self._folder / "sentence_offsets.npy")
 
     @functools.cached_property
     def document_offsets(self) -> NDArray[np.int64]:
         """(D + 1,) into sentences."""
-        return self._map("document_offsets.npy")
+        return map_array(self._folder / "document_offsets.npy")
 
     @functools.cached_property
     def document_hashes(self) -> NDArray[np.uint64]:
         """(D,)."""
-        return self._map("document_hashes.npy")
+        return map_array(self._folder / "document_hashes.npy")
 
-    def _map(self, name: str) -> NDArray[Any]:
-        path = self._folder / name
-        if path.stat().st_size == _NPY_HEADER:  # nothing to map
-            return np.load(path).view(np.ndarray)
-        return np.load(path, mmap_mode="r").view(np.ndarray)  # a memmap's own indexing is slow
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Maps a one-dimensional `.npy` file into memory, read-only."""
+    if path.stat().st_size == _NPY_HEADER:  # nothing to map
+        return np.load(path).view(np.ndarray)
+    return np.load(path, mmap_mode="r").view(np.ndarray)  # a memmap's own indexing is slow
 
 
 class TokenStore:

@@ -21,6 +21,8 @@ from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 Block = dict[str, NDArray[Any]]
 
+_LABELS = {"nsp": ("true next", "random next"), "sop": ("in order", "swapped")}
+
 
 def verify(folder: str | Path, report: Callable[[str], None]) -> Manifest:
     """Checks a whole data set.
@@ -65,13 +67,15 @@ def verify(folder: str | Path, report: Callable[[str], None]) -> Manifest:
 def show(folder: str | Path, count: int) -> Iterator[str]:
     """The first training samples as text: masked, with the answers and the pair's label."""
     manifest = Manifest.load(folder)
+    labels = _LABELS.get(manifest.config["pair_objective"])
     tokenizer = Tokenizer(Path(folder) / TOKENIZER_NAME)
     for shard in manifest.splits["train"]:
         file = ShardFile(folder, shard, manifest.field_types)
         for index in range(len(shard.blocks)):
             block = file.block(index)
             for row in range(min(count, shard.blocks[index].num_samples)):
-                yield _as_text({field: column[row] for field, column in block.items()}, tokenizer)
+                sample = {field: column[row] for field, column in block.items()}
+                yield _as_text(sample, tokenizer, labels)
             count -= shard.blocks[index].num_samples
             if count <= 0:
                 return
@@ -84,8 +88,8 @@ def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
     num_masked, segment_b_start = block["num_masked"], block["segment_b_start"].astype(np.int64)
     most_tokens = min(input_ids.shape[1], manifest.config["sequence_length"])
     bounds = {
-        "num_tokens is 5 to sequence_length": (num_tokens >= 5) & (num_tokens <= most_tokens),
-        "both segments hold text": (segment_b_start >= 3) & (segment_b_start <= num_tokens - 2),
+        "num_tokens is 3 to sequence_length": (num_tokens >= 3) & (num_tokens <= most_tokens),
+        **_pair_rules(block, manifest.config["pair_objective"]),
         "something is masked": (num_masked > 0) & (num_masked <= positions.shape[1]),
         "masked positions lie inside the sample": (positions < num_tokens[:, None]).all(1),
     }
@@ -97,10 +101,9 @@ def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
     is_separator = (column == segment_b_start[:, None] - 1) | (column == num_tokens[:, None] - 1)
     is_text = (column > 0) & (column < num_tokens[:, None]) & ~is_separator
     answers = np.where(is_prediction, labels, NUM_SPECIAL_IDS)
-    is_random, (document_a, document_b) = block["next_sentence_label"], block["document_ids"].T
     rules = {
         "a sample begins with [CLS]": originals[:, 0] == CLS_ID,
-        "both segments end with [SEP]": (originals == SEP_ID)[rows, segment_b_start - 1]
+        "segments end with [SEP]": (originals == SEP_ID)[rows, segment_b_start - 1]
         & (originals == SEP_ID)[rows, num_tokens - 1],
         "no other token is [PAD], [CLS], [SEP] or [MASK]": ~(
             is_text & np.isin(originals, (0, CLS_ID, SEP_ID, MASK_ID))
@@ -114,12 +117,32 @@ def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
             1
         ),
         "no special token is masked": (answers >= NUM_SPECIAL_IDS).all(1),
-        "next_sentence_label is 0 or 1": is_random <= 1,
-        "a random B is from another document, a true one from the same": (
-            (document_a != document_b) == (is_random == 1)
-        ),
     }
     _check_rules(where, rules)
+
+
+def _pair_rules(block: Block, objective: str) -> dict[str, NDArray[np.bool_]]:
+    """What the objective demands of the segments, (B,) whether a sample has it."""
+    num_tokens = block["num_tokens"].astype(np.int64)
+    segment_b_start = block["segment_b_start"].astype(np.int64)
+    label, (document_a, document_b) = block["next_sentence_label"], block["document_ids"].T
+    if objective == "none":
+        return {
+            "there is one segment": segment_b_start == num_tokens,
+            "next_sentence_label is 0": label == 0,
+            "a sample is from one document": document_a == document_b,
+        }
+    rules = {
+        "both segments hold text": (segment_b_start >= 3) & (segment_b_start + 2 <= num_tokens),
+        "next_sentence_label is 0 or 1": label <= 1,
+    }
+    if objective == "sop":
+        rules["both segments are from one document"] = document_a == document_b
+    else:
+        rules["a random B is from another document, a true one from the same"] = (
+            document_a != document_b
+        ) == (label == 1)
+    return rules
 
 
 def _check_rules(where: str, rules: dict[str, NDArray[np.bool_]]) -> None:
@@ -143,7 +166,8 @@ def _check_statistics(where: str, found: SampleStatistics, said: dict[str, Any])
             raise UserError(f"{where}: {name} is {value}, the manifest says {said[name]}")
 
 
-def _as_text(sample: dict[str, Any], tokenizer: Tokenizer) -> str:
+def _as_text(sample: dict[str, Any], tokenizer: Tokenizer, labels: tuple[str, str] | None) -> str:
+    """A sample for people; `labels` are what 0 and 1 mean, None where there is no B."""
     start, stop = int(sample["segment_b_start"]), int(sample["num_tokens"])
     pieces = [tokenizer.piece(i).replace("\u2581", " ") for i in sample["input_ids"][:stop]]
     count = int(sample["num_masked"])
@@ -151,9 +175,8 @@ def _as_text(sample: dict[str, Any], tokenizer: Tokenizer) -> str:
         sample["masked_lm_positions"][:count], sample["masked_lm_labels"][:count], strict=True
     )
     answers = ", ".join(f"{p}: {tokenizer.piece(i)}" for p, i in masks)
-    label = "random next" if sample["next_sentence_label"] else "true next"
-    return (
-        f"A: {''.join(pieces[1 : start - 1]).strip()}\n"
-        f"B: {''.join(pieces[start : stop - 1]).strip()}  ({label})\n"
-        f"answers: {answers}"
-    )
+    lines = [f"A: {''.join(pieces[1 : start - 1]).strip()}"]
+    if labels:
+        label = labels[sample["next_sentence_label"]]
+        lines.append(f"B: {''.join(pieces[start : stop - 1]).strip()}  ({label})")
+    return "\n".join([*lines, f"answers: {answers}"])

@@ -2,13 +2,16 @@
 
 Work is a list of items with sizes. Every rank computes the same static hand-out and does its part;
 rank 0 hears of each finished item, so it can tell the progress, and of mistakes, which end all
-ranks together. No result depends on the number of ranks. Ranks that wait sleep: a spinning MPI call
-would take a core from those that work.
+ranks together, also those in the middle of an item (`Ranks.breathe`). No result depends on the
+number of ranks. Ranks that wait sleep: a spinning MPI call would take a core from those that work.
 """
 
 import contextlib
 import heapq
+import logging
 import os
+import resource
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +23,9 @@ T = TypeVar("T")
 
 _ORDERS, _RESULTS = 1, 2  # message tags: from rank 0 to another one, and back
 _POLL_SECONDS = 0.01
+_BREATH_SECONDS = 0.1
+_LAST_WORDS_SECONDS = 0.5  # until the launcher has passed on an error: it drops what is on the way
+_log = logging.getLogger(__name__)
 
 
 class Ranks:
@@ -29,6 +35,7 @@ class Ranks:
         self._communicator = communicator
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
+        self._next_breath = 0.0
 
     @property
     def is_first(self) -> bool:
@@ -62,13 +69,18 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def run(
-        self, sizes: Sequence[int], work: Callable[[int], T], report: Callable[[int, T], None]
+        self,
+        noun: str,
+        sizes: Sequence[int],
+        work: Callable[[int], T],
+        report: Callable[[int, T], None],
     ) -> list[T]:
         """Does all items of work, each on one rank.
 
         Args:
+            noun: what an item is, for the log.
             sizes: of the items: the largest are handed out first.
-            work: does item i and returns a small result.
+            work: does item i and returns a small result; calls `breathe` if it takes seconds.
             report: called on rank 0 after every item, with its number and result.
 
         Returns:
@@ -77,46 +89,42 @@ class Ranks:
         Raises:
             UserError: on all ranks, if an item raises one (or an OSError, such as a full disk).
         """
+
+        def logged(index: int) -> T:
+            _log.info("%s %d begins", noun, index)
+            result = work(index)
+            peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            _log.info("%s %d is done; peak memory so far %.0f MiB", noun, index, peak_mib)
+            return result
+
         mine = hand_out(sizes, self.size)[self.rank]
         if not self.is_first:
-            self._follow(mine, work)
+            self._follow(mine, logged)
             self._hear()
             return []
-        results, problem = self._lead(mine, work, report)
-        if problem is not None:
-            raise UserError(problem)
-        return [results[i] for i in range(len(sizes))]
+        self._lead = _Lead(self._communicator, report)
+        self._lead.run(mine, logged)
+        if self._lead.problem is not None:  # the others have heard of it
+            raise UserError(self._lead.problem)
+        self._tell(None, None)
+        return [self._lead.results[i] for i in range(len(sizes))]
 
-    def _lead(
-        self, mine: list[int], work: Callable[[int], T], report: Callable[[int, T], None]
-    ) -> tuple[dict[int, T], str | None]:
-        """Rank 0: its own items, and between them the news of the others, until all have ended."""
-        results: dict[int, Any] = {}
-        problem: str | None = None
-        pending = iter(mine)
-        num_working = self.size - 1
-        while True:
-            news = []
-            if problem is None and (index := next(pending, None)) is not None:
-                news.append((index, *_attempt(work, index)))
-            elif num_working == 0:
-                break
-            elif not self._communicator.iprobe(tag=_RESULTS):
-                time.sleep(_POLL_SECONDS)
-            while self._communicator.iprobe(tag=_RESULTS):
-                news.append(self._communicator.recv(tag=_RESULTS))
-            for index, result, new_problem in news:
-                if index is None:
-                    num_working -= 1
-                elif problem is None and new_problem is not None:
-                    problem = new_problem
-                    self._tell(None, problem)  # the others stop after the item they are at
-                elif problem is None:
-                    results[index] = result
-                    report(index, results[index])
-        if problem is None:
-            self._tell(None, None)
-        return results, problem
+    def breathe(self) -> None:
+        """Leaves an item of work that is in vain, because another rank has met a mistake.
+
+        Cheap enough to be called for every document.
+        """
+        now = time.monotonic()
+        if now < self._next_breath:
+            return
+        self._next_breath = now + _BREATH_SECONDS
+        if self.is_first:
+            self._lead.listen()
+            is_in_vain = self._lead.problem is not None
+        else:
+            is_in_vain = self._communicator.iprobe(source=0, tag=_ORDERS)
+        if is_in_vain:
+            raise _CalledOff
 
     def _follow(self, mine: list[int], work: Callable[[int], Any]) -> None:
         """Other ranks: their items, until one fails or rank 0 calls them off."""
@@ -124,7 +132,10 @@ class Ranks:
         for index in mine:
             if self._communicator.iprobe(source=0, tag=_ORDERS):
                 break
-            result, problem = _attempt(work, index)
+            try:
+                result, problem = _attempt(work, index)
+            except _CalledOff:
+                break
             sends.append(self._communicator.isend((index, result, problem), dest=0, tag=_RESULTS))
             if problem is not None:
                 break
@@ -143,6 +154,50 @@ class Ranks:
         if problem is not None:
             raise UserError(problem)
         return value
+
+
+class _CalledOff(Exception):  # noqa: N818 - no error, but the way out of a half-done item
+    """Another rank has met a mistake."""
+
+
+class _Lead:
+    """What rank 0 does while items are worked on: its own, and the news of all."""
+
+    def __init__(self, communicator: Any, report: Callable[[int, Any], None]) -> None:
+        self.results: dict[int, Any] = {}
+        self.problem: str | None = None  # the first mistake that any rank met
+        self._communicator = communicator
+        self._report = report
+        self._num_working = communicator.Get_size() - 1  # other ranks that are not done yet
+
+    def run(self, mine: list[int], work: Callable[[int], Any]) -> None:
+        """Does the items of this rank, and returns when all ranks have ended theirs."""
+        for index in mine:
+            if self.problem is None:
+                with contextlib.suppress(_CalledOff):
+                    self._take(index, *_attempt(work, index))
+            self.listen()
+        while self._num_working:
+            time.sleep(_POLL_SECONDS)
+            self.listen()
+
+    def listen(self) -> None:
+        """Takes the news of the other ranks."""
+        while self._communicator.iprobe(tag=_RESULTS):
+            index, result, problem = self._communicator.recv(tag=_RESULTS)
+            if index is None:
+                self._num_working -= 1
+            else:
+                self._take(index, result, problem)
+
+    def _take(self, index: int, result: Any, problem: str | None) -> None:
+        if self.problem is None and problem is None:
+            self.results[index] = result
+            self._report(index, result)
+        elif self.problem is None:
+            self.problem = problem
+            for other in range(1, self._communicator.Get_size()):
+                self._communicator.send((None, problem), dest=other, tag=_ORDERS)
 
 
 @contextlib.contextmanager
@@ -168,7 +223,8 @@ def connect() -> Iterator[Ranks]:
         raise
     except BaseException:
         if ranks.size > 1:
-            traceback.print_exc()
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            time.sleep(_LAST_WORDS_SECONDS)
             MPI.COMM_WORLD.Abort(1)
         raise
 

@@ -32,7 +32,7 @@ MicroBatch = dict[str, Any]
 # meet, which made bf16 products on CPU 2.8 times slower, and what is compiled recompiles.
 TOKEN_MULTIPLE = 64  # of T and P
 LENGTH_MULTIPLE = 8  # of max_seqlen
-NO_LABEL = -100  # of a masked position that is none; cross-entropies leave it out
+NO_LABEL = -100  # of a masked position that is none, of a sample without B; losses leave it out
 
 WINDOW_BLOCKS = 64  # blocks whose samples are mixed: 65,536 samples, 25 MB at length 128
 
@@ -120,7 +120,15 @@ class SampleOrder:
 
 
 class SampleReader:
-    """Random access to the samples of one split of a data set."""
+    """Random access to the samples of one split of a data set.
+
+    Attributes:
+        num_samples: of the split.
+        blocks: of all shards, in their order.
+        shard_of_block: the shard of each.
+        block_sizes: samples of each.
+        has_pairs: whether samples have a segment B, so that there is a next-sentence loss.
+    """
 
     def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
         """Maps every shard of the split.
@@ -136,6 +144,7 @@ class SampleReader:
             )
         self._files = [ShardFile(folder, shard, manifest.field_types) for shard in shards]
         self._types = manifest.field_types
+        self.has_pairs = manifest.config["pair_objective"] != "none"
         self.blocks = [block for shard in shards for block in shard.blocks]
         self.shard_of_block = np.repeat(np.arange(len(shards)), [len(s.blocks) for s in shards])
         self.block_sizes = np.array([block.num_samples for block in self.blocks])
@@ -236,7 +245,8 @@ def unpad(columns: Columns) -> MicroBatch:
     """The padded columns of a micro-batch as the unpadded arguments of the model.
 
     T is rounded up by samples of [PAD] tokens behind the M real ones, none longer than the longest
-    of these and without next-sentence label; P by positions whose label is `NO_LABEL`.
+    of these and without next-sentence label; P by positions whose label is `NO_LABEL`. That is also
+    the next-sentence label of samples without a segment B.
 
     Returns:
         `input_ids`, `token_type_ids`, `position_ids` (T,), `masked_lm_positions` (into T),
@@ -250,6 +260,8 @@ def unpad(columns: Columns) -> MicroBatch:
     prediction = np.arange(columns["masked_lm_positions"].shape[1])
     is_masked = prediction < columns["num_masked"][:, None]
     in_segment_b = position >= columns["segment_b_start"][:, None]
+    has_b = columns["segment_b_start"] < num_tokens
+    next_sentence_label = np.where(has_b, columns["next_sentence_label"].astype(np.int64), NO_LABEL)
     masked_lm_positions = columns["masked_lm_positions"] + cu_seqlens[:-1, None]
     longest = int(num_tokens.max())
     stop = -(-cu_seqlens[-1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
@@ -262,7 +274,7 @@ def unpad(columns: Columns) -> MicroBatch:
         "max_seqlen": -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
         "masked_lm_positions": _round_up(masked_lm_positions[is_masked]),
         "masked_lm_labels": _round_up(columns["masked_lm_labels"][is_masked], NO_LABEL),
-        "next_sentence_label": columns["next_sentence_label"].astype(np.int64),
+        "next_sentence_label": next_sentence_label,
     }
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dist_bert.data import NO_LABEL, BatchShape, SampleReader, piece_counts, validation_batches
 from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun, sum_of_shares
+from dist_bert.metrics import scores_of
 from dist_bert.shard_format import Manifest
 
 _SHAPE = BatchShape(accumulation_steps=1, world_size=1, micro_batch_size=64)
@@ -27,10 +28,10 @@ class Evaluation:
     num_masked: int
     mlm_loss: float  # nats per masked position
     mlm_accuracy: float
-    nsp_loss: float
-    nsp_accuracy: float
     unigram_loss: float  # of the training pieces' distribution, on the same positions
     majority_accuracy: float  # of always answering the most frequent training piece
+    nsp_loss: float | None = None  # nats per sample; None where samples have a single segment
+    nsp_accuracy: float | None = None
 
     @property
     def mlm_perplexity(self) -> float:
@@ -61,9 +62,8 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.precision]
     batches = list(validation_batches(reader, _SHAPE, rank=0, num_samples=max_samples))
     model = copy.deepcopy(run.model).to(dtype)
-    scores = dict(
-        zip(model.metric_names, sum_of_shares(model, batches, run.device).tolist(), strict=True)
-    )
+    means = sum_of_shares(model, batches, run.device).tolist()
+    scores = scores_of(dict(zip(model.metric_names, means, strict=True)), reader.has_pairs)
     labels = np.concatenate([batch["masked_lm_labels"] for batch in batches])
     labels = labels[labels != NO_LABEL]
     training = SampleReader(shards, manifest, "train")

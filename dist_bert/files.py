@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+_CHUNK_BYTES = 1 << 20
+
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
@@ -19,7 +21,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with names_errors(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -28,6 +30,16 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def names_errors(path: str | Path) -> Iterator[None]:
+    """Gives a name to errors that have none: a full disk does not say which file it stopped."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def fsync_folder(path: str | Path) -> None:
@@ -50,10 +62,16 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
 
 
-def sha256_of_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+def sha256_of_file(path: str | Path, start: int = 0, num_bytes: int | None = None) -> str:
+    """SHA-256 of a file's bytes, or of some of them, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    left = os.path.getsize(path) - start if num_bytes is None else num_bytes
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(start)
+        while left and (data := file.read(min(left, _CHUNK_BYTES))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()
 
 
 def fingerprint(value: Any) -> str:

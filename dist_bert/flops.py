@@ -29,7 +29,11 @@ _PEAK_BF16_FLOPS = {
 
 
 def training_flops(
-    model: ModelConfig, num_tokens: int, num_token_pairs: int, num_masked: int, num_samples: int
+    model: ModelConfig,
+    num_tokens: int,
+    num_token_pairs: int,
+    num_masked: int,
+    num_segment_pairs: int,
 ) -> float:
     """Floating-point operations of forward and backward over a global batch.
 
@@ -38,7 +42,7 @@ def training_flops(
         num_tokens: real tokens, padding not counted.
         num_token_pairs: sum of squared sequence lengths.
         num_masked: masked positions that are predicted.
-        num_samples: sequences, for pooler and next-sentence head.
+        num_segment_pairs: samples of two segments, for pooler and next-sentence head.
     """
     hidden, layers = model.hidden_size, model.num_hidden_layers
     encoder_weights = layers * (4 * hidden**2 + 2 * hidden * model.intermediate_size)
@@ -48,7 +52,7 @@ def training_flops(
         6.0 * encoder_weights * num_tokens
         + 12.0 * hidden * layers * num_token_pairs
         + 6.0 * mlm_weights * num_masked
-        + 6.0 * nsp_weights * num_samples
+        + 6.0 * nsp_weights * num_segment_pairs
     )
 
 

@@ -1,5 +1,8 @@
 """Masks for the masked-LM objective (Devlin et al. 2019, section 3.1), for whole blocks at once.
 
+Units are masked together: single tokens, whole words, or spans of either (Joshi et al. 2020,
+SpanBERT, section 3.1).
+
 Preparation draws the masks that a shard stores, training draws fresh ones; both call `draw_masks`.
 Every choice is a hash of the sample's key and the position, so a sample gets the same masks in any
 batch and under any padding. Numpy only: no Python loop over samples or tokens.
@@ -8,7 +11,7 @@ How many tokens of a sample are masked is decided once, by `num_to_mask` at prep
 fresh masks keep the number, so the shards alone tell the predictions of any global batch.
 
 Letters: B samples, S padded length in tokens, P most predictions of a sample, V pieces of the
-vocabulary, R samples whose last word does not fit, N masked tokens of the batch.
+vocabulary, R samples whose last unit does not fit, N masked tokens of the batch.
 """
 
 import dataclasses
@@ -35,6 +38,7 @@ class MaskingVocabulary:
     vocab_size: int  # V; above num_reserved_pieces
     num_reserved_pieces: int  # ids below it are never drawn as replacements; at least 5
     word_starts: NDArray[np.bool_] | None = None  # (V,); None masks single tokens
+    mean_span_length: float = 0.0  # tokens of a run of masked words or tokens; 0 = no runs, or > 1
     mask_id: int = 4  # what 80 % of the masked tokens become
 
     def __post_init__(self) -> None:
@@ -95,15 +99,16 @@ def draw_masks(
 
     Single tokens: those of the smallest hashes. Whole words: words in the order of their hashes, up
     to the first that exceeds what remains; the rest is filled with the next words of one token, and
-    only where these do not suffice is the exceeding word cut. A masked token becomes [MASK] (80 %),
-    a random piece (10 %, by chance the same one), or is kept (10 %).
+    only where these do not suffice is the exceeding word cut. Spans: likewise, but the exceeding
+    span is always cut, so that the runs keep their mean length. A masked token becomes [MASK]
+    (80 %), a random piece (10 %, by chance the same one), or is kept (10 %).
 
     Args:
         original_ids: (B, S) piece ids.
         num_tokens: (B,) real lengths.
         num_masked: (B,) predictions of each sample, at most its maskable tokens.
         sample_keys: (B,) hashes that name the samples, and the draw where there are several.
-        vocabulary: of the pieces; with `word_starts`, whole words are masked.
+        vocabulary: of the pieces; says whether words and spans are masked.
 
     Returns:
         input_ids: (B, S) with the masks applied, dtype of `original_ids`.
@@ -117,10 +122,15 @@ def draw_masks(
         width = int(num_tokens[rows[-1]])
         order = hash32_grid(sample_keys[rows], width)  # no number twice in a row
         ids = original_ids[rows, :width]
-        if vocabulary.word_starts is not None:
-            order = _same_within_words(order, _word_starts(ids, vocabulary))
         maskable = is_maskable(ids, num_tokens[rows])
-        chosen[rows, :width] = _choose(order, maskable, num_masked[rows])
+        has_words, has_spans = vocabulary.word_starts is not None, vocabulary.mean_span_length > 0
+        if has_words or has_spans:
+            starts = _word_starts(ids, vocabulary) if has_words else np.ones_like(maskable)
+            if has_spans:
+                keys = hash64("span", sample_keys[rows])
+                starts = _span_starts(starts, maskable, num_masked[rows], keys, vocabulary)
+            order = _same_within_units(order, starts)
+        chosen[rows, :width] = _choose(order, maskable, num_masked[rows], is_cut=has_spans)
 
     places = np.flatnonzero(chosen)  # (N,) into the B * S tokens
     rows = np.repeat(np.arange(num_masked.size), num_masked)
@@ -177,38 +187,77 @@ def _word_starts(
     return starts
 
 
-def _same_within_words(order: NDArray[np.uint32], starts: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """(B, S) order in which every token of a word has the number of the word's first token."""
-    first_of_word = np.flatnonzero(starts)
+def _span_starts(
+    word_starts: NDArray[np.bool_],
+    maskable: NDArray[np.bool_],
+    num_masked: NDArray[np.integer],
+    keys: NDArray[np.uint64],
+    vocabulary: MaskingVocabulary,
+) -> NDArray[np.bool_]:
+    """Where spans begin: at each word's start with the same probability, so lengths are geometric.
+
+    Spans that are masked side by side make one run. So a span is shorter than the run that is asked
+    for, by the share of tokens that are not masked.
+
+    Args:
+        word_starts: (B, S) true for all tokens where single ones make up spans.
+        maskable: (B, S).
+        num_masked: (B,).
+        keys: (B,) hashes that name the draws.
+        vocabulary: gives the mean length of a run.
+
+    Returns:
+        (B, S) true for all tokens that are not maskable and those behind them.
+    """
+    num_maskable = np.maximum(np.count_nonzero(maskable, axis=1), 1)
+    num_words = np.maximum(np.count_nonzero(word_starts & maskable, axis=1), 1)
+    tokens_per_word = num_maskable / num_words
+    tokens_per_span = vocabulary.mean_span_length * (1.0 - num_masked / num_maskable)
+    tokens_per_span *= 1.0 + (tokens_per_span - 1.0) / np.maximum(num_masked, 1)  # the last is cut
+    begins = tokens_per_word / np.maximum(tokens_per_word, tokens_per_span)
+    is_drawn = hash32_grid(keys, maskable.shape[1]) <= (begins * _LAST).astype(np.uint32)[:, None]
+    starts = (word_starts & is_drawn) | ~maskable
+    starts[:, 1:] |= ~maskable[:, :-1]
+    starts[:, 0] = True
+    return starts
+
+
+def _same_within_units(order: NDArray[np.uint32], starts: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """(B, S) order in which every token of a unit has the number of the unit's first token."""
+    first_of_unit = np.flatnonzero(starts)
     inside = np.flatnonzero(~starts)
-    word_of_inside = inside - np.arange(inside.size) - 1  # half the time of np.cumsum(starts)
+    unit_of_inside = inside - np.arange(inside.size) - 1  # half the time of np.cumsum(starts)
     order = order.copy()
     flat = order.reshape(-1)
-    flat[inside] = flat[first_of_word[word_of_inside]]
+    flat[inside] = flat[first_of_unit[unit_of_inside]]
     return order
 
 
 def _choose(
-    order: NDArray[np.uint32], maskable: NDArray[np.bool_], num_masked: NDArray[np.integer]
+    order: NDArray[np.uint32],
+    maskable: NDArray[np.bool_],
+    num_masked: NDArray[np.integer],
+    is_cut: bool,
 ) -> NDArray[np.bool_]:
-    """Chooses exactly `num_masked` maskable tokens of each sample, the words of lowest order first.
+    """Chooses exactly `num_masked` maskable tokens of each sample, the units of lowest order first.
 
     Args:
-        order: (B, S) tokens of one number are a word; a word's tokens are neighbours.
-        maskable: (B, S) true for all tokens of a word or for none.
+        order: (B, S) tokens of one number are a unit; a unit's tokens are neighbours.
+        maskable: (B, S) true for all tokens of a unit or for none.
         num_masked: (B,).
+        is_cut: cuts the last unit where it does not fit, even if single tokens could replace it.
 
     Returns:
         (B, S).
     """
     order = order | (maskable.astype(np.uint32) - np.uint32(1))  # faster than np.where: no branches
-    last = _smallest(order, num_masked)  # order of the last word that is touched
+    last = _smallest(order, num_masked)  # order of the last unit that is touched
     chosen = (order <= last[:, None]) & maskable
     chosen[num_masked == 0] = False
     exceeding = np.flatnonzero(np.count_nonzero(chosen, axis=1) > num_masked)
     if exceeding.size:
         chosen[exceeding] = _without_excess(
-            order[exceeding], last[exceeding], chosen[exceeding], num_masked[exceeding]
+            order[exceeding], last[exceeding], chosen[exceeding], num_masked[exceeding], is_cut
         )
     return chosen
 
@@ -218,32 +267,35 @@ def _without_excess(
     last: NDArray[np.uint32],
     chosen: NDArray[np.bool_],
     num_masked: NDArray[np.integer],
+    is_cut: bool,
 ) -> NDArray[np.bool_]:
-    """Samples whose last word does not fit: single tokens in its place, or its first tokens.
+    """Samples whose last unit does not fit: single tokens in its place, or its first tokens.
 
     Args:
         order: (R, S) as in `_choose`, `_LAST` where nothing may be masked.
-        last: (R,) order of the word that does not fit.
-        chosen: (R, S) all words up to and with it.
+        last: (R,) order of the unit that does not fit.
+        chosen: (R, S) all units up to and with it.
         num_masked: (R,).
+        is_cut: uses no single tokens.
 
     Returns:
         (R, S) with exactly `num_masked` tokens in each row.
     """
-    exceeding_word = chosen & (order == last[:, None])
-    chosen = chosen ^ exceeding_word
+    exceeding_unit = chosen & (order == last[:, None])
+    chosen = chosen ^ exceeding_unit
     num_missing = num_masked - np.count_nonzero(chosen, axis=1)  # at least 1
 
-    single = (order > last[:, None]) & (order != _LAST)
-    single[:, 1:] &= order[:, 1:] != order[:, :-1]
-    single[:, :-1] &= order[:, :-1] != order[:, 1:]
-    single_order = order | (single.astype(np.uint32) - np.uint32(1))
-    chosen |= single & (order <= _smallest(single_order, num_missing)[:, None])
+    if not is_cut:
+        single = (order > last[:, None]) & (order != _LAST)
+        single[:, 1:] &= order[:, 1:] != order[:, :-1]
+        single[:, :-1] &= order[:, :-1] != order[:, 1:]
+        single_order = order | (single.astype(np.uint32) - np.uint32(1))
+        chosen |= single & (order <= _smallest(single_order, num_missing)[:, None])
+        num_missing = num_masked - np.count_nonzero(chosen, axis=1)  # mostly 0 by now
 
-    num_missing = (num_masked - np.count_nonzero(chosen, axis=1))[:, None]  # mostly 0 by now
-    first = exceeding_word.argmax(axis=1)[:, None]
+    first = exceeding_unit.argmax(axis=1)[:, None]
     columns = np.arange(order.shape[1])
-    return chosen | ((columns >= first) & (columns < first + num_missing))
+    return chosen | ((columns >= first) & (columns < first + num_missing[:, None]))
 
 
 def _smallest(values: NDArray[np.uint32], ranks: NDArray[np.integer]) -> NDArray[np.uint32]:

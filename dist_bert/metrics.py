@@ -52,6 +52,11 @@ class MetricsWriter:
         self._board.close()
 
 
+def scores_of(metrics: dict[str, float], has_pairs: bool) -> dict[str, float]:
+    """The metrics that mean something: samples of a single segment have no next-sentence scores."""
+    return {n: value for n, value in metrics.items() if has_pairs or not n.startswith("nsp_")}
+
+
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The rows of a run's `metrics.jsonl`, oldest first, without a last line cut off by a kill."""
     path = Path(run_dir) / METRICS_NAME

@@ -268,7 +268,7 @@ class BertForPreTraining(nn.Module):
         return torch.tanh(self.pooler(cls_hidden))
 
     def nsp_logits(self, cls_hidden: Tensor) -> Tensor:
-        """Scores of "B follows A" and "B is random": (B, H) to (B, 2)."""
+        """Scores of next-sentence labels 0 and 1: (B, H) to (B, 2)."""
         logits: Tensor = self.nsp(self.pool(cls_hidden))
         return logits
 
@@ -296,8 +296,8 @@ class BertForPreTraining(nn.Module):
             max_seqlen: tokens of the longest sample.
             masked_lm_positions: (P,) int64, indices into the T tokens; P may be 0.
             masked_lm_labels: (P,) int64, the original pieces there; -100 leaves a position out.
-            next_sentence_label: (B,) int64, 0 = B follows A, 1 = random; samples behind the first
-                B are padding.
+            next_sentence_label: (B,) int64, 0 = B follows A, 1 = random, or 1 = both swapped; -100
+                leaves a sample out. Samples behind the first B are padding.
             num_masked: masked positions of the global batch: all ranks, all accumulation steps.
             num_samples: samples of the global batch.
 

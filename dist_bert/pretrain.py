@@ -56,7 +56,7 @@ def pretrain(job: PretrainingJob) -> None:
         engine = build_engine(_new_model(job, training), job.deepspeed)
         state = checkpoint.load(engine, run.output_dir, job.identity())
         writer = _open_run(job, state) if dist.get_rank() == 0 else None
-        progress = Progress(engine, job.model, run, writer)
+        progress = Progress(engine, job.model, run, training.has_pairs, writer)
 
         def validate_now(state: TrainState) -> None:
             progress.flush()
@@ -109,7 +109,8 @@ def _training_stream(
     fresh_masks = None
     if job.run.masks == "fresh":
         tokenizer = Tokenizer(job.tokenizer_path)
-        vocabulary = tokenizer.masking_vocabulary(job.manifest.config["whole_words"])
+        config = job.manifest.config
+        vocabulary = tokenizer.masking_vocabulary(config["whole_words"], config["mean_span_length"])
         fresh_masks = FreshMasks(vocabulary, job.run.seed)
     shape = job.deepspeed.batch_shape
     return training_batches(reader, order, shape, dist.get_rank(), state.samples, fresh_masks)

@@ -14,14 +14,19 @@ import torch.distributed as dist
 from dist_bert.config import ModelConfig, RunConfig
 from dist_bert.engine import StepRecord
 from dist_bert.flops import peak_flops, training_flops
-from dist_bert.metrics import MetricsWriter
+from dist_bert.metrics import MetricsWriter, scores_of
 
 
 class Progress:
     """Collects step records on all ranks; rank 0 writes metrics and console lines from them."""
 
     def __init__(
-        self, engine: Any, model: ModelConfig, run: RunConfig, writer: MetricsWriter | None
+        self,
+        engine: Any,
+        model: ModelConfig,
+        run: RunConfig,
+        has_pairs: bool,
+        writer: MetricsWriter | None,
     ) -> None:
         """Measures the device's peak where it is not known.
 
@@ -29,11 +34,13 @@ class Progress:
             engine: the DeepSpeed engine.
             model: the architecture, for the number of operations.
             run: gives the log interval and the number of steps.
+            has_pairs: whether samples have a next-sentence label.
             writer: on rank 0; None elsewhere.
         """
         self._engine = engine
         self._model = model
         self._run = run
+        self._has_pairs = has_pairs
         self._writer = writer
         dtype = next(engine.module.parameters()).dtype
         self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
@@ -75,7 +82,7 @@ class Progress:
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the result of a validation."""
         if self._writer is not None:
-            metrics = {"loss": metrics["mlm_loss"] + metrics["nsp_loss"], **metrics}
+            metrics = self._with_loss(metrics)
             self._writer.scalars(step, {f"validation/{name}": v for name, v in metrics.items()})
             self._writer.flush()
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -88,8 +95,7 @@ class Progress:
     def _step_values(self, record: StepRecord, metrics: list[float]) -> dict[str, float]:
         named = dict(zip(self._engine.module.metric_names, metrics, strict=True))
         values = {
-            "train/loss": named["mlm_loss"] + named["nsp_loss"],
-            **{f"train/{name}": value for name, value in named.items()},
+            **{f"train/{name}": value for name, value in self._with_loss(named).items()},
             "train/lr": record.lr,
             "progress/samples": record.state.samples,
             "progress/tokens": record.state.tokens,
@@ -99,6 +105,12 @@ class Progress:
         if self._engine.fp16_enabled():
             values["train/loss_scale"] = float(self._engine.optimizer.cur_scale)
         return values
+
+    def _with_loss(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The model's metrics as far as the data has them, behind the loss that is trained on."""
+        scores = scores_of(metrics, self._has_pairs)
+        loss = sum(value for name, value in scores.items() if name.endswith("_loss"))
+        return {"loss": loss, **scores}
 
     def _interval_values(self, seconds: float) -> dict[str, float]:
         """Rates over the steps that are pending."""
@@ -110,7 +122,7 @@ class Progress:
             num_tokens,
             sum(batch.num_token_pairs for batch in batches),
             sum(batch.micro_batches[0]["num_masked"] for batch in batches),
-            num_samples,
+            num_samples if self._has_pairs else 0,
         )
         data_wait = sum(record.data_wait_seconds for record in self._pending)
         return {
@@ -124,11 +136,15 @@ class Progress:
 
     def _print_line(self, values: dict[str, float]) -> None:
         step = self._pending[-1].state.step
+        losses = ", ".join(
+            f"{name.removeprefix('train/').removesuffix('_loss')} {value:.4f}"
+            for name, value in values.items()
+            if name.endswith("_loss")
+        )
         remaining = (self._run.num_train_steps - step) * values["throughput/step_seconds"]
         print(
             f"step {step:,}/{self._run.num_train_steps:,}"
-            f"  loss {values['train/loss']:.4f} (mlm {values['train/mlm_loss']:.4f},"
-            f" nsp {values['train/nsp_loss']:.4f})  lr {values['train/lr']:.2e}"
+            f"  loss {values['train/loss']:.4f} ({losses})  lr {values['train/lr']:.2e}"
             f"  {values['throughput/tokens_per_second']:,.0f} tokens/s"
             f"  MFU {values['throughput/mfu']:.1%}  {_duration(remaining)} left",
             flush=True,

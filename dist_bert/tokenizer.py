@@ -120,13 +120,19 @@ class Tokenizer:
         """
         return np.array([self._starts_word(i) for i in range(self.vocab_size)], np.bool_)
 
-    def masking_vocabulary(self, whole_words: bool) -> MaskingVocabulary:
-        """What masking needs of this tokenizer, for masks of whole words or of single tokens."""
+    def masking_vocabulary(self, whole_words: bool, mean_span_length: float) -> MaskingVocabulary:
+        """What masking needs of this tokenizer.
+
+        Args:
+            whole_words: masks all pieces of a word together.
+            mean_span_length: masks runs of this many tokens on average; 0 = no runs.
+        """
         return MaskingVocabulary(
             mask_id=MASK_ID,
             num_reserved_pieces=self.num_reserved_pieces,
             vocab_size=self.vocab_size,
             word_starts=self.word_starts if whole_words else None,
+            mean_span_length=mean_span_length,
         )
 
     def _is_reserved(self, index: int) -> bool:

@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(
         f"step {result.step:,}: {result.num_samples:,} samples, {result.num_masked:,} predictions"
     )
-    rows = (
+    rows = [
         ("MLM loss (nats)", result.mlm_loss, "unigram", result.unigram_loss, ".4f"),
         (
             "MLM accuracy",
@@ -36,13 +36,15 @@ def main(arguments: argparse.Namespace) -> None:
             result.majority_accuracy,
             ".2%",
         ),
-        ("NSP accuracy", result.nsp_accuracy, "chance", 0.5, ".2%"),
-    )
+    ]
+    if result.nsp_accuracy is not None:
+        rows.append(("NSP accuracy", result.nsp_accuracy, "chance", 0.5, ".2%"))
     for name, value, baseline_name, baseline, form in rows:
         print(f"  {name:<16} {value:>8{form}}   {baseline_name}: {baseline:{form}}")
     print(f"  {'MLM perplexity':<16} {result.mlm_perplexity:>8.1f}")
     if arguments.json:
-        write_json(arguments.json, dataclasses.asdict(result))
+        figures = dataclasses.asdict(result)
+        write_json(arguments.json, {n: value for n, value in figures.items() if value is not None})
 
 
 if __name__ == "__main__":

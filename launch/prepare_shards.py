@@ -11,9 +11,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from data_prep.prepare_config import PrepareConfig
+from data_prep.prepare_config import PrepareConfig, add_input_flags
 from dist_bert.cli import Parser, is_first_rank, run
-from dist_bert.config import add_flags, flags_of, resolve
+from dist_bert.config import flags_of, resolve
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -21,22 +21,28 @@ def main(arguments: argparse.Namespace) -> None:
     config = resolve(PrepareConfig, arguments.config, flags_of(PrepareConfig, arguments))
     token_store = arguments.token_store or arguments.output_dir / "token_store"
     if arguments.dry_run:
-        paths = {"input": arguments.input, "tokenizer": str(arguments.tokenizer)}
+        inputs = {"input": arguments.input, "tokenizer": str(arguments.tokenizer)}
         outputs = {"output_dir": str(arguments.output_dir), "token_store": str(token_store)}
+        limits = {"max_bad_share": arguments.max_bad_share}
         if is_first_rank():
-            print(json.dumps({**paths, **outputs, **dataclasses.asdict(config)}, indent=2))
+            settings = dataclasses.asdict(config)
+            print(json.dumps({**inputs, **outputs, **limits, **settings}, indent=2))
+        return
+    if arguments.preview:
+        from data_prep.preview import show_preview
+
+        if is_first_rank():
+            show_preview(arguments.input, config, arguments.max_bad_share, arguments.preview)
         return
     from data_prep.data_set import Paths
     from data_prep.prepare import prepare
 
-    prepare(arguments.input, Paths(arguments.tokenizer, arguments.output_dir, token_store), config)
+    paths = Paths(arguments.tokenizer, arguments.output_dir, token_store)
+    prepare(arguments.input, paths, config, arguments.max_bad_share, arguments.log_dir)
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
-    )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="file from train_tokenizer.py"
     )
@@ -46,9 +52,10 @@ if __name__ == "__main__":
         type=Path,
         help="folder of encoded text, kept for other data sets (default: OUTPUT_DIR/token_store)",
     )
+    parser.add_argument("--log_dir", type=Path, help="folder that gets a log of every rank")
     parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved settings and stop"
     )
-    add_flags(parser, PrepareConfig)
+    add_input_flags(parser, PrepareConfig)
     run(main, parser.parse_args())

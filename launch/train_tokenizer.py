@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from data_prep.prepare_config import FORMATS
+from data_prep.prepare_config import TextConfig, add_input_flags
 from dist_bert.cli import Parser, run
 from dist_bert.config import add_flags, flags_of, resolve
 from dist_bert.tokenizer_config import TokenizerConfig
@@ -20,13 +20,19 @@ from dist_bert.tokenizer_config import TokenizerConfig
 def main(arguments: argparse.Namespace) -> None:
     """Samples sentences, trains, and writes the model with what it was made from."""
     config = resolve(TokenizerConfig, arguments.config, flags_of(TokenizerConfig, arguments))
+    text_config = resolve(TextConfig, None, flags_of(TextConfig, arguments))
     source = {
         "input": arguments.input,
-        "format": arguments.format,
-        "text_field": arguments.text_field,
+        "max_bad_share": arguments.max_bad_share,
+        **dataclasses.asdict(text_config),
     }
     if arguments.dry_run:
         print(json.dumps({**source, **dataclasses.asdict(config)}, indent=2))
+        return
+    if arguments.preview:
+        from data_prep.preview import show_preview
+
+        show_preview(arguments.input, text_config, arguments.max_bad_share, arguments.preview)
         return
     from data_prep.inputs import resolve_inputs
     from data_prep.sampling import sample_sentences
@@ -34,10 +40,11 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.tokenizer import Tokenizer, train_tokenizer
 
     start = time.monotonic()
-    inputs, layout = resolve_inputs(arguments.input, arguments.format)
+    inputs, layout = resolve_inputs(arguments.input, text_config.format)
+    text_config = dataclasses.replace(text_config, format=layout)
     num_bytes = sum(file.bytes for file in inputs)
     print(f"reading  {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
-    sentences = sample_sentences(inputs, layout, arguments.text_field, config.max_sentences)
+    sentences = sample_sentences(inputs, text_config, config.max_sentences, arguments.max_bad_share)
     num_sentences = len(sentences)
     read_seconds = time.monotonic() - start
     print(f"training on {num_sentences:,} sentences, read in {read_seconds:.1f} s", flush=True)
@@ -56,18 +63,12 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
-    )
-    parser.add_argument(
         "--output_dir", type=Path, required=True, help="gets tokenizer.model and .json"
     )
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="as in prepare_shards.py")
-    parser.add_argument(
-        "--text_field", default="", help="field of JSON lines; empty = text or content"
-    )
-    parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")
+    parser.add_argument("--config", metavar="FILE", help="JSON of the settings of TokenizerConfig")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved settings and stop"
     )
+    add_input_flags(parser, TextConfig)
     add_flags(parser, TokenizerConfig)
     run(main, parser.parse_args())

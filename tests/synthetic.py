@@ -1,7 +1,7 @@
 """Small data sets and run folders for the tests of the training half; block sizes pairwise differ.
 
-Samples look like prepared ones: [CLS] A [SEP] B [SEP], masks drawn by the library, originals kept
-beside them so that a test knows what it must find.
+Samples look like prepared ones: [CLS] A [SEP] B [SEP] or [CLS] A [SEP], masks drawn by the library,
+originals kept beside them so that a test knows what it must find.
 """
 
 import dataclasses
@@ -55,7 +55,11 @@ class DataSet:
 
 
 def make_block(
-    size: int, max_tokens: int, seed: int, vocab_size: int = VOCAB_SIZE
+    size: int,
+    max_tokens: int,
+    seed: int,
+    vocab_size: int = VOCAB_SIZE,
+    pair_objective: str = "nsp",
 ) -> tuple[Block, NDArray[Any]]:
     """A block of random samples of 7 to `max_tokens` tokens, the last of full length."""
     rng = np.random.default_rng(seed)
@@ -63,6 +67,8 @@ def make_block(
     num_tokens = rng.integers(7, max_tokens + 1, size)
     num_tokens[-1] = max_tokens
     segment_b_start = rng.integers(3, num_tokens - 2)
+    if pair_objective == "none":
+        segment_b_start = num_tokens
     column = np.arange(max_tokens)
     originals = rng.integers(5, vocab_size, (size, max_tokens)).astype(types.piece)
     originals[:, 0] = 2
@@ -80,7 +86,7 @@ def make_block(
         "masked_lm_positions": positions,
         "masked_lm_labels": labels,
         "num_masked": num_masked,
-        "next_sentence_label": rng.integers(0, 2, size),
+        "next_sentence_label": rng.integers(0, 2, size) * (segment_b_start < num_tokens),
         "document_ids": rng.integers(0, 1_000, (size, 2)),
     }
     return {field: values.astype(types.of(field)) for field, values in block.items()}, originals
@@ -92,6 +98,7 @@ def write_data_set(
     validation: Layout = VALIDATION_LAYOUT,
     vocab_size: int = VOCAB_SIZE,
     tokenizer: bytes = NO_TOKENIZER,
+    pair_objective: str = "nsp",
 ) -> DataSet:
     """Writes shards, tokenizer file and manifest; up to 21 blocks differ pairwise in width."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,14 +114,19 @@ def write_data_set(
             for size in sizes:
                 seed += 1
                 max_tokens = 11 + seed * 8 % (SEQUENCE_LENGTH - 10)
-                block, unmasked = make_block(size, max_tokens, seed, vocab_size)
+                block, unmasked = make_block(size, max_tokens, seed, vocab_size, pair_objective)
                 blocks[split].append(block)
                 originals[split].append(unmasked)
             path = folder / f"{split}-{shard:05d}.tar"
             records.append(write_shard(path, {"split": split}, blocks[split][first:]))
         splits[split] = tuple(records)
     manifest = Manifest(
-        config={"sequence_length": SEQUENCE_LENGTH, "whole_words": False},
+        config={
+            "sequence_length": SEQUENCE_LENGTH,
+            "pair_objective": pair_objective,
+            "whole_words": False,
+            "mean_span_length": 0.0,
+        },
         tokenizer={
             "fingerprint": hashlib.sha256(tokenizer).hexdigest(),
             "vocab_size": vocab_size,

@@ -61,6 +61,7 @@ def test_help_comes_at_once_and_imports_nothing_slow(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
     needed = {
+        "benchmark": ("prepare",),
         "prepare_shards": ("--tokenizer", "t", "--output_dir", "d"),
         "train_tokenizer": ("--output_dir", "d"),
         "verify_shards": ("d",),

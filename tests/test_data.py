@@ -21,7 +21,8 @@ from dist_bert.data import (
     validation_batches,
 )
 from dist_bert.errors import UserError
-from dist_bert.masking import MaskingVocabulary, restore
+from dist_bert.hashing import hash64
+from dist_bert.masking import MaskingVocabulary, draw_masks, restore
 from dist_bert.shard_format import FIELD_SHAPES, Manifest
 from tests.synthetic import (
     TRAIN_LAYOUT,
@@ -296,6 +297,16 @@ def test_unpadding_is_what_a_literal_reading_gives(
         assert batch[name].tolist() == values
 
 
+def test_samples_of_a_single_segment_have_no_label(tmp_path: Path, reader: SampleReader) -> None:
+    data_set = write_data_set(tmp_path, train=((5, 3),), pair_objective="none")
+    single = SampleReader(tmp_path, data_set.manifest, "train")
+    assert reader.has_pairs and not single.has_pairs
+    batch = unpad(single.gather(np.zeros(5, int), np.arange(5)))
+    assert batch["next_sentence_label"].tolist() == [NO_LABEL] * 5
+    assert batch["next_sentence_label"].dtype == np.int64
+    assert not batch["token_type_ids"].any()
+
+
 def test_nothing_is_added_where_the_shape_is_right() -> None:
     columns = {
         "input_ids": np.arange(128).reshape(2, 64),
@@ -461,6 +472,26 @@ def test_fresh_masks_are_keyed_by_sample_epoch_and_seed(reader: SampleReader) ->
     columns = gathered(reader, np.array([3, 3]))
     FreshMasks(VOCABULARY, SEED).apply(columns, np.array([1, 1]), np.array([3, 4]))
     assert (columns["masked_lm_positions"][0] != columns["masked_lm_positions"][1]).any()
+
+
+def test_fresh_masks_are_those_that_the_vocabulary_asks_for(reader: SampleReader) -> None:
+    """As drawn for a shard, with the keys of the epoch: whole words and spans alike."""
+    vocabulary = MaskingVocabulary(
+        vocab_size=VOCAB_SIZE,
+        num_reserved_pieces=5,
+        word_starts=np.arange(VOCAB_SIZE) % 3 > 0,
+        mean_span_length=4.0,
+    )
+    numbers = np.arange(NUM_TRAIN)
+    columns, stored = (gathered(reader, numbers) for _ in range(2))
+    FreshMasks(vocabulary, SEED).apply(columns, np.full(NUM_TRAIN, 3), numbers)
+    keys = hash64(SEED, "fresh masks", np.full(NUM_TRAIN, 3), numbers)
+    ids, positions, labels = draw_masks(
+        restored(stored), stored["num_tokens"], stored["num_masked"], keys, vocabulary
+    )
+    np.testing.assert_array_equal(columns["input_ids"], ids)
+    np.testing.assert_array_equal(columns["masked_lm_positions"], positions)
+    np.testing.assert_array_equal(columns["masked_lm_labels"], labels)
 
 
 def test_only_the_rows_of_later_epochs_change(reader: SampleReader) -> None:

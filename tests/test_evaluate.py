@@ -126,6 +126,19 @@ def test_baselines_are_those_of_the_training_pieces_on_the_same_positions(traine
     assert result.majority_accuracy == labels.count(commonest) / len(labels)
 
 
+def test_a_data_set_of_single_segments_has_no_next_sentence_scores(
+    tmp_path: Path, trained: Trained
+) -> None:
+    tokenizer = (trained.run_dir / "tokenizer.model").read_bytes()
+    single = write_data_set(
+        tmp_path, vocab_size=NUM_PIECES, tokenizer=tokenizer, pair_objective="none"
+    )
+    result = evaluate(TrainedRun.load(trained.run_dir), tmp_path)
+    expected = scored_one_by_one(dataclasses.replace(trained, data_set=single), 19)
+    assert result.mlm_loss == pytest.approx(expected["mlm_loss"], rel=1e-5)
+    assert result.nsp_loss is None and result.nsp_accuracy is None
+
+
 def test_evaluation_uses_the_precision_of_training(tmp_path: Path, trained: Trained) -> None:
     tokenizer = trained.run_dir / "tokenizer.model"
     write_run(tmp_path / "run", tokenizer, MODEL, {"bf16": {"enabled": True}})

@@ -18,11 +18,11 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
-        ("errors", "files", "hashing", "prefetch"),
+        ("errors", "figures", "files", "hashing", "prefetch"),
         ("cli", "config", "masking", "run_dir"),
         ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("tokenizer", "data", "hf_names"),
-        ("deepspeed_config",),
+        ("deepspeed_config", "loader_benchmark"),
         ("inference",),
         ("job", "evaluate", "fill_mask", "checkpoint"),
         ("engine",),
@@ -30,12 +30,16 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("pretrain",),
     ),
     "data_prep": (
-        ("docstrings", "inputs", "pairs", "prepare_config", "progress", "sentences", "workers"),
-        ("readers", "samples"),
-        ("sampling", "token_store", "verify"),
+        ("inputs", "pairs", "prepare_config", "progress", "sentences", "workers"),
+        ("readers", "samples", "stage_profile"),
+        ("quality", "units", "verify"),
+        ("corpus",),
+        ("preview", "sampling", "token_store"),
+        ("duplicates",),
         ("dealing",),
         ("data_set",),
         ("prepare",),
+        ("benchmark",),
     ),
 }
 # What both halves must agree on; the rest of dist_bert is no business of preparation.
@@ -53,11 +57,16 @@ SHARED = {
 # Third party -> the modules that may know it.
 HOMES = {
     "deepspeed": {"dist_bert.engine", "dist_bert.checkpoint"},
+    "ftfy": {"data_prep.quality"},
     "mpi4py": {"data_prep.workers"},
-    "sentencepiece": {"dist_bert.tokenizer"},
+    "mwparserfromhell": {"data_prep.readers.wiki_markup"},
+    "pyarrow": {"data_prep.readers.parquet"},
+    "sentencepiece": {"dist_bert.tokenizer", "data_prep.benchmark"},
     "tensorboard": {"dist_bert.metrics"},
     "torch.utils.tensorboard": {"dist_bert.metrics"},
-    "webdataset": set(),
+    "warcio": {"data_prep.readers.wet"},
+    "webdataset": {"dist_bert.loader_benchmark"},
+    "zstandard": {"data_prep.readers.source"},
 }
 # Not even through what they import: preparation, configuration and every refusal come at once.
 TORCHLESS = {*SHARED, "data", "deepspeed_config", "job", "run_dir"}

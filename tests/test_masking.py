@@ -1,5 +1,6 @@
 """Masks: equal to a slow reference, independent of the batch, and with the stated statistics."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ TOKENS = MaskingVocabulary(vocab_size=VOCAB_SIZE, num_reserved_pieces=NUM_RESERV
 WORDS = MaskingVocabulary(
     vocab_size=VOCAB_SIZE, num_reserved_pieces=NUM_RESERVED, word_starts=WORD_STARTS
 )
+TOKEN_SPANS = dataclasses.replace(TOKENS, mean_span_length=3.0)
+WORD_SPANS = dataclasses.replace(WORDS, mean_span_length=3.0)
+ALL = (TOKENS, WORDS, TOKEN_SPANS, WORD_SPANS)
 
 
 def make_batch(
@@ -57,18 +61,42 @@ def words_of(ids: Array, vocabulary: MaskingVocabulary) -> list[list[int]]:
     return words
 
 
+def spans_of(
+    ids: Array, num_masked: int, key: Any, vocabulary: MaskingVocabulary
+) -> list[list[int]]:
+    """Runs of neighbouring words, each of which begins a new one with the same probability."""
+    words = words_of(ids, vocabulary)
+    num_maskable = sum(map(len, words))
+    length = vocabulary.mean_span_length * (1 - num_masked / num_maskable)
+    length *= 1 + (length - 1) / num_masked
+    word_length = num_maskable / len(words)
+    begins = word_length / max(word_length, length)
+    draws = hash32_grid(hash64("span", key[None]), ids.size)[0] / (2**32 - 1)
+    spans: list[list[int]] = []
+    for word in words:
+        if not spans or spans[-1][-1] + 1 != word[0] or draws[word[0]] <= begins:
+            spans.append([])
+        spans[-1] += word
+    return spans
+
+
 def reference_masks(
     ids: Array, num_tokens: int, num_masked: int, key: Any, vocabulary: MaskingVocabulary
 ) -> tuple[Array, list[int]]:
     """One sample, word by word, as the docstring of `draw_masks` says it."""
     order = hash32_grid(key[None], ids.size)[0]
-    words = sorted(words_of(ids[:num_tokens], vocabulary), key=lambda word: order[word[0]])
+    has_spans = vocabulary.mean_span_length > 0
+    if has_spans:
+        words = spans_of(ids[:num_tokens], num_masked, key, vocabulary)
+    else:
+        words = words_of(ids[:num_tokens], vocabulary)
+    words.sort(key=lambda word: order[word[0]])
     chosen: list[int] = []
     exceeding: list[int] = []
     for index, word in enumerate(words):
         if len(chosen) + len(word) > num_masked:
             exceeding = word
-            single_words = [w for w in words[index + 1 :] if len(w) == 1]
+            single_words = [w for w in words[index + 1 :] if len(w) == 1 and not has_spans]
             for single_word in single_words[: num_masked - len(chosen)]:
                 chosen += single_word
             break
@@ -85,7 +113,7 @@ def reference_masks(
     return input_ids, sorted(chosen)
 
 
-@pytest.mark.parametrize("vocabulary", [TOKENS, WORDS])
+@pytest.mark.parametrize("vocabulary", ALL)
 @pytest.mark.parametrize("max_tokens,rate", [(7, 0.15), (13, 0.4), (37, 0.15), (61, 0.9)])
 def test_equals_the_slow_reference(
     vocabulary: MaskingVocabulary, max_tokens: int, rate: float
@@ -103,7 +131,7 @@ def test_equals_the_slow_reference(
         assert input_ids[b].tolist() == expected_ids.tolist()
 
 
-@pytest.mark.parametrize("vocabulary", [TOKENS, WORDS])
+@pytest.mark.parametrize("vocabulary", ALL)
 def test_masks_do_not_depend_on_the_batch_nor_on_the_padding(vocabulary: MaskingVocabulary) -> None:
     ids, num_tokens, num_masked, keys = make_batch(601, 37, seed=1)
     input_ids, positions, labels = draw_masks(ids, num_tokens, num_masked, keys, vocabulary)
@@ -119,7 +147,7 @@ def test_masks_do_not_depend_on_the_batch_nor_on_the_padding(vocabulary: Masking
     assert np.array_equal(narrow[0][:, :37][is_token], input_ids[rows][is_token])
 
 
-@pytest.mark.parametrize("vocabulary", [TOKENS, WORDS])
+@pytest.mark.parametrize("vocabulary", ALL)
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
 def test_restore_inverts(vocabulary: MaskingVocabulary, dtype: type[np.integer]) -> None:
     ids, num_tokens, num_masked, keys = make_batch(401, 29, seed=2)
@@ -144,7 +172,7 @@ def test_another_key_draws_other_masks_in_equal_number() -> None:
     assert abs(overlap - 0.15) < 0.01  # independent draws share 15 %; 25,000 tokens, sigma 0.0023
 
 
-@pytest.mark.parametrize("vocabulary", [TOKENS, WORDS])
+@pytest.mark.parametrize("vocabulary", ALL)
 def test_shares_of_masked_tokens_and_of_replacements(vocabulary: MaskingVocabulary) -> None:
     ids, num_tokens, num_masked, keys = make_batch(24_007, 61, seed=4)
     maskable = is_maskable(ids, num_tokens)
@@ -228,6 +256,86 @@ def test_a_word_ends_at_a_special_token() -> None:
     assert found == {(1, 2), (4, 6)}  # a single token never goes with half of the word
 
 
+def run_lengths(ids: Array, positions: Array, num_masked: Array) -> Array:
+    """Lengths of all runs of neighbouring masked tokens."""
+    chosen = np.zeros((ids.shape[0], ids.shape[1] + 2), int)  # never masked at either end
+    rows, columns = np.nonzero(np.arange(positions.shape[1]) < num_masked[:, None])
+    chosen[rows, positions[rows, columns].astype(int) + 1] = 1
+    edges = np.diff(chosen.reshape(-1))
+    return np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
+
+
+def make_text(num_samples: int, num_tokens: int) -> tuple[Array, Array]:
+    """Samples [CLS] A [SEP] B [SEP] of one length, without [UNK]."""
+    rng = np.random.default_rng(num_tokens)
+    ids = rng.integers(NUM_SPECIAL_IDS, VOCAB_SIZE, (num_samples, num_tokens)).astype(np.uint16)
+    ids[:, [0, num_tokens // 2, num_tokens - 1]] = CLS, SEP, SEP
+    return ids, np.full(num_samples, num_tokens)
+
+
+@pytest.mark.parametrize(
+    "vocabulary,mean,rate",
+    [
+        (vocabulary, mean, rate)
+        for vocabulary in (TOKENS, WORDS)
+        for mean in (2.0, 3.0, 5.0)
+        for rate in (0.15, 0.4, 0.5)
+        if vocabulary is TOKENS or mean * (1 - rate) >= 1.5  # a word has 1.5 tokens
+    ],
+)
+def test_runs_of_masks_have_the_wanted_mean_and_are_geometric(
+    vocabulary: MaskingVocabulary, mean: float, rate: float
+) -> None:
+    vocabulary = dataclasses.replace(vocabulary, mean_span_length=mean)
+    ids, num_tokens = make_text(1_501, 512)
+    keys = hash64("runs", np.arange(1_501))
+    num_masked = num_to_mask(is_maskable(ids, num_tokens).sum(axis=1), rate, keys)
+    _, positions, _ = draw_masks(ids, num_tokens, num_masked, keys, vocabulary)
+    lengths = run_lengths(ids, positions, num_masked)
+    assert lengths.size > 20_000
+    assert abs(lengths.mean() - mean) < 0.03 * mean  # sigma 0.007 of it
+    if vocabulary.word_starts is None:  # words of several tokens make even lengths likelier
+        for length in range(1, 9):
+            expected = (1 - 1 / mean) ** (length - 1) / mean
+            assert abs((lengths == length).mean() - expected) < 0.05 * expected + 0.004
+
+
+def test_spans_never_reach_across_a_special_token() -> None:
+    vocabulary = dataclasses.replace(TOKENS, mean_span_length=20.0)
+    ids = np.array([[CLS, 54, 55, SEP, 56, 57, 58, UNK, 59, SEP]], np.uint16)
+    keys = hash64("special", np.arange(997))
+    copies = np.repeat(ids, 997, axis=0)
+    _, positions, _ = draw_masks(copies, np.full(997, 10), np.full(997, 2), keys, vocabulary)
+    found = {tuple(row) for row in positions.tolist()}
+    assert {(1, 2), (4, 5)} < found
+    # A run ends where its segment does; what is missing comes from another one.
+    assert all(b - a == 1 or 8 in (a, b) for a, b in found if (a, b) not in {(2, 4), (6, 8)})
+
+
+def test_spans_of_words_are_whole_words_but_for_the_last_one() -> None:
+    ids, num_tokens, num_masked, keys = make_batch(2_003, 61, seed=6, rate=0.3)
+    _, positions, _ = draw_masks(ids, num_tokens, num_masked, keys, WORD_SPANS)
+    num_cut = 0
+    for b in range(2_003):
+        chosen = set(positions[b, : num_masked[b]].tolist())
+        words = words_of(ids[b], WORDS)
+        num_partial = sum(0 < len(chosen & set(w)) < len(w) for w in words)
+        assert num_partial <= 1
+        num_cut += num_partial
+    assert 0 < num_cut < 800  # a third of the tokens are inside a word
+
+
+def test_spans_leave_no_place_out() -> None:
+    num_samples, num_tokens = 20_011, 47
+    ids = np.full((num_samples, num_tokens), 77, np.uint16)
+    keys = hash64("uniform", np.arange(num_samples))
+    lengths, num_masked = np.full(num_samples, num_tokens), np.full(num_samples, 9)
+    _, positions, _ = draw_masks(ids, lengths, num_masked, keys, TOKEN_SPANS)
+    shares = np.bincount(positions.ravel(), minlength=num_tokens) / num_samples
+    # A span begins at the first token, and the last span is cut behind: so its share is higher.
+    assert abs(shares[4:] - 9 / 47).max() < 0.02  # sigma 0.0028
+
+
 def test_number_to_mask_is_exact_on_average_and_at_least_one() -> None:
     keys = hash64("number", np.arange(40_009))
     for num_maskable in (7, 23, 125):
@@ -240,7 +348,7 @@ def test_number_to_mask_is_exact_on_average_and_at_least_one() -> None:
 
 def test_samples_without_predictions_and_with_all_tokens_masked() -> None:
     ids = np.array([[CLS, UNK, SEP, UNK, SEP], [CLS, 50, SEP, 51, SEP]], np.uint16)
-    for vocabulary in (TOKENS, WORDS):
+    for vocabulary in ALL:
         for num_masked in ([0, 0], [0, 2]):
             input_ids, positions, labels = draw_masks(
                 ids, np.array([5, 5]), np.array(num_masked), hash64(np.arange(2)), vocabulary

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from dist_bert.metrics import MetricsWriter, read_metrics
+from dist_bert.metrics import MetricsWriter, read_metrics, scores_of
 
 Curve = dict[int, float]
 
@@ -69,6 +69,12 @@ def test_what_is_flushed_can_be_read_at_once(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == 3
     assert curves(tmp_path) == rows_as_curves(tmp_path)
     writer.close()
+
+
+def test_samples_of_one_segment_have_no_next_sentence_scores() -> None:
+    metrics = {"mlm_loss": 7.0, "nsp_loss": 0.0, "mlm_accuracy": 0.25, "nsp_accuracy": 0.0}
+    assert scores_of(metrics, has_pairs=True) == metrics
+    assert scores_of(metrics, has_pairs=False) == {"mlm_loss": 7.0, "mlm_accuracy": 0.25}
 
 
 def test_texts_are_written(tmp_path: Path) -> None:

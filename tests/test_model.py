@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_bert import model as model_module
 from dist_bert.config import ModelConfig
+from dist_bert.data import NO_LABEL
 from dist_bert.hf_names import to_published
 from dist_bert.model import (
     BertForPreTraining,
@@ -360,6 +361,29 @@ def test_a_micro_batch_may_have_no_masked_position() -> None:
     assert set(gradients) == dict(model.named_parameters()).keys()  # what ZeRO waits for
     assert not gradients["mlm_bias"].any()
     assert gradients["encoder.layers.0.qkv.weight"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_labels_the_next_sentence_head_neither_scores_nor_learns(
+    dtype: torch.dtype,
+) -> None:
+    model, batch = make_model().to(dtype), make_batch()
+    unlabelled = batch | {"next_sentence_label": torch.full((len(LENGTHS),), NO_LABEL)}
+    loss, metrics, gradients = backward(model, unlabelled)
+    named = dict(zip(model.metric_names, metrics.tolist(), strict=True))
+    assert named["nsp_loss"] == named["nsp_accuracy"] == 0.0
+    assert loss == named["mlm_loss"] > 0
+    assert set(gradients) == dict(model.named_parameters()).keys()  # what ZeRO waits for
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all()
+        assert gradient.any() == (not name.startswith(("pooler.", "nsp."))), name
+    # One label among others without counts as if it were alone.
+    first_alone = torch.tensor([int(batch["next_sentence_label"][0]), NO_LABEL, NO_LABEL])
+    _, labelled, _ = backward(model, batch | {"next_sentence_label": first_alone})
+    nothing = torch.zeros(0, dtype=torch.long)
+    only_first = select(batch, [0]) | {"masked_lm_positions": nothing, "masked_lm_labels": nothing}
+    _, alone, _ = backward(model, only_first)
+    assert labelled[[1, 3]].tolist() == pytest.approx(alone[[1, 3]].tolist(), rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

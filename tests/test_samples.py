@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_prep.pairs import Documents, draw_pairs
+from data_prep.pairs import Documents, PairLosses, Pairs, draw_pairs
 from data_prep.samples import (
     LENGTH_BIN_TOKENS,
     Block,
@@ -20,13 +21,16 @@ from data_prep.samples import (
     build_blocks,
     measure,
 )
+from dist_bert.hashing import below
 from dist_bert.masking import MaskingVocabulary, restore
 from dist_bert.shard_format import FIELD_SHAPES, FieldTypes, ShardFile, write_shard
 
 VOCAB_SIZE, NUM_RESERVED, NUM_DOCUMENTS = 101, 11, 157
 MASK = 4
 RECIPE = SampleRecipe(
-    sequence_length=47,
+    pair_objective="nsp",
+    balance_pairs=False,
+    max_text_tokens=44,
     short_sequence_prob=0.1,
     masked_lm_prob=0.15,
     seed=5,
@@ -80,6 +84,19 @@ def build(
     return blocks, statistics
 
 
+def drawn(documents: Documents) -> tuple[Pairs, PairLosses]:
+    """The pairs of `RECIPE`, copy 0."""
+    return draw_pairs(
+        documents,
+        objective="nsp",
+        max_tokens=44,
+        short_sequence_prob=0.1,
+        balance=False,
+        seed=5,
+        copy=0,
+    )
+
+
 def originals(block: Block) -> NDArray[Any]:
     return restore(
         block["input_ids"],
@@ -120,7 +137,7 @@ def test_blocks_keep_the_contract_and_survive_the_shard(tmp_path: Path) -> None:
         for field, shape in FIELD_SHAPES.items():
             assert block[field].shape == tuple(letters[s] for s in shape)
             assert block[field].dtype == RECIPE.types.of(field)
-        assert block["num_tokens"].max() <= RECIPE.sequence_length
+        assert block["num_tokens"].max() <= RECIPE.max_text_tokens + 3
     record = write_shard(tmp_path / "s.tar", {}, blocks)
     assert record.num_samples == statistics.num_samples == sum(sizes)
     shard = ShardFile(tmp_path, record, RECIPE.types)
@@ -132,13 +149,13 @@ def test_blocks_keep_the_contract_and_survive_the_shard(tmp_path: Path) -> None:
 def test_samples_are_the_pairs_of_the_text_with_masks_upon() -> None:
     documents = make_documents()
     blocks, _ = build(documents)
-    pairs, _ = draw_pairs(documents, max_tokens=44, short_sequence_prob=0.1, seed=5, copy=0)
+    pairs, _ = drawn(documents)
     ids, tokens = documents.document_ids, documents.tokens
     expected = collections.Counter(
         (
             (2, *tokens[pairs.a_start[n] : pairs.a_stop[n]], 3),
             (*tokens[pairs.b_start[n] : pairs.b_stop[n]], 3),
-            int(pairs.is_random_next[n]),
+            int(pairs.next_sentence_label[n]),
             (ids[pairs.document_a[n]], ids[pairs.document_b[n]]),
         )
         for n in range(len(pairs))
@@ -157,16 +174,84 @@ def test_samples_are_the_pairs_of_the_text_with_masks_upon() -> None:
     assert changes > 0.95 * len(order)  # permuted: neighbours come from different documents
 
 
-def test_equal_calls_give_equal_blocks_and_copies_differ() -> None:
+def test_the_classic_recipe_is_frozen() -> None:
+    """The bytes of two copies: of a corpus that was sharded before there were other recipes."""
+    num_sentences = 1 + below(40, "sentences", np.arange(61))
+    lengths = 1 + below(22, "lengths", np.arange(num_sentences.sum()))
+    documents = Documents(
+        tokens=(5 + below(96, "tokens", np.arange(lengths.sum()))).astype(np.uint16),
+        sentence_offsets=np.cumsum([0, *lengths]),
+        document_offsets=np.cumsum([0, *num_sentences]),
+        document_ids=3 * np.arange(61),
+    )
+    digest = hashlib.sha256()
+    for copy in range(2):
+        for block in build(documents, copy=copy)[0]:
+            for field in FIELD_SHAPES:
+                digest.update(block[field].tobytes())
+    expected = "69f63591415c166c643323a38a447f3ca21e2cc347244a64ad2209d80f18d565"
+    assert digest.hexdigest() == expected
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
+@pytest.mark.parametrize("mean_span_length", [0.0, 3.0])
+@pytest.mark.parametrize("rate", [0.15, 0.4, 0.5])
+def test_every_recipe_masks_its_share(objective: str, mean_span_length: float, rate: float) -> None:
+    vocabulary = dataclasses.replace(RECIPE.vocabulary, mean_span_length=mean_span_length)
+    recipe = dataclasses.replace(
+        RECIPE, pair_objective=objective, masked_lm_prob=rate, vocabulary=vocabulary
+    )
+    blocks, statistics = build(make_documents(), recipe)
+    shares = statistics.to_json()["shares"]
+    assert abs(shares["masked"] - rate) < 0.003  # lifted a little by the least of one prediction
+    assert abs(shares["replaced_by_mask"] - 0.8) < 0.03  # 8,000 tokens or more, sigma 0.0045
+    has_label = {"nsp": True, "sop": True, "none": False}[objective]
+    assert 0.45 < shares["random_next"] < 0.57 if has_label else shares["random_next"] == 0
+    for sample in samples_of(blocks):
+        text, b, length = sample["text"], sample["b"], len(sample["text"])
+        separators = {b - 1, length - 1}
+        assert {i for i, piece in enumerate(text) if piece == 3} == separators
+        assert (b == length) == (objective == "none")
+        assert separators.isdisjoint(sample["positions"]) and 0 not in sample["positions"]
+        document_a, document_b = sample["documents"]
+        assert (document_a != document_b) == (objective == "nsp" and sample["is_random"] == 1)
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop"])
+def test_balanced_pairs_are_half_of_every_shard_and_what_is_lost_is_counted(objective: str) -> None:
+    recipe = dataclasses.replace(RECIPE, pair_objective=objective)
+    balanced = dataclasses.replace(recipe, balance_pairs=True)
+    num_dropped_pairs = 0
+    for seed in range(8):
+        documents = make_documents(31 + seed, seed)
+        _, plain = build(documents, recipe)
+        _, statistics = build(documents, balanced)
+        assert 2 * statistics.num_random_next == statistics.num_samples > 250
+        assert 2 * plain.num_random_next != plain.num_samples
+        num_dropped_pairs += statistics.num_dropped_pairs
+    assert 0 < num_dropped_pairs < 20  # of 3,000 or so
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
+def test_equal_calls_give_equal_blocks_and_copies_differ(objective: str) -> None:
     documents = make_documents()
-    first, again = build(documents)[0], build(documents)[0]
+    recipe = dataclasses.replace(RECIPE, pair_objective=objective)
+    first, again = build(documents, recipe)[0], build(documents, recipe)[0]
     assert all(np.array_equal(a[f], b[f]) for a, b in zip(first, again, strict=True) for f in a)
-    other_copy = build(documents, copy=1)[0]
-    other_seed = build(documents, dataclasses.replace(RECIPE, seed=6))[0]
-    for other in (other_copy, other_seed):
-        assert {tuple(s["text"]) for s in samples_of(first)} != {
-            tuple(s["text"]) for s in samples_of(other)
-        }
+    other_copy = build(documents, recipe, copy=1)[0]
+    other_seed = build(documents, dataclasses.replace(recipe, seed=6))[0]
+    texts, *others = (
+        {tuple(s["text"]): (n, tuple(s["positions"])) for n, s in enumerate(samples_of(blocks))}
+        for blocks in (first, other_copy, other_seed)
+    )
+    for other in others:
+        assert texts.keys() != other.keys()
+        equal = texts.keys() & other.keys()
+        if objective == "none":  # only a short one before it moves a sample's borders
+            assert len(equal) > 100
+        moved = sum(texts[text][0] != other[text][0] for text in equal)
+        masked_elsewhere = sum(texts[text][1] != other[text][1] for text in equal)
+        assert moved > 0.95 * len(equal) and masked_elsewhere > 0.85 * len(equal)
 
 
 def test_every_pair_of_every_copy_has_masks_of_its_own() -> None:
@@ -202,7 +287,7 @@ def test_a_true_pair_and_its_masks_are_the_same_in_any_shard() -> None:
 def test_statistics_are_those_of_a_plain_count() -> None:
     documents = make_documents()
     blocks, statistics = build(documents)
-    _, losses = draw_pairs(documents, max_tokens=44, short_sequence_prob=0.1, seed=5, copy=0)
+    _, losses = drawn(documents)
     expected = SampleStatistics(
         num_truncated_tokens=losses.num_truncated_tokens,
         length_histogram=[0] * (47 // LENGTH_BIN_TOKENS + 1),
@@ -232,8 +317,8 @@ def test_statistics_are_those_of_a_plain_count() -> None:
 
 def test_statistics_merge_in_any_order_and_come_back_from_json() -> None:
     parts = []
-    for seed, (num_documents, sequence_length) in enumerate([(1, 11), (29, 47), (53, 133)]):
-        recipe = dataclasses.replace(RECIPE, sequence_length=sequence_length)
+    for seed, (num_documents, max_text_tokens) in enumerate([(1, 8), (29, 44), (53, 130)]):
+        recipe = dataclasses.replace(RECIPE, max_text_tokens=max_text_tokens)
         parts.append(build(make_documents(num_documents, seed), recipe)[1])
     assert parts[0].num_dropped_tokens > 0  # a single document with long sentences
     totals = []

@@ -1,22 +1,25 @@
 """The token store: documents come out of it as the tokenizer sees them, and units are made once."""
 
+import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep.inputs import InputFile, find_inputs, plan_units
-from data_prep.readers import read_sentences
+from data_prep.corpus import read_sentences
+from data_prep.inputs import InputPart, find_inputs
+from data_prep.prepare_config import PrepareConfig, TextConfig
+from data_prep.readers.source import Tally
 from data_prep.token_store import (
-    TextSettings,
     TokenStore,
     Unit,
     UnitRecord,
     content_hash,
+    finished_unit,
     make_unit,
+    unit_fingerprint,
     unit_folder,
 )
 from dist_bert.errors import UserError
@@ -25,7 +28,7 @@ from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import chinese_sentences, documents, english_sentences, write_text_files
 
 NUM_FILES = 53
-SETTINGS = TextSettings("text", "", "fingerprint")
+CONFIG = TextConfig(format="text")
 
 
 @pytest.fixture(scope="module")
@@ -36,36 +39,49 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[InputFile]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[InputPart]:
     folder = tmp_path_factory.mktemp("text")
     write_text_files(folder, NUM_FILES)
     return find_inputs([str(folder / "*.txt")])
 
 
-def write(path: Path, text: str) -> InputFile:
+def write(path: Path, text: str) -> InputPart:
     path.write_text(text, encoding="utf-8")
     return find_inputs([str(path)])[0]
 
 
+def make(
+    folder: Path,
+    parts: list[InputPart],
+    tokenizer: Tokenizer,
+    config: TextConfig = CONFIG,
+    max_bad_share: float = 0.0,
+) -> UnitRecord:
+    return make_unit(
+        folder, parts, config, tokenizer, max_bad_share=max_bad_share, breathe=lambda: None
+    )
+
+
+def read(part: InputPart) -> list[tuple[str, list[str]]]:
+    return list(read_sentences(part, CONFIG, Tally(part.path, 0.0)))
+
+
 def store_of(
-    folder: Path, units: list[list[InputFile]], tokenizer: Tokenizer
+    folder: Path, units: list[list[InputPart]], tokenizer: Tokenizer
 ) -> tuple[TokenStore, list[UnitRecord]]:
-    records = [
-        make_unit(unit_folder(folder, u), files, SETTINGS, tokenizer)
-        for u, files in enumerate(units)
-    ]
+    records = [make(unit_folder(folder, u), files, tokenizer) for u, files in enumerate(units)]
     return TokenStore(folder, [r.num_documents for r in records]), records
 
 
 def test_a_unit_holds_what_the_tokenizer_gives(
-    tmp_path: Path, inputs: list[InputFile], tokenizer: Tokenizer
+    tmp_path: Path, inputs: list[InputPart], tokenizer: Tokenizer
 ) -> None:
     folder = unit_folder(tmp_path, 12)
-    record = make_unit(folder, inputs, SETTINGS, tokenizer)
+    record = make(folder, inputs, tokenizer)
     unit = Unit(folder)
     assert folder.name == "unit-00012"
     assert unit.ids.dtype == np.uint16 and unit.ids.size == record.num_tokens
-    expected = [(t, s) for f in inputs for t, s in read_sentences(f.path, "text")]
+    expected = [pair for part in inputs for pair in read(part)]
     assert record.num_documents == len(expected) == NUM_FILES
     assert record.num_sentences == sum(len(s) for _, s in expected)
     assert record.text_bytes == sum(f.bytes for f in inputs)
@@ -80,9 +96,9 @@ def test_a_unit_holds_what_the_tokenizer_gives(
 
 
 def test_the_record_names_its_inputs(
-    tmp_path: Path, inputs: list[InputFile], tokenizer: Tokenizer
+    tmp_path: Path, inputs: list[InputPart], tokenizer: Tokenizer
 ) -> None:
-    record = make_unit(tmp_path / "unit", inputs[:7], SETTINGS, tokenizer)
+    record = make(tmp_path / "unit", inputs[:7], tokenizer)
     assert json.loads((tmp_path / "unit" / "unit.json").read_text())["inputs"] == record.inputs
     assert [i["path"] for i in record.inputs] == [f.path for f in inputs[:7]]
     assert all(i["documents"] == 1 and len(i["sha256"]) == 64 for i in record.inputs)
@@ -90,13 +106,13 @@ def test_the_record_names_its_inputs(
 
 def test_batches_of_text_do_not_show(
     tmp_path: Path,
-    inputs: list[InputFile],
+    inputs: list[InputPart],
     tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_unit(tmp_path / "one", inputs, SETTINGS, tokenizer)
+    make(tmp_path / "one", inputs, tokenizer)
     monkeypatch.setattr("data_prep.token_store._BATCH_CHARACTERS", 101)
-    make_unit(tmp_path / "many", inputs, SETTINGS, tokenizer)
+    make(tmp_path / "many", inputs, tokenizer)
     for file in sorted((tmp_path / "one").iterdir()):
         assert (tmp_path / "many" / file.name).read_bytes() == file.read_bytes(), file.name
 
@@ -123,7 +139,7 @@ def test_a_unit_without_documents_can_be_opened(tmp_path: Path, tokenizer: Token
 
 @pytest.mark.parametrize("unit_size", [1, 5, NUM_FILES])
 def test_documents_are_gathered_by_their_numbers(
-    tmp_path: Path, inputs: list[InputFile], tokenizer: Tokenizer, unit_size: int
+    tmp_path: Path, inputs: list[InputPart], tokenizer: Tokenizer, unit_size: int
 ) -> None:
     units = [inputs[i : i + unit_size] for i in range(0, NUM_FILES, unit_size)]
     store, _ = store_of(tmp_path, units, tokenizer)
@@ -132,27 +148,61 @@ def test_documents_are_gathered_by_their_numbers(
     gathered = store.gather(chosen)
     assert gathered.document_ids.tolist() == chosen.tolist()
     for place, number in enumerate(chosen):
-        ((_, sentences),) = read_sentences(inputs[number].path, "text")
+        ((_, sentences),) = read(inputs[number])
         first, stop = gathered.document_offsets[place : place + 2]
         offsets = gathered.sentence_offsets[first : stop + 1]
         found = [gathered.tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
         assert found == [tokenizer.encode(s) for s in sentences]
 
 
-def test_a_finished_unit_is_kept_only_for_the_same_input(
-    tmp_path: Path, inputs: list[InputFile], tokenizer: Tokenizer
+def test_a_finished_unit_is_found_only_for_the_same_input(
+    tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     folder = tmp_path / "unit"
-    file = write(tmp_path / "a.txt", "A first text. It is here.")
-    first = make_unit(folder, [file], SETTINGS, tokenizer)
-    made = os.stat(folder / "ids.npy").st_ctime_ns
-    assert make_unit(folder, [file], SETTINGS, tokenizer) == first
-    assert os.stat(folder / "ids.npy").st_ctime_ns == made, "kept"
-    for settings in (TextSettings("lines", "", "fingerprint"), TextSettings("text", "", "other")):
-        assert make_unit(folder, [file], settings, tokenizer).fingerprint != first.fingerprint
-    assert os.stat(folder / "ids.npy").st_ctime_ns != made
-    changed = write(tmp_path / "a.txt", "A later text. It is here, too.")
-    assert make_unit(folder, [changed], SETTINGS, tokenizer).num_tokens != first.num_tokens
+    part = write(tmp_path / "a.txt", "A first text. It is here.")
+    wanted = unit_fingerprint([part], CONFIG, tokenizer.fingerprint)
+    assert finished_unit(folder, wanted) is None
+    made = make(folder, [part], tokenizer)
+    assert finished_unit(folder, wanted) == made
+    of_shards = PrepareConfig(format="text", sequence_length=512, copies=3)
+    assert unit_fingerprint([part], of_shards, tokenizer.fingerprint) == wanted, "serves any shards"
+    others = [
+        unit_fingerprint([part], TextConfig(format="lines"), tokenizer.fingerprint),
+        unit_fingerprint([part], TextConfig("text", repair_unicode=True), tokenizer.fingerprint),
+        unit_fingerprint([part], CONFIG, "another"),
+        unit_fingerprint([part, part], CONFIG, tokenizer.fingerprint),
+        unit_fingerprint([dataclasses.replace(part, start=1)], CONFIG, tokenizer.fingerprint),
+    ]
+    later = write(tmp_path / "a.txt", "A later text. It is here.")
+    others.append(unit_fingerprint([later], CONFIG, tokenizer.fingerprint))
+    assert all(finished_unit(folder, other) is None for other in others)
+    assert len({wanted, *others}) == 7
+    assert make(folder, [later], tokenizer).fingerprint == others[-1], "what was there is replaced"
+
+
+def test_bad_records_are_counted_and_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_bytes(b"Fine.\n" * 10)
+    (tmp_path / "b.txt").write_bytes(b"Fine.\n" * 18 + b"Not \xff fine.\n" * 2)
+    parts = find_inputs([str(tmp_path / "*.txt")])
+    record = make(tmp_path / "unit", parts, tokenizer, max_bad_share=0.1)
+    assert record.bad_records == {"not_utf8": 2}
+    assert record.first_bad.startswith(f"{tmp_path}/b.txt: byte 112 is not UTF-8")
+    with pytest.raises(UserError, match=r"b\.txt: byte 112 .* \(2 of 21 records are bad"):
+        make(tmp_path / "unit", parts, tokenizer, max_bad_share=0.09)
+    assert finished_unit(tmp_path / "unit", record.fingerprint) == record, "a failure harms nothing"
+
+
+def test_long_work_can_be_left(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    part = write(tmp_path / "a.txt", "Some text.")
+
+    def breathe() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        make_unit(
+            tmp_path / "store" / "unit", [part], CONFIG, tokenizer, max_bad_share=0, breathe=breathe
+        )
+    assert not list((tmp_path / "store").iterdir())
 
 
 def test_a_failing_unit_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -160,7 +210,7 @@ def test_a_failing_unit_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer) -> 
     (tmp_path / "b.txt").write_bytes(b"\xff")
     bad = find_inputs([str(tmp_path / "b.txt")])[0]
     with pytest.raises(UserError, match=r"b\.txt: byte 0"):
-        make_unit(tmp_path / "store" / "unit", [good, bad], SETTINGS, tokenizer)
+        make(tmp_path / "store" / "unit", [good, bad], tokenizer)
     assert not list((tmp_path / "store").iterdir())
 
 
@@ -171,15 +221,3 @@ def test_equal_texts_have_equal_hashes() -> None:
     assert np.unique(hashes).size == len(texts) > 2_000
     shares = np.bincount((hashes >> np.uint64(61)).astype(np.int64), minlength=8) / len(texts)
     assert np.all(np.abs(shares - 1 / 8) < 0.03), "uniform: the split is made by them"
-
-
-def test_small_files_share_units_and_large_ones_have_their_own() -> None:
-    small = [InputFile(f"{i:05d}", 1_000, 0) for i in range(8_000)]
-    units = plan_units(small)
-    assert [f for unit in units for f in unit] == small, "in order, none lost"
-    assert 20 <= len(units) <= 80
-    mixed = plan_units([InputFile("a", 10, 0), InputFile("b", 50 << 20, 0), InputFile("c", 10, 0)])
-    assert [[f.path for f in unit] for unit in mixed] == [["a"], ["b"], ["c"]]
-    assert plan_units([InputFile("empty", 0, 0)]) == [[InputFile("empty", 0, 0)]]
-    huge = [InputFile(f"{i:06d}", 1 << 30, 0) for i in range(20_000)]
-    assert len(plan_units(huge)) <= 3 * 8_192, "a rank can map all units"

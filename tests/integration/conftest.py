@@ -1,5 +1,6 @@
 """A data set made by the scripts themselves, and the launcher, for all integration tests."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -22,17 +23,46 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
 
 
-def run_script(*command: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the repository's root and returns what it printed and how it ended."""
+def run_script(
+    *command: str | Path, timeout: float = 120, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command, in the repository's root, and returns what it printed and how it ended."""
     return subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
     )
+
+
+def mpiexec(num_ranks: int) -> list[str | Path]:
+    """The MPI launcher and its interpreter, for a script."""
+    return [BIN / "mpiexec", "-n", str(num_ranks), sys.executable, "-m", "mpi4py"]
+
+
+def prepare_shards(
+    num_ranks: int, *arguments: str | Path, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Runs launch/prepare_shards.py on MPI ranks."""
+    return run_script(
+        *mpiexec(num_ranks), ROOT / "launch/prepare_shards.py", *arguments, cwd=cwd, timeout=60
+    )
+
+
+def assert_one_line_error(made: subprocess.CompletedProcess[str], problem: str) -> None:
+    """What a user's mistake looks like."""
+    assert made.returncode == 2, (made.returncode, made.stderr)
+    assert made.stderr.startswith("error: ") and made.stderr.count("\n") == 1, made.stderr
+    assert problem in made.stderr
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """All files below a folder, with the hash of their bytes."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 def launcher(num_ranks: int) -> list[str | Path]:
@@ -81,10 +111,9 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     made = run_script(
-        BIN / "mpiexec", "-n", "2", sys.executable, "-m", "mpi4py", "launch/prepare_shards.py",
-        "--input", text, "--tokenizer", folder / "tokenizer/tokenizer.model",
-        "--output_dir", folder / "shards", "--sequence_length", "53",
-        "--samples_per_shard", "307", "--validation_share", "0.1",
+        *mpiexec(2), "launch/prepare_shards.py", "--input", text,
+        "--tokenizer", folder / "tokenizer/tokenizer.model", "--output_dir", folder / "shards",
+        "--sequence_length", "53", "--samples_per_shard", "307", "--validation_share", "0.1",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     yield folder / "shards"

@@ -5,10 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +21,17 @@ from dist_bert.masking import restore
 from dist_bert.shard_format import FIELD_SHAPES, MANIFEST_NAME, SPLITS, Manifest, ShardFile
 from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 from tests.corpus import write_text_files
+from tests.integration.conftest import (
+    ROOT,
+    assert_one_line_error,
+    files_of,
+    mpiexec,
+    prepare_shards,
+    run_script,
+)
 
-ROOT = Path(__file__).parents[2]
-MPIEXEC = Path(sys.executable).with_name("mpiexec")
 NUM_FILES = 1_201
 SETTINGS = ["--samples_per_shard", "257", "--validation_share", "0.05", "--sequence_length", "61"]
-
-
-def run_script(command: Sequence[str | Path], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-
-
-def prepare(
-    num_ranks: int, *arguments: str | Path, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    python: list[str | Path] = [sys.executable, "-m", "mpi4py", ROOT / "launch/prepare_shards.py"]
-    return run_script([MPIEXEC, "-n", str(num_ranks), *python, *arguments], cwd)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +65,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         copy = folder / "text" / f"copy-{number:04d}.txt"
         copy.write_text(texts[number], encoding="utf-8")
     trained = run_script(
-        [sys.executable, "launch/train_tokenizer.py", "--input", folder / "text" / "*.txt",
-         "--output_dir", folder / "tokenizer", "--vocab_size", "901"]
+        sys.executable, "launch/train_tokenizer.py", "--input", folder / "text" / "*.txt",
+        "--output_dir", folder / "tokenizer", "--vocab_size", "901",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     tokenizer = folder / "tokenizer" / "tokenizer.model"
@@ -87,20 +76,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         "--tokenizer",
         tokenizer,
     ]
-    made = prepare(1, *arguments, "--output_dir", folder / "shards", *SETTINGS)
+    made = prepare_shards(1, *arguments, "--output_dir", folder / "shards", *SETTINGS)
     assert made.returncode == 0, made.stderr
     return Prepared(folder, tokenizer, folder / "shards", made.stdout)
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_any_number_of_ranks_writes_equal_bytes(prepared: Prepared, num_ranks: int) -> None:
     output = prepared.folder / f"shards-{num_ranks}"
-    made = prepare(
+    made = prepare_shards(
         num_ranks, "--input", prepared.text, "--tokenizer", prepared.tokenizer,
         "--output_dir", output, *SETTINGS,
     )  # fmt: skip
@@ -118,7 +102,7 @@ def test_train_tokenizer_says_what_it_was_made_from(prepared: Prepared) -> None:
 def test_a_token_store_serves_other_settings(prepared: Prepared) -> None:
     output, store = prepared.folder / "other", prepared.shards / "token_store"
     before = {path: path.stat().st_ctime_ns for path in store.rglob("*")}
-    made = prepare(
+    made = prepare_shards(
         2, "--input", prepared.text, "--tokenizer", prepared.tokenizer, "--output_dir", output,
         "--token_store", store, *SETTINGS[:-1], "127", "--seed", "7",
     )  # fmt: skip
@@ -132,6 +116,78 @@ def test_a_token_store_serves_other_settings(prepared: Prepared) -> None:
         )
         == 127
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "share", "copies"),
+    [
+        (["--copies", "3", "--balance_pairs", "true"], 0.5, 3),
+        (["--pair_objective", "sop", "--balance_pairs", "true", "--whole_words", "false"], 0.5, 1),
+        (["--pair_objective", "none", "--mean_span_length", "3", "--masked_lm_prob", "0.4"], 0, 1),
+    ],
+)
+def test_recipes(
+    prepared: Prepared, tmp_path: Path, recipe: list[str], share: float, copies: int
+) -> None:
+    store = prepared.shards / "token_store"
+    made = prepare_shards(
+        2, "--input", prepared.text, "--tokenizer", prepared.tokenizer, "--output_dir",
+        tmp_path / "out", "--token_store", store, *SETTINGS, *recipe,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    verified = run_script(sys.executable, "launch/verify_shards.py", tmp_path / "out")
+    assert verified.returncode == 0, verified.stderr
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.statistics["train"]["shares"]["random_next"] == share
+    counts = [manifest.statistics[split]["num_samples"] for split in SPLITS]
+    usual = [prepared.manifest.statistics[split]["num_samples"] for split in SPLITS]
+    if copies > 1:
+        assert abs(counts[0] / usual[0] / copies - 1) < 0.1
+    assert abs(counts[1] / usual[1] - 1) < 0.3, "held-out documents are passed over once"
+    if "0.4" in recipe:
+        assert abs(manifest.statistics["train"]["shares"]["masked"] - 0.4) < 0.005
+
+
+def test_what_is_left_out_is_counted(prepared: Prepared, tmp_path: Path) -> None:
+    texts = [f"This is text {i}. It has another sentence, number {i}." for i in range(1_000)]
+    rows = [{"text": text, "language": "de" if i % 4 else "en"} for i, text in enumerate(texts)]
+    rows += rows[:400:2]  # every second one is German
+    rows += [{"text": "Too short.", "language": "en"}, {"text": "", "language": "en"}]
+    lines = [json.dumps(row) for row in rows]
+    lines[77] = "not JSON"  # German
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    common: list[str | Path] = ["--tokenizer", prepared.tokenizer, "--input", "a.jsonl"]
+    common += ["--deduplicate", "true", "--min_characters", "20", "--languages", "en"]
+    for num_ranks in (1, 2):
+        made = prepare_shards(
+            num_ranks, *common, "--output_dir", f"out{num_ranks}", "--max_bad_share", "0.01",
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        totals = Manifest.load(tmp_path / f"out{num_ranks}").totals
+        assert totals["drops"] == {"duplicate": 100, "other_language": 849, "too_short": 2}
+        assert totals["bad_records"] == {"not_json": 1}
+        assert totals["first_bad_records"][0].startswith("a.jsonl: line 78: is not JSON")
+        assert totals["documents"] == 350
+        assert totals["train_documents"] + totals["validation_documents"] == 250
+    assert files_of(tmp_path / "out1") == files_of(tmp_path / "out2")
+    made = prepare_shards(
+        2, *common, "--output_dir", "strict", "--max_bad_share", "0", cwd=tmp_path
+    )
+    assert_one_line_error(made, "a.jsonl: line 78: is not JSON")
+
+
+def test_the_preview_shows_documents_and_makes_nothing(prepared: Prepared, tmp_path: Path) -> None:
+    command = ["--tokenizer", "none", "--input", prepared.text, "--preview", "2"]
+    shown = prepare_shards(2, *command, "--output_dir", tmp_path / "out")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("copy-0000.txt (text)") == 1, "one rank speaks"
+    assert not (tmp_path / "out").exists()
+    same = run_script(
+        sys.executable, "launch/train_tokenizer.py", "--input", prepared.text, "--preview", "2",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert same.returncode == 0 and same.stdout == shown.stdout
 
 
 def test_plain_webdataset_reads_the_same_samples(prepared: Prepared) -> None:
@@ -233,9 +289,9 @@ def test_a_finished_data_set_is_left_alone(prepared: Prepared) -> None:
     before = files_of(prepared.shards)
     common: list[str | Path] = ["--input", prepared.text, "--tokenizer", prepared.tokenizer]
     common += ["--output_dir", prepared.shards, *SETTINGS]
-    again = prepare(2, *common)
+    again = prepare_shards(2, *common)
     assert again.returncode == 0 and "finished already" in again.stdout
-    other = prepare(2, *common, "--seed", "43")
+    other = prepare_shards(2, *common, "--seed", "43")
     assert_one_line_error(other, "holds another data set (seed = 42 there, 43 asked for)")
     assert files_of(prepared.shards) == before
 
@@ -265,7 +321,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 ) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    made = prepare(
+    made = prepare_shards(
         3, "--tokenizer", prepared.tokenizer, "--output_dir", "out", *arguments, cwd=tmp_path
     )  # fmt: skip
     assert_one_line_error(made, problem)
@@ -274,7 +330,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
-    made = prepare(1, "--tokenizer", "none", "--output_dir", tmp_path / "out", "--debug")
+    made = prepare_shards(1, "--tokenizer", "none", "--output_dir", tmp_path / "out", "--debug")
     assert made.returncode == 2 and "Traceback" in made.stderr and "UserError" in made.stderr
 
 
@@ -286,11 +342,11 @@ def test_a_crash_on_one_rank_ends_all(tmp_path: Path) -> None:
         "        if ranks.rank == 1:\n"
         "            raise RuntimeError('boom')\n"
         "        return item\n"
-        "    ranks.run([1, 1, 1], work, lambda item, result: None)\n"
+        "    ranks.run('item', [1, 1, 1], work, lambda item, result: None)\n"
     )
     for start in (["-m", "mpi4py"], []):
         begin = time.monotonic()
-        made = run_script([MPIEXEC, "-n", "3", sys.executable, *start, tmp_path / "crash.py"])
+        made = run_script(*mpiexec(3)[:-2], *start, tmp_path / "crash.py")
         assert made.returncode not in (0, 2) and "RuntimeError: boom" in made.stderr
         assert time.monotonic() - begin < 20
 
@@ -306,10 +362,10 @@ def test_a_killed_rank_ends_all_and_leaves_no_half_data_set(
         "        if ranks.rank == 1:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return item\n"
-        "    ranks.run([1, 1, 1], work, lambda item, result: None)\n"
+        "    ranks.run('item', [1, 1, 1], work, lambda item, result: None)\n"
     )
     begin = time.monotonic()
-    made = run_script([MPIEXEC, "-n", "2", sys.executable, "-m", "mpi4py", tmp_path / "killed.py"])
+    made = run_script(*mpiexec(2), tmp_path / "killed.py")
     assert made.returncode != 0 and time.monotonic() - begin < 20
 
 
@@ -323,15 +379,16 @@ def test_results_come_in_order_and_each_item_is_done_once(tmp_path: Path) -> Non
         "        (folder / f'{item}-{ranks.rank}').touch(exist_ok=False)\n"
         "        return item * item\n"
         "    told = []\n"
-        "    found = ranks.run(list(range(41)), work, lambda item, result: told.append(item))\n"
+        "    report = lambda item, result: told.append(item)\n"
+        "    found = ranks.run('item', list(range(41)), work, report)\n"
         "    assert ranks.share(lambda: 'word') == 'word'\n"
         "    assert ranks.each(lambda: ranks.rank) == ranks.rank\n"
-        "    assert ranks.run([], work, print) == []\n"
+        "    assert ranks.run('item', [], work, print) == []\n"
         "    if ranks.is_first:\n"
         "        print(json.dumps([found, sorted(told)]))\n"
     )
     (tmp_path / "done").mkdir()
-    made = run_script([MPIEXEC, "-n", "3", sys.executable, tmp_path / "work.py", tmp_path / "done"])
+    made = run_script(*mpiexec(3), tmp_path / "work.py", tmp_path / "done")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout) == [[i * i for i in range(41)], list(range(41))]
     done = [path.name.split("-") for path in (tmp_path / "done").iterdir()]
@@ -342,12 +399,12 @@ def test_results_come_in_order_and_each_item_is_done_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize("script", ["train_tokenizer.py", "prepare_shards.py"])
 def test_help_and_dry_run_are_quick(script: str, tmp_path: Path) -> None:
     begin = time.monotonic()
-    shown = run_script([sys.executable, f"launch/{script}", "--help"])
+    shown = run_script(sys.executable, f"launch/{script}", "--help")
     assert shown.returncode == 0 and "--text_field" in shown.stdout
     assert time.monotonic() - begin < 1.0
     dry = run_script(
-        [sys.executable, f"launch/{script}", "--dry_run", "--output_dir", tmp_path / "out",
-         "--format", "lines", *(["--tokenizer", "t"] if script.startswith("prepare") else [])]
+        sys.executable, f"launch/{script}", "--dry_run", "--output_dir", tmp_path / "out",
+        "--format", "lines", *(["--tokenizer", "t"] if script.startswith("prepare") else []),
     )  # fmt: skip
     assert dry.returncode == 0 and json.loads(dry.stdout)["format"] == "lines"
     assert not (tmp_path / "out").exists()
@@ -369,8 +426,8 @@ def test_the_default_corpus_is_the_installed_documentation(
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     made = run_script(
-        [sys.executable, tmp_path / "run.py", ROOT / "launch/prepare_shards.py", "--tokenizer",
-         prepared.tokenizer, "--output_dir", tmp_path / "out"]
+        sys.executable, tmp_path / "run.py", ROOT / "launch/prepare_shards.py", "--tokenizer",
+        prepared.tokenizer, "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert (
@@ -380,12 +437,6 @@ def test_the_default_corpus_is_the_installed_documentation(
     assert [Path(i["path"]).name for i in manifest.inputs if i["documents"]] == [
         "argparse.py", "ast.py", "calendar.py", "gzip.py", "inspect.py", "os.py",
     ]  # fmt: skip
-
-
-def assert_one_line_error(made: subprocess.CompletedProcess[str], problem: str) -> None:
-    assert made.returncode == 2, (made.returncode, made.stderr)
-    assert made.stderr.startswith("error: ") and made.stderr.count("\n") == 1, made.stderr
-    assert problem in made.stderr
 
 
 def restored(block: dict[str, NDArray[Any]]) -> NDArray[Any]:

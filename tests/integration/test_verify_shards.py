@@ -28,6 +28,27 @@ def copy(data_set: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data_set, tmp_path / "shards", ignore=ignore))
 
 
+RECIPES = {
+    "sop": ["--pair_objective", "sop", "--balance_pairs", "true", "--mean_span_length", "3"],
+    "none": ["--pair_objective", "none", "--mean_span_length", "3", "--masked_lm_prob", "0.4"],
+}
+
+
+@pytest.fixture(scope="module")
+def recipes(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data sets of other recipes, from the same token store."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for name, flags in RECIPES.items():
+        made = run_script(
+            sys.executable, "launch/prepare_shards.py", "--input", data_set.parent / "text/*.txt",
+            "--tokenizer", data_set / "tokenizer.model", "--token_store", data_set / "token_store",
+            "--output_dir", folder / name, "--sequence_length", "53",
+            "--samples_per_shard", "307", "--validation_share", "0.1", *flags,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+    return {name: folder / name for name in RECIPES}
+
+
 def silently(folder: Path) -> Manifest:
     return verify(folder, report=lambda text: None)
 
@@ -92,7 +113,8 @@ def set_item(field: str, value: int) -> Callable[[Block], None]:
 def mask_the_separator(block: Block) -> None:
     place = int(block["segment_b_start"][ROW]) - 1
     count = int(block["num_masked"][ROW])
-    others = [int(p) for p in block["masked_lm_positions"][ROW, :count] if p > place][1:]
+    dropped, *others = [int(p) for p in block["masked_lm_positions"][ROW, :count] if p > place]
+    block["input_ids"][ROW, dropped] = 9
     kept = [int(p) for p in block["masked_lm_positions"][ROW, :count] if p < place]
     positions = [*kept, place, *others]
     block["masked_lm_positions"][ROW] = 0
@@ -140,11 +162,11 @@ def swap_document(block: Block) -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (set_item("num_tokens", 54), "num_tokens is 5 to sequence_length"),
+        (set_item("num_tokens", 54), "num_tokens is 3 to sequence_length"),
         (set_item("segment_b_start", 2), "both segments hold text"),
         (put(9, lambda block: 0), r"a sample begins with \[CLS\]"),
-        (put(9, lambda block: int(block["segment_b_start"][ROW]) - 1), "both segments end"),
-        (put(9, lambda block: int(block["num_tokens"][ROW]) - 1), "both segments end"),
+        (put(9, lambda block: int(block["segment_b_start"][ROW]) - 1), "segments end with"),
+        (put(9, lambda block: int(block["num_tokens"][ROW]) - 1), "segments end with"),
         (put(3, unmasked_place), "no other token is"),
         (put(4, unmasked_place), "no other token is"),
         (put(701, unmasked_place), "pieces lie below vocab_size"),
@@ -168,6 +190,75 @@ def test_a_sample_that_breaks_a_rule_is_named(
     put_back(copy, "train", SHARD, blocks)
     with pytest.raises(UserError, match=rf"train-00001.tar: block 0: sample \d+ .*{rule}"):
         silently(copy)
+
+
+def end_early(block: Block) -> None:
+    """A second segment of which only the last [SEP] is left."""
+    block["segment_b_start"][ROW] = block["num_tokens"][ROW] - 1
+
+
+def other_document(block: Block) -> None:
+    block["document_ids"][ROW, 1] += 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "rule"),
+    [
+        ("sop", end_early, "both segments hold text"),
+        ("sop", set_item("next_sentence_label", 2), "next_sentence_label is 0 or 1"),
+        ("sop", other_document, "both segments are from one document"),
+        ("none", end_early, "there is one segment"),
+        ("none", set_item("next_sentence_label", 1), "next_sentence_label is 0$"),
+        ("none", other_document, "a sample is from one document"),
+        ("none", put(3, unmasked_place), "no other token is"),
+        ("none", put(9, lambda block: int(block["num_tokens"][ROW]) - 1), "segments end with"),
+    ],
+)
+def test_every_recipe_has_rules_of_its_own(
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    recipe: str,
+    change: Callable[[Block], None],
+    rule: str,
+) -> None:
+    folder = Path(shutil.copytree(recipes[recipe], tmp_path / "shards"))
+    assert silently(folder).config["pair_objective"] == recipe
+    blocks = blocks_of(folder, "train", SHARD)
+    change(blocks[0])
+    put_back(folder, "train", SHARD, blocks)
+    message = rf"train-00001.tar: block 0: sample {ROW} breaks the rule: {rule}"
+    with pytest.raises(UserError, match=message):
+        silently(folder)
+
+
+def test_every_recipe_is_shown_as_what_it_is(recipes: dict[str, Path]) -> None:
+    for text in show(recipes["sop"], 20):
+        assert text.startswith("A: ") and "\nB: " in text and "\nanswers: " in text
+        assert ("  (in order)\n" in text) != ("  (swapped)\n" in text)
+    for text in show(recipes["none"], 20):
+        assert text.startswith("A: ") and "\nB: " not in text and "\nanswers: " in text
+        assert "[SEP]" not in text and "(" not in text.split("\nanswers")[0]
+
+
+def test_recipes_of_the_command_line_reach_the_samples(recipes: dict[str, Path]) -> None:
+    for recipe, rate in (("sop", 0.15), ("none", 0.4)):
+        manifest = Manifest.load(recipes[recipe])
+        statistics = manifest.statistics["train"]
+        assert abs(statistics["shares"]["masked"] - rate) < 0.01
+        blocks = [
+            block for i in range(len(manifest.splits["train"]))
+            for block in blocks_of(recipes[recipe], "train", i)
+        ]  # fmt: skip
+        for block in blocks:
+            assert block["num_tokens"].max() <= 53
+            num_labelled = int(np.count_nonzero(block["next_sentence_label"]))
+            if recipe == "sop":  # a block is a shard
+                assert 2 * num_labelled == block["num_tokens"].size
+            else:
+                assert num_labelled == 0
+        positions = np.concatenate([block["masked_lm_positions"][:, :5] for block in blocks])
+        is_run = np.diff(positions.astype(int), axis=1) == 1
+        assert is_run.mean() > 0.55  # 2 of 3 in runs of 3; 0.35 of words alone
 
 
 def test_counts_splits_and_tokenizer_must_be_those_of_the_manifest(copy: Path) -> None:

@@ -8,6 +8,9 @@ import gc
 import inspect
 import re
 import warnings
+from collections.abc import Iterator
+
+from data_prep.readers.source import Document, Source, whole_characters
 
 _DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Statements that hold statements, and in which fields.
@@ -17,6 +20,21 @@ _BODIES = ("body", "handlers", "orelse", "finalbody")
 # text.
 _RULE_LINE = re.compile(r"^[ \t]*([-=~^*#+`.\"'_])\1{2,}[-=~^*#+ \t]*$", re.MULTILINE)
 _EXAMPLE = re.compile(r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*", re.MULTILINE)
+
+
+def python_docs(source: Source) -> Iterator[Document]:
+    """One document per module: its docstrings. What Python cannot parse is counted, not bad."""
+    with source.open() as file:
+        code = file.read()
+    try:
+        docstrings = docstrings_of(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # all of them mean: not parsable
+        source.tally.drops["not_python"] += 1
+        return
+    if docstrings:
+        yield Document(whole_characters("\n\n".join(docstrings)))
+    else:
+        source.tally.drops["no_docstring"] += 1
 
 
 def docstrings_of(source: bytes) -> list[str]:

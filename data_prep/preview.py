@@ -1,0 +1,135 @@
+"""How a corpus is read, as text for people: its first documents and their sentences."""
+
+import collections
+import dataclasses
+import itertools
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from data_prep.corpus import read_sentences
+from data_prep.inputs import InputPart, resolve_inputs
+from data_prep.prepare_config import TextConfig
+from data_prep.readers import AUTO, detect_layout
+from data_prep.readers.source import Tally
+
+_MOST_FILES = 64  # looked at: each is opened to tell its layout
+_SENTENCES_SHOWN = 3
+_WIDTH = 96  # columns of a terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    path: str
+    layout: str
+    text: str
+    sentences: list[str]
+
+
+def show_preview(
+    patterns: Sequence[str], config: TextConfig, max_bad_share: float, count: int
+) -> None:
+    """Prints the preview of all files that match.
+
+    Args:
+        patterns: as for `resolve_inputs`.
+        config: how they are read.
+        max_bad_share: of a file's records.
+        count: of documents to show.
+
+    Raises:
+        UserError: a file cannot be read, or too much of it is bad.
+    """
+    inputs, layout = resolve_inputs(patterns, config.format)
+    config = dataclasses.replace(config, format=layout)
+    for line in preview(inputs, config, max_bad_share, count):
+        print(line, flush=True)
+
+
+def preview(
+    inputs: Sequence[InputPart], config: TextConfig, max_bad_share: float, count: int
+) -> Iterator[str]:
+    """Lines that show the first documents, taking turns between the layouts of the first files.
+
+    Args:
+        inputs: whole files.
+        config: how they are read.
+        max_bad_share: of a file's records.
+        count: of documents to show; those without text, like redirects, are passed over.
+
+    Raises:
+        UserError: a file cannot be read, or too much of it is bad.
+    """
+    files_by_layout: dict[str, list[InputPart]] = collections.defaultdict(list)
+    for file in inputs[:_MOST_FILES]:
+        layout = detect_layout(file.path) if config.format == AUTO else config.format
+        files_by_layout[layout].append(file)
+    tallies: dict[str, Tally] = {}  # by path
+    streams = [
+        _documents(files, dataclasses.replace(config, format=layout), max_bad_share, tallies)
+        for layout, files in files_by_layout.items()
+    ]
+    for shown in itertools.islice(_in_turn(streams), count):
+        yield f"{shown.path} ({shown.layout})"
+        yield f"  {len(shown.text):,} characters, {len(shown.sentences):,} sentences"
+        for sentence in shown.sentences[:_SENTENCES_SHOWN]:
+            yield f"  | {_cut(sentence)}"
+        if (num_more := len(shown.sentences) - _SENTENCES_SHOWN) > 0:
+            yield f"  | ... and {num_more:,} more"
+        yield ""
+    layouts = ", ".join(f"{len(files):,} {layout}" for layout, files in files_by_layout.items())
+    looked_at = min(len(inputs), _MOST_FILES)
+    yield f"layouts of {looked_at:,} of {len(inputs):,} files: {layouts}"
+    yield from _counts(tallies)
+
+
+def _documents(
+    files: Sequence[InputPart], config: TextConfig, max_bad_share: float, tallies: dict[str, Tally]
+) -> Iterator[_Shown]:
+    """The documents of files of one layout that have a sentence; adds a tally for each file."""
+    for file in files:
+        tally = tallies[file.path] = Tally(file.path, max_bad_share)
+        for text, sentences in read_sentences(file, config, tally):
+            if sentences:
+                yield _Shown(file.path, config.format, text, sentences)
+            else:
+                tally.drops["empty"] += 1
+
+
+def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
+    """One item of each stream after the other, until all have ended."""
+    pending = collections.deque(streams)
+    while pending:
+        stream = pending.popleft()
+        for item in itertools.islice(stream, 1):
+            yield item
+            pending.append(stream)
+
+
+def _counts(tallies: Mapping[str, Tally]) -> Iterator[str]:
+    """What was left out and what is bad in as much of the files as was read."""
+    drops, bad = Counter[str](), Counter[str]()
+    for tally in tallies.values():
+        drops.update(tally.drops)
+        bad.update(tally.bad)
+    yield f"left out so far: {_listed(drops)}"
+    first = next((f" ({path}: {t.first_bad})" for path, t in tallies.items() if t.first_bad), "")
+    yield f"bad records so far: {_listed(bad)}{first}"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _cut(sentence: str) -> str:
+    """As much of a sentence as fits on a line; what a terminal would obey is a space."""
+    columns = 0
+    for index, character in enumerate(sentence):
+        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if columns > _WIDTH:
+            return _printable(sentence[:index].rstrip()) + " ..."
+    return _printable(sentence)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,112 @@
+"""Which layout a file has, told by its content: what is not clear is "text".
+
+Reading text as a layout that it does not have would tear it apart, and nobody would see it; a
+layout that is taken for text is one document of whole sentences, and `--preview` shows it.
+"""
+
+import itertools
+import re
+import statistics
+from pathlib import Path
+
+from data_prep.inputs import whole_file
+from data_prep.readers import parquet
+from data_prep.readers.source import Source, Tally
+from data_prep.sentences import split_sentences
+
+_PEEK_BYTES, _PEEK_ROWS = 1 << 17, 512  # of a file, enough to tell its layout
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
+_UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be", b"<\0": "utf-16-le"}
+_UTF16[b"\0<"] = "utf-16-be"
+
+# A key with its colon tells JSON from a brace in text; it may be the first of a list's first
+# object or stand on a line of its own: then the reader says what is wrong.
+_JSON = re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
+_XML_ROOT = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki[\s>]", re.DOTALL)
+_TITLE = re.compile(r"\s*^ = [^\n]*(?<! =) = *\r?$", re.MULTILINE)
+
+# One sentence a line, as google-research/bert wants it. Sentences were cut by another program than
+# ours, and headings have no full stop: hence not all lines, but far more than any prose, verse or
+# list has by chance.
+_SENTENCE_SHARE = 0.85
+_MIN_BLOCKS, _MIN_BLOCK_LINES, _MIN_LINES = 3, 2.0, 12
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]」』）》*_]*$")
+# Speech and parts of a play: a line each, too, but their lines are no documents' sentences.
+_SPEECH = re.compile(r"[\"'“”„«‘「『–—-]|[^\s:：.!?][^:：.!?]{0,30}[:：]\s?\S")
+_SPEECH_SHARE = 0.5
+
+# BookCorpus: its sentences are lower-cased and have spaces around their marks, so that
+# `split_sentences` finds no end in any row. A mark inside a row may follow an abbreviation.
+_INNER_END = re.compile(
+    r"(?:\w{4}|\s)[.!?]+[\"'”’)\]]*\s+[^\W\d_]|[。！？][”’」』）》]*[^\s”’」』）》]"
+)
+_ROW_SHARE = 0.8
+_MEDIAN_ROW, _MIN_ROWS = 300, 12  # characters, rows
+
+
+def detect_layout(path: str) -> str:
+    """The layout of a file: "python_docs" by its name, else by its first bytes, else "text".
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if Path(path).suffix == ".py":
+        return "python_docs"
+    if parquet.is_parquet(path):
+        return _layout_of_rows(path)
+    with Source(whole_file(path), Tally(path, 0.0)).open() as file:
+        head = file.read(_PEEK_BYTES)
+    if head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
+        return "tar"
+    return _layout_of_text(_decoded(head), is_whole=len(head) < _PEEK_BYTES)
+
+
+def _layout_of_text(text: str, is_whole: bool) -> str:
+    beginning = text.lstrip()
+    if beginning.startswith("WARC/1."):
+        return "wet"
+    if beginning.startswith("<doc "):
+        return "wikiextractor"
+    if _XML_ROOT.match(beginning):
+        return "mediawiki"
+    if _JSON.match(beginning):
+        return "jsonl"
+    if _TITLE.match(text):
+        return "wikitext"
+    lines = text.splitlines()
+    return "lines" if _is_sentence_a_line(lines if is_whole else lines[:-1]) else "text"
+
+
+def _is_sentence_a_line(lines: list[str]) -> bool:
+    """Whether lines are sentences, and blocks of them between blank lines documents."""
+    sentences = [line.strip() for line in lines if line.strip()]
+    blocks = sum(has_text for has_text, _ in itertools.groupby(lines, lambda s: bool(s.strip())))
+    if blocks < _MIN_BLOCKS or len(sentences) < max(_MIN_BLOCK_LINES * blocks, _MIN_LINES):
+        return False
+    enough = _SENTENCE_SHARE * len(sentences)
+    return (
+        sum(bool(_SENTENCE_END.search(s)) for s in sentences) >= enough
+        and sum(bool(_SPEECH.match(s)) for s in sentences) <= _SPEECH_SHARE * len(sentences)
+        and sum(len(split_sentences(s)) == 1 for s in sentences) >= enough
+    )
+
+
+def _layout_of_rows(path: str) -> str:
+    """Layout of a parquet file: rows with more than a text in them are documents."""
+    columns = parquet.column_names(path)
+    if len(columns) != 1:
+        return "parquet"
+    source = Source(whole_file(path), Tally(path, 1.0), columns[0])
+    peeked = list(itertools.islice(parquet.text_rows(source), _PEEK_ROWS))
+    texts = [row.strip() for row in peeked if row.strip()]
+    if _TITLE.match("\n".join(row.rstrip("\n") for row in peeked)):
+        return "wikitext"
+    if len(texts) < _MIN_ROWS or statistics.median(map(len, texts)) > _MEDIAN_ROW:
+        return "parquet"
+    num_sentences = sum("\n" not in text and not _INNER_END.search(text) for text in texts)
+    return "sentences" if num_sentences >= _ROW_SHARE * len(texts) else "parquet"
+
+
+def _decoded(head: bytes) -> str:
+    encoding = _UTF16.get(head[:2], "utf-8")
+    return head.decode(encoding, "replace").removeprefix("\ufeff")

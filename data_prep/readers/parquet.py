@@ -1,0 +1,182 @@
+"""Parquet files, a few MiB of rows at a time. Not for: what fields mean (`records`)."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.readers.records import document_of, language_fields, no_text, text_fields
+from data_prep.readers.source import Document, Source, magic_bytes, missing_package
+from dist_bert.errors import UserError
+
+_MAGIC = b"PAR1"
+_BUFFER_BYTES = 1 << 20  # of a column as it lies in the file: without it, all of a row group's
+_BATCH_BYTES = 4 << 20  # of unpacked text in memory, about
+_MAX_BATCH_ROWS = 4_096
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a file is one, by its first bytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return magic_bytes(path).startswith(_MAGIC)
+
+
+def row_group_starts(path: str) -> list[int]:
+    """First bytes of the row groups, ascending: where the file can be cut into parts.
+
+    Raises:
+        UserError: the file cannot be read, or pyarrow is not there.
+    """
+    with _opened(path) as file:
+        return sorted(_starts(file.metadata))
+
+
+def rows(source: Source) -> Iterator[Document]:
+    """A row is a document. Of a part, the rows of those row groups that begin in it.
+
+    Raises:
+        UserError: the file cannot be read, has no column of text, or pyarrow is not there.
+    """
+    stop = source.part.start + source.part.bytes
+    with _opened(source.path) as file:
+        text = _text_column(source, file.schema_arrow)
+        language = _first_column(language_fields(source), file.schema_arrow)
+        names = [text] if language is None else [text, language]
+        number = 0  # of the row in the file
+        for group, start in enumerate(_starts(file.metadata)):
+            metadata = file.metadata.row_group(group)
+            if not source.part.start <= start < stop:
+                number += metadata.num_rows
+                continue
+            row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
+            batches = file.iter_batches(
+                batch_size=min(max(_BATCH_BYTES // max(row_bytes, 1), 1), _MAX_BATCH_ROWS),
+                row_groups=[group],
+                columns=names,
+                use_threads=False,  # the other cores have ranks of their own
+            )
+            for batch in batches:
+                for values in zip(*(_values(batch, name) for name in names), strict=True):
+                    number += 1
+                    fields = dict(zip(names, values, strict=True))
+                    yield from _documents(fields, source, number)
+
+
+def text_rows(source: Source) -> Iterator[str]:
+    """The texts of the rows.
+
+    Raises:
+        UserError: as `rows`.
+    """
+    for document in rows(source):
+        yield document.text
+
+
+def column_names(path: str) -> list[str]:
+    """Names of the columns.
+
+    Raises:
+        UserError: the file cannot be read, or pyarrow is not there.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def _documents(fields: dict[str, Any], source: Source, number: int) -> Iterator[Document]:
+    """The document of a row, none if it is bad."""
+    source.tally.num_records += 1
+    for name, value in fields.items():
+        if isinstance(value, bytes):
+            source.tally.count_bad("not_utf8", f"row {number}: {name} is not UTF-8")
+            fields[name] = value.decode(errors="replace")
+    document = document_of(fields, source)
+    if document is None:
+        source.tally.count_bad("no_text", f"row {number}: {no_text(fields, source)}")
+    else:
+        yield document
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise missing_package(path, "a parquet file", "pyarrow") from None
+    try:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        problem = str(error).split("\n", 1)[0].rstrip(". ")
+        raise UserError(
+            f"{path}: is damaged or cut off, or no parquet file ({problem}); fetch it again"
+        ) from None
+
+
+def _starts(metadata: Any) -> list[int]:
+    """First byte of each row group, in their order."""
+    starts = []
+    for group in range(metadata.num_row_groups):
+        column = metadata.row_group(group).column(0)
+        offsets = (column.dictionary_page_offset, column.data_page_offset)
+        starts.append(min(offset for offset in offsets if offset))  # None or 0: has no such page
+    return starts
+
+
+def _text_column(source: Source, schema: Any) -> str:
+    names = text_fields(source)
+    column = _first_column(names, schema)
+    if column is None:
+        raise UserError(
+            f"{source.path}: has no column {' or '.join(names)}; name the one with the text by"
+            f" --text_field ({', '.join(schema.names)})"
+        )
+    column_type = _column_type(schema, column)
+    value_type = getattr(column_type, "value_type", column_type)  # of a dictionary
+    if str(value_type) not in ("string", "large_string", "string_view"):
+        raise UserError(
+            f"{source.path}: column {column} is of type {column_type}, not string; name the one"
+            f" with the text by --text_field ({', '.join(schema.names)})"
+        )
+    return column
+
+
+def _first_column(names: tuple[str, ...], schema: Any) -> str | None:
+    return next((name for name in names if _column_type(schema, name) is not None), None)
+
+
+def _column_type(schema: Any, name: str) -> Any:
+    """Arrow's type of a column or of a field inside one, None if there is none."""
+    if name in schema.names:
+        return schema.field(name).type
+    first, *parts = name.split(".")
+    found: Any = schema.field(first).type if first in schema.names else None
+    for part in parts:
+        is_there = hasattr(found, "get_field_index") and found.get_field_index(part) >= 0
+        found = found.field(part).type if is_there else None
+    return found
+
+
+def _values(batch: Any, name: str) -> list[Any]:
+    """The values of a column or of a field inside one; bytes for text that is not UTF-8."""
+    from pyarrow import compute, large_binary
+
+    if name in batch.schema.names:
+        column = batch.column(name)
+    else:
+        first, *parts = name.split(".")
+        column = compute.struct_field(batch.column(first), parts)
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        values = []
+        for value in column.cast(large_binary()).to_pylist():
+            try:
+                values.append(value if value is None else value.decode())
+            except UnicodeDecodeError:
+                values.append(value)
+        return values

@@ -1,0 +1,92 @@
+"""Records with named fields, and JSON lines, where each line is one."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_prep.readers.source import Document, Source, normal_line_ends, whole_characters
+
+TEXT_FIELDS = ("text", "content")  # in order of preference, when no field is named
+# Likewise; the last is OSCAR 23.01's.
+LANGUAGE_FIELDS = ("language", "lang", "metadata.identification.label")
+
+_WANTED = "JSON lines are wanted, one object a line"
+_MISSING = object()
+
+
+def json_lines(source: Source) -> Iterator[Document]:
+    """A JSON object a line."""
+    behind = f" behind byte {source.part.start:,}" if source.part.start else ""
+    for number, line in enumerate(source.lines(), 1):
+        if not line.strip():
+            continue
+        place = f"line {number}{behind}:"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            source.tally.count_bad("not_json", f"{place} {_not_json(line, error)}")
+            continue
+        if isinstance(record, list):
+            source.tally.count_bad(
+                "not_json", f"{place} is a list; {_WANTED} (jq -c '.[]' FILE makes them of a list)"
+            )
+            continue
+        fields = record if isinstance(record, dict) else {}
+        document = document_of(fields, source)
+        if document is None:
+            source.tally.count_bad("no_text", f"{place} {no_text(fields, source)}")
+        else:
+            yield document
+
+
+def document_of(fields: Mapping[str, Any], source: Source) -> Document | None:
+    """The document that a record is; None if it has no text. An empty text is a document.
+
+    Args:
+        fields: of the record; where no key is `a.b`, that means the field b of the object a.
+        source: names the fields, or leaves it to `TEXT_FIELDS` and `LANGUAGE_FIELDS`.
+    """
+    values = (_value(fields, name) for name in text_fields(source))
+    text = next((value for value in values if value is not _MISSING), None)
+    if not isinstance(text, str):
+        return None
+    values = (_value(fields, name) for name in language_fields(source))
+    language = next((value for value in values if isinstance(value, str)), "")
+    return Document(whole_characters(normal_line_ends(text)), language)
+
+
+def no_text(fields: Mapping[str, Any], source: Source) -> str:
+    """What is wrong with a record for which `document_of` is None, and what to do."""
+    return (
+        f"has no text under {' or '.join(text_fields(source))}; name its field with --text_field"
+        f" ({', '.join(fields) or 'it has none'})"
+    )
+
+
+def text_fields(source: Source) -> tuple[str, ...]:
+    """Names under which to look for the text."""
+    return (source.text_field,) if source.text_field else TEXT_FIELDS
+
+
+def language_fields(source: Source) -> tuple[str, ...]:
+    """Names under which to look for the language."""
+    return (source.language_field,) if source.language_field else LANGUAGE_FIELDS
+
+
+def _value(fields: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, `_MISSING` if there is none."""
+    if name in fields:
+        return fields[name]
+    value: Any = fields
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
+
+
+def _not_json(line: str, error: Exception) -> str:
+    goes_on = isinstance(error, json.JSONDecodeError) and error.pos >= len(line.rstrip())
+    if goes_on and line.lstrip().startswith(("{", "[")):
+        return f"holds only the beginning of a JSON value; {_WANTED} (jq -c . FILE makes them)"
+    return f"is not JSON ({error}); give --format for another layout"

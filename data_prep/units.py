@@ -1,0 +1,52 @@
+"""The units of work that the inputs form: parts of files, each cut between two documents."""
+
+from collections.abc import Sequence
+
+from data_prep.inputs import InputPart
+from data_prep.readers import AUTO, borders, detect_layout
+
+_MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 256 << 10, 4 << 20  # small files are gathered to about this size
+_EVEN_UNITS = 32  # aimed at in a small corpus, so that the ranks finish together
+_MAX_UNITS = 8_192  # a rank maps five files per unit, and Linux lets a process map 65,530
+_LARGE_FILE = 2.0  # times a unit: smaller ones are not worth cutting
+
+
+def plan_units(inputs: Sequence[InputPart], layout: str) -> list[list[InputPart]]:
+    """Cuts the inputs, in their order, into units: a part of a large file, or several small files.
+
+    Args:
+        inputs: whole files.
+        layout: of all of them, may be "auto".
+
+    Raises:
+        UserError: a large file cannot be read.
+    """
+    unit_bytes = _unit_bytes(inputs)
+    units: list[list[InputPart]] = []
+    room = 0  # bytes until the unit is full
+    for part in cut_large_files(inputs, layout):
+        if room <= 0:
+            units.append([])
+            room = unit_bytes
+        units[-1].append(part)
+        room -= part.bytes
+    return units
+
+
+def cut_large_files(inputs: Sequence[InputPart], layout: str) -> list[InputPart]:
+    """The inputs, those that are much larger than a unit in parts where their format allows it."""
+    unit_bytes = _unit_bytes(inputs)
+    parts = []
+    for file in inputs:
+        if file.bytes > _LARGE_FILE * unit_bytes:
+            known = detect_layout(file.path) if layout == AUTO else layout
+            parts += borders.cut(file, known, unit_bytes)
+        else:
+            parts.append(file)
+    return parts
+
+
+def _unit_bytes(inputs: Sequence[InputPart]) -> int:
+    num_bytes = sum(file.bytes for file in inputs)
+    even = min(max(num_bytes // _EVEN_UNITS, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
+    return max(even, num_bytes // _MAX_UNITS)

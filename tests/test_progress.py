@@ -1,0 +1,85 @@
+"""What is told of a step: all metrics that the data has, and no others."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dist_bert import progress as progress_module
+from dist_bert.checkpoint import TrainState
+from dist_bert.config import RunConfig
+from dist_bert.data import StepBatch
+from dist_bert.engine import StepRecord
+from dist_bert.model import METRIC_NAMES
+from dist_bert.progress import Progress
+from tests.synthetic import TINY_MODEL
+
+METRICS = (7.25, 0.75, 0.5, 0.625)
+BATCH = StepBatch([{"num_masked": 11}], num_samples=3, num_tokens=41, num_token_pairs=601)
+
+
+class Writer:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self.rows.append({"step": step, **values})
+
+    def flush(self) -> None:
+        pass
+
+
+def told(has_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, float]], Any]:
+    """Rows of one step and one validation, and the arguments that operations were counted from."""
+    counted: list[Any] = []
+
+    def count(*arguments: Any) -> float:
+        counted.append(arguments)
+        return 5.0
+
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(progress_module, "peak_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(progress_module, "training_flops", count)
+    module = torch.nn.Linear(2, 2)
+    module.metric_names = METRIC_NAMES  # type: ignore[assignment]
+    device = torch.device("cpu")
+    engine = SimpleNamespace(module=module, device=device, fp16_enabled=lambda: False)
+    run = dataclasses.replace(RunConfig(), num_train_steps=1, warmup_steps=0)
+    writer: Any = Writer()
+    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer)
+    state = TrainState(step=1, samples=3, tokens=41)
+    progress.add(StepRecord(state, BATCH, torch.tensor(METRICS), 2.5, 1e-3, 0.0))
+    progress.validation(1, dict(zip(METRIC_NAMES, METRICS, strict=True)))
+    return writer.rows, counted
+
+
+def test_pairs_are_told_with_both_losses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (step, validation), counted = told(True, monkeypatch)
+    for row, kind in ((step, "train"), (validation, "validation")):
+        scores = {name: row[f"{kind}/{name}"] for name in METRIC_NAMES}
+        assert tuple(scores.values()) == METRICS
+        assert row[f"{kind}/loss"] == 8.0
+    assert "  loss 8.0000 (mlm 7.2500, nsp 0.7500)  lr 1.00e-03" in capsys.readouterr().out
+    assert counted == [(TINY_MODEL, 41, 601, 11, 3)]
+
+
+def test_single_segments_are_told_without_next_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (step, validation), counted = told(False, monkeypatch)
+    for row, kind in ((step, "train"), (validation, "validation")):
+        assert row[f"{kind}/loss"] == row[f"{kind}/mlm_loss"] == 7.25
+        assert row[f"{kind}/mlm_accuracy"] == 0.5
+        assert not [name for name in row if "nsp" in name]
+    output = capsys.readouterr().out
+    assert "  loss 7.2500 (mlm 7.2500)  lr 1.00e-03" in output
+    assert "validation at step 1  loss 7.2500  mlm_loss 7.2500  mlm_accuracy 0.5000\n" in output
+    assert counted == [(TINY_MODEL, 41, 601, 11, 0)]
