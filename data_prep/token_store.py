@@ -132,7 +132,7 @@ def make_unit(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    files.fsync_folder(folder.parent)
+    files.fsync(folder.parent)
     return record
 
 

@@ -1,31 +1,33 @@
 """Checkpoints that are whole or absent, in RUN/checkpoints/step-NNNNNNNNN, `latest` beside them.
 
-DeepSpeed writes the sharded weights and optimizer state; beside them lie `model.safetensors` (the
-full weights in float32) and `state.json` (position, and what the run must be to go on from here). A
-checkpoint is written under another name, becomes visible when all ranks are done, and only then
-does `latest` move. Every function here is called by all ranks together.
+Weights and optimizer state are written as named fragments, each by the rank that holds it, so they
+are read by any number of ranks at any ZeRO stage and precision without conversion. A checkpoint is
+written under another name and becomes visible when all ranks are done, and only then does `latest`
+move. Every function here is called by all ranks together.
 """
 
+import contextlib
 import dataclasses
-import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import save_file
 
-from dist_bert import files
-from dist_bert.config import read_json
+from dist_bert import files, fragments
+from dist_bert.checkpoint_files import CheckpointReader, FragmentFile
 from dist_bert.errors import UserError
 from dist_bert.run_dir import (
+    BEST_NAME,
     CHECKPOINTS_NAME,
+    DAMAGED_PREFIX,
     LATEST_NAME,
     STATE_NAME,
     WEIGHTS_NAME,
-    latest_checkpoint,
+    checkpoints_newest_first,
 )
 
 
@@ -39,9 +41,14 @@ class TrainState:
 
 
 def save(
-    engine: Any, run_dir: str | Path, state: TrainState, identity: dict[str, Any], keep: int
+    engine: Any,
+    run_dir: str | Path,
+    state: TrainState,
+    identity: dict[str, Any],
+    keep: int,
+    is_best: bool = False,
 ) -> None:
-    """Writes a checkpoint, moves `latest` to it and removes all but the newest `keep`.
+    """Writes a checkpoint, moves `latest` to it and removes all but the newest `keep` and the best.
 
     Args:
         engine: the DeepSpeed engine.
@@ -49,44 +56,59 @@ def save(
         state: where the run stands.
         identity: what a run must be equal in to resume from it (see `check_identity`).
         keep: number of checkpoints that stay, at least 1.
+        is_best: whether it has the lowest validation loss so far; then `best` moves to it, too.
+
+    Raises:
+        UserError: on all ranks, if any cannot write; the checkpoints that were there stay.
     """
     folder = Path(run_dir) / CHECKPOINTS_NAME
     name = f"step-{state.step:09d}"
     partial = folder / f".{name}.partial"
-    is_first = dist.get_rank() == 0
-    if is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    weights = full_weights(engine)
-    if is_first:
-        save_file(weights, partial / WEIGHTS_NAME)
-        files.write_json(
-            partial / STATE_NAME, {"state": dataclasses.asdict(state), "identity": identity}
-        )
-    dist.barrier()  # every rank's files are there
-    if is_first:
-        _publish(partial, folder / name)
-        _remove_all_but_newest(folder, keep)
-    dist.barrier()
+    with _all_ranks_agree(f"cannot save step {state.step:,}"):
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    own = fragments.fragments(engine)
+    if fragments.is_replicated(engine):
+        own = own[dist.get_rank() :: dist.get_world_size()]
+    with _all_ranks_agree(f"cannot save step {state.step:,}", partial):
+        written = FragmentFile.write(partial, dist.get_rank(), own)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, dataclasses.asdict(written))
+    contents = {
+        "state": dataclasses.asdict(state),
+        "identity": identity,
+        "optimizer": fragments.numbers(engine),
+        "shapes": {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()},
+        "files": gathered,
+    }
+    with _all_ranks_agree(f"cannot save step {state.step:,}", partial):
+        if dist.get_rank() == 0:
+            files.write_json(partial / STATE_NAME, contents, indent=None)
+            _publish(partial, folder / name, is_best)
+            _remove_old(folder, keep)
 
 
 def load(engine: Any, run_dir: str | Path, identity: dict[str, Any]) -> TrainState:
-    """Puts the latest checkpoint into the engine; a run without one starts at zero.
+    """Puts the newest whole checkpoint into the engine; a run without one starts at zero.
+
+    A checkpoint of another number of ranks, ZeRO stage or precision is as good as any.
 
     Raises:
-        UserError: the checkpoint belongs to another run (the differences are listed).
+        UserError: the checkpoint belongs to another run (the differences are listed), or none is
+            whole.
     """
-    path = latest_checkpoint(run_dir)
-    if path is None:
+    reader = _newest_whole(run_dir)
+    if reader is None:
         return TrainState()
-    saved = read_json(path / STATE_NAME)
-    check_identity(path, saved["identity"], identity)
-    loaded, _ = engine.load_checkpoint(
-        str(path.parent), tag=path.name, load_lr_scheduler_states=False
-    )
-    assert loaded is not None, f"{path}: DeepSpeed found nothing to load"
-    return TrainState(**saved["state"])
+    check_identity(reader.folder, reader.contents["identity"], identity)
+    fragments.create_states(engine)
+    for fragment in fragments.fragments(engine):
+        for what, values in fragment.tensors.items():
+            values.copy_(reader.read(what, fragment.name, fragment.start, fragment.size))
+    fragments.set_numbers(engine, reader.contents["optimizer"])
+    fragments.refresh_weights(engine)
+    return TrainState(**reader.contents["state"])
 
 
 def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -107,32 +129,84 @@ def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -
         )
 
 
-def full_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """All weights in float32, by name, on the CPU of rank 0; the other ranks get an empty dict.
+def write_weights(run_dir: str | Path) -> None:
+    """Writes the latest checkpoint's weights as RUN/model.safetensors, in float32; on rank 0."""
+    if dist.get_rank() == 0:
+        newest = next(iter(checkpoints_newest_first(run_dir)))
+        with files.whole_path(Path(run_dir) / WEIGHTS_NAME) as path:
+            save_file(CheckpointReader(newest).weights(), path)
+    dist.barrier()
 
-    Works at every ZeRO stage: from the optimizer's float32 copy where the engine keeps one.
+
+@contextlib.contextmanager
+def _all_ranks_agree(what: str, partial: Path | None = None) -> Iterator[None]:
+    """Ends a piece of work on all ranks together, with the first one's mistake if there is any."""
+    problem = ""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    except UserError as error:
+        problem = str(error)
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        if partial is not None and dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{what}: {next(filter(None, problems))}")
+
+
+def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
+    """The newest checkpoint whose files are what was written; damaged ones are named.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
     """
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter)  # a collective: every rank takes part
-        if dist.get_rank() == 0:
-            full = parameter.detach() if full is None else full
-            weights[name] = full.to("cpu", torch.float32, copy=True).contiguous()
-    return weights
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    damaged = []
+    for path in checkpoints_newest_first(run_dir):
+        problem = ""
+        try:
+            reader = CheckpointReader(path)
+            own = reader.files[rank::world_size]  # hashing is shared out
+            problem = next(filter(None, (file.problem(path) for file in own)), "")
+        except UserError as error:
+            problem = str(error)
+        problems: list[Any] = [None] * world_size
+        dist.all_gather_object(problems, problem)
+        if not any(problems):
+            return reader
+        damaged.append(f"{path.name}: {next(filter(None, problems))}")
+        if rank == 0:
+            print(f"warning: {path} is damaged and put aside: {damaged[-1]}", flush=True)
+            path.rename(path.with_name(f"{DAMAGED_PREFIX}{path.name}"))
+    if damaged:
+        raise UserError(
+            f"{run_dir}: no checkpoint is whole ({'; '.join(damaged)}); give another --output_dir"
+        )
+    return None
 
 
-def _publish(partial: Path, final: Path) -> None:
+def _full_shape(parameter: Any) -> torch.Size:
+    """Of a parameter that ZeRO-3 may have cut."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _publish(partial: Path, final: Path, is_best: bool) -> None:
     """Makes a complete checkpoint visible, then points `latest` to it."""
-    for path in (*partial.rglob("*"), partial):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    files.fsync(partial)
     shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier step
     partial.rename(final)
-    files.fsync_folder(final.parent)
-    files.write_bytes(final.parent / LATEST_NAME, f"{final.name}\n".encode())
+    files.fsync(final.parent)
+    for pointer in (LATEST_NAME, *([BEST_NAME] if is_best else [])):
+        files.write_bytes(final.parent / pointer, f"{final.name}\n".encode())
 
 
-def _remove_all_but_newest(folder: Path, keep: int) -> None:
+def _remove_old(folder: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints and the best one."""
+    best = folder / BEST_NAME
+    kept = {best.read_text().strip()} if best.exists() else set()
     for path in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(path)
+        if path.name not in kept:
+            shutil.rmtree(path)

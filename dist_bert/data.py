@@ -13,8 +13,7 @@ a micro-batch, S longest sample, P most predictions of a sample, T tokens of a m
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,8 @@ from numpy.typing import NDArray
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64, permuted
 from dist_bert.masking import NUM_SPECIAL_IDS, MaskingVocabulary, draw_masks, restore
-from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardFile
+from dist_bert.reader import Columns, Memory, SampleReader, inverse
 
-Columns = dict[str, NDArray[Any]]
 MicroBatch = dict[str, Any]
 
 # Shapes of micro-batches are rounded up: matrix kernels are prepared anew for every shape that they
@@ -117,77 +115,6 @@ class SampleOrder:
         blocks = np.repeat(blocks, sizes)
         order = permuted(np.arange(rows.size), rows.size, self._seed, "window", epoch, window)
         return blocks[order], rows[order]
-
-
-class SampleReader:
-    """Random access to the samples of one split of a data set.
-
-    Attributes:
-        num_samples: of the split.
-        blocks: of all shards, in their order.
-        shard_of_block: the shard of each.
-        block_sizes: samples of each.
-        has_pairs: whether samples have a segment B, so that there is a next-sentence loss.
-    """
-
-    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
-        """Maps every shard of the split.
-
-        Raises:
-            UserError: the split is empty, or a shard is missing or has another size.
-        """
-        shards = manifest.splits[split]
-        if not any(shard.num_samples for shard in shards):
-            raise UserError(
-                f"{folder}: has no {split} samples; prepare it from more text"
-                " (or with another validation_share)"
-            )
-        self._files = [ShardFile(folder, shard, manifest.field_types) for shard in shards]
-        self._types = manifest.field_types
-        self.has_pairs = manifest.config["pair_objective"] != "none"
-        self.blocks = [block for shard in shards for block in shard.blocks]
-        self.shard_of_block = np.repeat(np.arange(len(shards)), [len(s.blocks) for s in shards])
-        self.block_sizes = np.array([block.num_samples for block in self.blocks])
-        self._first_block = np.searchsorted(self.shard_of_block, np.arange(len(shards)))
-        self._first_sample = np.cumsum(self.block_sizes) - self.block_sizes
-        self.num_samples = int(self.block_sizes.sum())
-
-    def sample_numbers(
-        self, blocks: NDArray[np.integer], rows: NDArray[np.integer]
-    ) -> NDArray[np.int64]:
-        """The samples' numbers in the data set's order of rest: what names a sample in hashes."""
-        return self._first_sample[blocks] + rows
-
-    def gather(
-        self,
-        blocks: NDArray[np.integer],
-        rows: NDArray[np.integer],
-        fields: Iterable[str] = tuple(FIELD_SHAPES),
-    ) -> Columns:
-        """The given samples' fields, in the given order, 0-padded to the widest block's width."""
-        by_block = np.argsort(blocks, kind="stable")
-        used, starts = np.unique(blocks[by_block], return_index=True)
-        runs = [
-            (b, by_block[i:j]) for b, i, j in zip(used, starts, [*starts[1:], None], strict=True)
-        ]
-        fields = tuple(fields)
-        columns = {}
-        for field in fields:
-            widths = [self.blocks[b].shape(field)[1:] for b in used]
-            columns[field] = np.zeros((rows.size, *max(widths)), self._types.of(field))
-        for block, places in runs:
-            views = self._block(int(block))
-            for field in fields:
-                view = views[field]
-                if view.ndim == 1:
-                    columns[field][places] = view[rows[places]]
-                else:
-                    columns[field][places, : view.shape[1]] = view[rows[places]]
-        return columns
-
-    def _block(self, block: int) -> Columns:
-        shard = self.shard_of_block[block]
-        return self._files[shard].block(block - int(self._first_block[shard]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +235,7 @@ def training_batches(
     size = shape.global_batch_size
     # Planned a window at a time, so that a block's rows for this rank are taken in one go.
     num_steps = max(1, int(reader.block_sizes[:WINDOW_BLOCKS].sum()) // size)
+    memory: Memory = {}
     while True:
         stop_sample = start_sample + num_steps * size
         epochs, blocks, rows = order.locate(start_sample, stop_sample)
@@ -315,12 +243,13 @@ def training_batches(
         num_tokens = counts["num_tokens"].reshape(num_steps, size).astype(np.int64)
         dealt = deal(num_tokens, shape)[:, :, rank]
         own = (dealt + np.arange(num_steps)[:, None, None] * size).reshape(-1)
-        columns = reader.gather(blocks[own], rows[own])
+        columns, order_of_rows = reader.collect(blocks[own], rows[own], memory)
         if fresh_masks is not None:
-            numbers = reader.sample_numbers(blocks[own], rows[own])
-            fresh_masks.apply(columns, epochs[own], numbers)
+            sorted_own = own[order_of_rows]
+            numbers = reader.sample_numbers(blocks[sorted_own], rows[sorted_own])
+            fresh_masks.apply(columns, epochs[sorted_own], numbers)
         num_masked = counts["num_masked"].reshape(num_steps, size).sum(axis=1, dtype=np.int64)
-        micro_batches = _micro_batches(columns, shape.micro_batch_size)
+        micro_batches = _micro_batches(columns, inverse(order_of_rows), shape.micro_batch_size)
         for step in range(num_steps):
             totals = {"num_masked": int(num_masked[step]), "num_samples": size}
             yield StepBatch(
@@ -386,7 +315,8 @@ def validation_batches(
         yield {**unpad(reader.gather(blocks[own], rows[own])), **totals}
 
 
-def _micro_batches(columns: Columns, size: int) -> Iterator[MicroBatch]:
-    """Consecutive runs of `size` rows, unpadded."""
-    for begin in range(0, columns["num_tokens"].size, size):
-        yield unpad({field: column[begin : begin + size] for field, column in columns.items()})
+def _micro_batches(columns: Columns, places: NDArray[np.intp], size: int) -> Iterator[MicroBatch]:
+    """Runs of `size` samples, unpadded; `places` has the row of each sample."""
+    for begin in range(0, places.size, size):
+        rows = places[begin : begin + size]
+        yield unpad({field: column.take(rows, axis=0) for field, column in columns.items()})

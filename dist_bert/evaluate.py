@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_bert.data import NO_LABEL, BatchShape, SampleReader, piece_counts, validation_batches
+from dist_bert.data import NO_LABEL, BatchShape, piece_counts, validation_batches
 from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun, sum_of_shares
 from dist_bert.metrics import scores_of
+from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
 
 _SHAPE = BatchShape(accumulation_steps=1, world_size=1, micro_batch_size=64)

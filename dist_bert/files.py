@@ -12,8 +12,8 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a binary file that appears under `path` only when the block ends without an error.
+def whole_path(path: str | Path) -> Iterator[Path]:
+    """Gives a path to write to; the file appears under `path` when the block ends without an error.
 
     The temporary name is fixed by `path` and the process, so two writers of one file never share
     it.
@@ -21,15 +21,21 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with names_errors(path), open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with names_errors(path):
+            yield temporary
+            fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    fsync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a binary file that appears under `path` only when the block ends without an error."""
+    with whole_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -42,8 +48,8 @@ def names_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
-def fsync_folder(path: str | Path) -> None:
-    """Makes renames in a folder last: a name is data of its folder, not of the file."""
+def fsync(path: str | Path) -> None:
+    """Makes a file's data last, or the names in a folder: a rename is data of the folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

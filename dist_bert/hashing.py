@@ -77,8 +77,8 @@ def permuted(indices: NDArray[np.integer], size: int, *keys: Key) -> NDArray[np.
     width = int(np.ceil(np.sqrt(size)))
     height = -(-size // width)
     round_keys = [int(hash64(*keys, "feistel", r)) for r in range(_FEISTEL_ROUNDS)]
-    result = np.asarray(indices, np.int64).copy()
-    pending = np.arange(result.size)
+    result = _feistel(np.asarray(indices, np.int64), width, height, round_keys)
+    pending = np.flatnonzero(result >= size)
     while pending.size:  # walk the cycle until the value is inside the range again
         result[pending] = _feistel(result[pending], width, height, round_keys)
         pending = pending[result[pending] >= size]
@@ -89,15 +89,16 @@ def _feistel(
     values: NDArray[np.int64], width: int, height: int, round_keys: list[int]
 ) -> NDArray[np.int64]:
     """One pass of the keyed bijection on range(width * height)."""
-    left, right = values % width, values // width
-    left_size, right_size = width, height
+    upper = values // width
+    left, right = (values - upper * width).astype(np.uint64), upper.astype(np.uint64)
+    left_size, right_size = np.uint64(width), np.uint64(height)
     for key in round_keys:
-        left, right = (
-            right,
-            (left + (hash64(key, right) >> np.uint64(1)).astype(np.int64)) % left_size,
-        )
+        total = (hash64(key, right) >> np.uint64(1)) + left
+        total -= total // left_size * left_size  # remainder: numpy vectorises only the division
+        left, right = right, total
         left_size, right_size = right_size, left_size
-    return right * left_size + left  # an even number of rounds: the sizes are back in place
+    # An even number of rounds: the sizes are back in place.
+    return (right * left_size + left).astype(np.int64)
 
 
 def _mix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

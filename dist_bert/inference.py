@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import MicroBatch
 from dist_bert.deepspeed_config import precision_of
@@ -17,7 +17,6 @@ from dist_bert.run_dir import (
     CONFIG_NAME,
     STATE_NAME,
     TOKENIZER_NAME,
-    WEIGHTS_NAME,
     require_checkpoint,
 )
 from dist_bert.tokenizer import Tokenizer
@@ -47,15 +46,20 @@ class TrainedRun:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             model = BertForPreTraining(config)
-        model.load_state_dict(load_file(path / WEIGHTS_NAME, device=str(device)), assign=True)
+        model.load_state_dict(read_weights(path), assign=True)
         return cls(
-            model.eval(),
+            model.to(device).eval(),
             config,
             Tokenizer(Path(run_dir) / TOKENIZER_NAME),
             precision=precision_of(resolved["deepspeed"]),
             step=read_json(path / STATE_NAME)["state"]["step"],
             device=device,
         )
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint in float32, by the parameters' names, on the CPU."""
+    return CheckpointReader(checkpoint).weights()
 
 
 def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any
 from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import TOKENIZER_NAME, Manifest
+from dist_bert.weight_source import WeightSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +67,8 @@ class PretrainingJob:
             "tokenizer fingerprint": self.manifest.tokenizer["fingerprint"],
             "seed": self.run.seed,
             "masks": self.run.masks,
+            "optimizer type": self.deepspeed.values["optimizer"]["type"],
             "train_batch_size": self.deepspeed.batch_shape.global_batch_size,
-            "number of ranks": self.deepspeed.batch_shape.world_size,
-            "zero_optimization stage": self.deepspeed.zero_stage,
-            "precision": self.deepspeed.precision,
         }
 
     def _problems(self) -> list[str]:
@@ -85,6 +85,10 @@ class PretrainingJob:
                 f"max_position_embeddings = {self.model.max_position_embeddings} is below the"
                 f" shards' sequence_length = {length}: raise it, or prepare shorter shards"
             )
+        run = self.run
+        if run.init_from and latest_checkpoint(run.output_dir) is None:  # else it goes on from that
+            source = WeightSource.find(run.init_from)
+            problems += source.problems(self.model, self.manifest.tokenizer, run.extend_positions)
         path = self.tokenizer_path
         if not path.exists():
             problems.append(f"{path} is missing: prepare the shards again")

@@ -16,7 +16,6 @@ from dist_bert.data import (
     WINDOW_BLOCKS,
     FreshMasks,
     SampleOrder,
-    SampleReader,
     StepBatch,
     count_validation_samples,
     piece_counts,
@@ -31,6 +30,7 @@ from dist_bert.metrics import MetricsWriter
 from dist_bert.model import BertForPreTraining
 from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
+from dist_bert.reader import SampleReader
 from dist_bert.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, TOKENIZER_NAME
 from dist_bert.tokenizer import Tokenizer
 

@@ -4,7 +4,8 @@ RUN/config.json        resolved configuration and versions
 RUN/tokenizer.model    the tokenizer that made the shards
 RUN/metrics.jsonl      the metrics, one object a step
 RUN/tensorboard/       the same for TensorBoard
-RUN/checkpoints/       step-NNNNNNNNN folders and `latest`, which names one of them
+RUN/checkpoints/       step-NNNNNNNNN folders; `latest` and `best`, which name one of them each
+RUN/model.safetensors  the weights in float32, when the run has ended
 """
 
 from pathlib import Path
@@ -17,6 +18,8 @@ METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 CHECKPOINTS_NAME = "checkpoints"
 LATEST_NAME = "latest"
+BEST_NAME = "best"
+DAMAGED_PREFIX = "damaged-"  # of a checkpoint's folder that was found not to be whole
 STATE_NAME = "state.json"
 WEIGHTS_NAME = "model.safetensors"
 
@@ -48,9 +51,18 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
         return None
     checkpoint = folder / pointer.read_text().strip()
     if not (checkpoint / STATE_NAME).exists():
-        there = ", ".join(sorted(path.parent.name for path in folder.glob(f"step-*/{STATE_NAME}")))
+        there = ", ".join(path.name for path in checkpoints_newest_first(run_dir))
         raise UserError(
             f"{pointer}: names {checkpoint.name}, which is not there; write the name of another"
             f" checkpoint into it ({there or 'there is none'})"
         )
     return checkpoint
+
+
+def checkpoints_newest_first(run_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run: the one that `latest` names, then the others from the newest on."""
+    folder = Path(run_dir) / CHECKPOINTS_NAME
+    pointer = folder / LATEST_NAME
+    latest = pointer.read_text().strip() if pointer.exists() else ""
+    found = (path.parent for path in folder.glob(f"step-*/{STATE_NAME}"))
+    return sorted(found, key=lambda path: (path.name == latest, path.name), reverse=True)

@@ -158,8 +158,8 @@ def write_run(
 ) -> Any:
     """A run's folder as pretraining leaves it, with one checkpoint; returns the model in it."""
     import torch
-    from safetensors.torch import save_file
 
+    from dist_bert.checkpoint_files import WEIGHT, Fragment, FragmentFile
     from dist_bert.model import BertForPreTraining
 
     torch.manual_seed(3)
@@ -169,8 +169,15 @@ def write_run(
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
     checkpoint = run_dir / "checkpoints" / f"step-{step:09d}"
     checkpoint.mkdir(parents=True)
-    save_file(bert.state_dict(), checkpoint / "model.safetensors")
-    files.write_json(checkpoint / "state.json", {"state": {"step": step}, "identity": {}})
+    parameters = dict(bert.named_parameters())
+    fragments = [Fragment(n, 0, {WEIGHT: p.data.view(-1)}) for n, p in parameters.items()]
+    contents = {
+        "state": {"step": step},
+        "identity": {},
+        "shapes": {name: list(parameter.shape) for name, parameter in parameters.items()},
+        "files": [dataclasses.asdict(FragmentFile.write(checkpoint, 0, fragments))],
+    }
+    files.write_json(checkpoint / "state.json", contents)
     (run_dir / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n")
     config = {"model": dataclasses.asdict(model), "deepspeed": deepspeed}
     files.write_json(run_dir / "config.json", config)

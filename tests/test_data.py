@@ -13,7 +13,6 @@ from dist_bert.data import (
     BatchShape,
     FreshMasks,
     SampleOrder,
-    SampleReader,
     StepBatch,
     deal,
     training_batches,
@@ -23,6 +22,7 @@ from dist_bert.data import (
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64
 from dist_bert.masking import MaskingVocabulary, draw_masks, restore
+from dist_bert.reader import SampleReader
 from dist_bert.shard_format import FIELD_SHAPES, Manifest
 from tests.synthetic import (
     TRAIN_LAYOUT,

@@ -12,10 +12,11 @@ import torch
 
 from dist_bert import evaluate as evaluate_module
 from dist_bert.config import ModelConfig
-from dist_bert.data import SampleReader, piece_counts
+from dist_bert.data import piece_counts
 from dist_bert.errors import UserError
 from dist_bert.evaluate import Evaluation, evaluate, unigram_baseline
 from dist_bert.inference import TrainedRun
+from dist_bert.reader import SampleReader
 from dist_bert.tokenizer import train_tokenizer
 from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import english_sentences

@@ -21,9 +21,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "figures", "files", "hashing", "prefetch"),
         ("cli", "config", "masking", "run_dir"),
         ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
-        ("tokenizer", "data", "hf_names"),
+        ("tokenizer", "reader", "hf_names", "checkpoint_files"),
+        ("data",),
         ("deepspeed_config", "loader_benchmark"),
-        ("inference",),
+        ("inference", "fragments"),
         ("job", "evaluate", "fill_mask", "checkpoint"),
         ("engine",),
         ("progress",),
@@ -56,7 +57,7 @@ SHARED = {
 }
 # Third party -> the modules that may know it.
 HOMES = {
-    "deepspeed": {"dist_bert.engine", "dist_bert.checkpoint"},
+    "deepspeed": {"dist_bert.engine", "dist_bert.fragments"},
     "ftfy": {"data_prep.quality"},
     "mpi4py": {"data_prep.workers"},
     "mwparserfromhell": {"data_prep.readers.wiki_markup"},
@@ -69,7 +70,7 @@ HOMES = {
     "zstandard": {"data_prep.readers.source"},
 }
 # Not even through what they import: preparation, configuration and every refusal come at once.
-TORCHLESS = {*SHARED, "data", "deepspeed_config", "job", "run_dir"}
+TORCHLESS = {*SHARED, "data", "reader", "deepspeed_config", "job", "run_dir"}
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -13,11 +13,12 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from dist_bert.config import ModelConfig
-from dist_bert.data import BatchShape, SampleOrder, SampleReader, training_batches
+from dist_bert.data import BatchShape, SampleOrder, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.engine import build_engine, shut_down, start_distributed
 from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
+from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
 
 GLOBAL_BATCH_SIZE = 12

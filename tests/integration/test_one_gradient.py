@@ -7,9 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dist_bert.data import BatchShape, SampleOrder, SampleReader, training_batches
+from dist_bert.data import BatchShape, SampleOrder, training_batches
 from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
+from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
 from tests.integration.conftest import launcher, run_script
 from tests.integration.gradient_worker import GLOBAL_BATCH_SIZE, MODEL

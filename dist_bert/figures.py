@@ -1,0 +1,60 @@
+"""Figures of a benchmark: where they were taken, and how they are printed."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_PACKAGES = ("numpy", "sentencepiece", "webdataset")
+_CPU_INFO = Path("/proc/cpuinfo")  # of Linux; other systems name the processor themselves
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, number of cores that this process may use, and versions."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of figures as text; a row need not have all columns.
+
+    Args:
+        title: stands above the names of the rows.
+        rows: name -> column -> figure; underscores are shown as spaces.
+    """
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cells = [[_words(title), *map(_words, columns)]]
+    for name, row in rows.items():
+        cells.append([_words(name), *(number(row[c]) if c in row else "" for c in columns)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
+    return "\n".join(_aligned(line, widths) for line in cells)
+
+
+def number(value: float) -> str:
+    """A figure with three digits or more: 1,234,567, 123, 12.3, 1.23, 0.123."""
+    size = abs(value)
+    digits = 0 if size >= 100 or isinstance(value, int) else 1 if size >= 10 else 2
+    return f"{value:,.{digits if size >= 1 or isinstance(value, int) else 3}f}"
+
+
+def _aligned(cells: list[str], widths: Iterable[int]) -> str:
+    first, *others = (
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join((first, *others)).rstrip()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cpu_model() -> str:
+    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
