@@ -1,12 +1,13 @@
 # make quickstart   set up, then the whole path on real text of this machine: a few minutes on 2 cores
 # make test         the same set-up, then the whole test suite
+# make soak         a run killed 30 times on changing layouts, beside one that never stopped
 # make check        format, lint, types, import rules
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test soak check format clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/installed && \
@@ -14,6 +15,9 @@ quickstart:
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/installed
+	$(BIN)/python -m tests.soak
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

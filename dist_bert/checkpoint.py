@@ -9,7 +9,7 @@ move. Every function here is called by all ranks together.
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,18 @@ def save(
             _remove_old(folder, keep)
 
 
-def load(engine: Any, run_dir: str | Path, identity: dict[str, Any]) -> TrainState:
+def load(
+    engine: Any, run_dir: str | Path, identity: dict[str, Any], may_differ: Sequence[str] = ()
+) -> TrainState:
     """Puts the newest whole checkpoint into the engine; a run without one starts at zero.
 
     A checkpoint of another number of ranks, ZeRO stage or precision is as good as any.
+
+    Args:
+        engine: the DeepSpeed engine.
+        run_dir: the run's folder.
+        identity: of this run (see `check_identity`).
+        may_differ: names of facts in which the checkpoint may differ.
 
     Raises:
         UserError: the checkpoint belongs to another run (the differences are listed), or none is
@@ -101,7 +109,8 @@ def load(engine: Any, run_dir: str | Path, identity: dict[str, Any]) -> TrainSta
     reader = _newest_whole(run_dir)
     if reader is None:
         return TrainState()
-    check_identity(reader.folder, reader.contents["identity"], identity)
+    saved = {**reader.contents["identity"], **{name: identity[name] for name in may_differ}}
+    check_identity(reader.folder, saved, identity)
     fragments.create_states(engine)
     for fragment in fragments.fragments(engine):
         for what, values in fragment.tensors.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,7 +53,11 @@ class FragmentFile:
 
     @classmethod
     def write(cls, folder: Path, rank: int, fragments: Iterable[Fragment]) -> "FragmentFile":
-        """Writes the fragments of one rank, to last."""
+        """Writes the fragments of one rank, to last.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         path = folder / f"fragments-{rank:05d}.safetensors"
         tensors, listed = {}, []
         for fragment in fragments:
@@ -61,9 +65,11 @@ class FragmentFile:
             for what, tensor in fragment.tensors.items():
                 # A copy: safetensors takes no views of one memory.
                 tensors[_key(what, fragment.name, fragment.start)] = tensor.to("cpu", copy=True)
-        with files.names_errors(path):
+        try:
             save_file(tensors, path)
             files.fsync(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be written ({error})") from None
         return cls(path.name, path.stat().st_size, files.sha256_of_file(path), listed)
 
     def problem(self, folder: Path) -> str:

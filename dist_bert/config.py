@@ -119,6 +119,34 @@ class RunConfig:
     validation_samples: int = setting(4_096, "validation samples used each time; 0 = all of them")
     checkpoint_interval: int = setting(1_000, "optimizer steps between two checkpoints")
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, at least 1")
+    max_minutes: float = setting(
+        0.0, "save and stop with exit code 85 after so many minutes from the start; 0 = never"
+    )
+    timeout_seconds: float = setting(
+        900.0,
+        "longest wait of one rank for the others, e.g. while one saves; keep it above"
+        " watchdog_minutes, whose report tells more",
+    )
+    watchdog_minutes: float = setting(
+        10.0, "end the job if no micro-step, validation batch or save ends for so long; 0 = never"
+    )
+    max_skipped_steps: int = setting(
+        10, "non-finite steps in a row after which the run goes back to its last checkpoint once"
+    )
+    change_batch_size: bool = setting(
+        False, "go on from a checkpoint of another train_batch_size, at exactly the next sample"
+    )
+    init_from: str = setting(
+        "",
+        "start a new run from these weights: a run's folder, or a folder or file in Hugging Face"
+        " layout; a run that has a checkpoint goes on from that",
+    )
+    extend_positions: bool = setting(
+        False, "with init_from: repeat its position embeddings where the model has more of them"
+    )
+    activation_checkpointing: bool = setting(
+        False, "compute layers again in the backward pass: less memory, about a third more time"
+    )
 
     def __post_init__(self) -> None:
         problems = [
@@ -132,6 +160,10 @@ class RunConfig:
                 ("validation_samples", 0),
                 ("checkpoint_interval", 1),
                 ("keep_checkpoints", 1),
+                ("max_minutes", 0),
+                ("timeout_seconds", 1),
+                ("watchdog_minutes", 0),
+                ("max_skipped_steps", 1),
             )
             if getattr(self, name) < least
         ]
@@ -149,6 +181,8 @@ class RunConfig:
             )
         if not 0.0 <= self.min_lr_ratio <= 1.0:
             problems.append(f"min_lr_ratio = {self.min_lr_ratio}: must be 0 to 1")
+        if self.extend_positions and not self.init_from:
+            problems.append("extend_positions = True: does nothing without init_from")
         raise_all("run", problems)
 
 

@@ -42,7 +42,16 @@ _ELSEWHERE = {
     "steps_per_print": "the console's interval is the run setting log_interval",
 }
 _SECTIONS = ("optimizer", "bf16", "fp16", "zero_optimization")
-_LAYERWISE_OPTIMIZERS = ("lamb", "onebitlamb", "lars")
+_OPTIMIZERS = ("adamw", "adam", "lamb")
+_NO_COMPRESSION = "DeepSpeed 0.19 has it no longer"
+_REFUSED_OPTIMIZERS = {  # what DeepSpeed has or had, and why not here
+    "muon": "DeepSpeed clips its finished updates at ZeRO 1 and 2 and its gradients at ZeRO 0, and"
+    " its matrices want another learning rate than the rest, where a run has one schedule",
+    "lion": "DeepSpeed has it for GPUs alone, and no test here covers it",
+    "onebitadam": _NO_COMPRESSION,
+    "onebitlamb": _NO_COMPRESSION,
+    "zerooneadam": _NO_COMPRESSION,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +113,26 @@ class DeepSpeedConfig:
         }
         return cls({**values, **sizes}, shape)
 
+    def check_device(self, has_gpu: bool) -> None:
+        """Refuses what DeepSpeed can do on GPUs alone.
+
+        Raises:
+            UserError: there is none, and something needs one.
+        """
+        problems = []
+        if self.precision == "fp16" and not has_gpu:
+            problems.append(
+                "fp16 is enabled, which needs a GPU, and there is none here; use bf16"
+                " (configs/zero2.json) or float32 (configs/zero2_fp32.json)"
+            )
+        kind = self.values["optimizer"]["type"]
+        if kind.lower() == "lamb" and not has_gpu:
+            problems.append(
+                f"optimizer type {kind} needs a GPU (DeepSpeed has no other), and there is none"
+                " here; use AdamW"
+            )
+        raise_all("DeepSpeed", problems)
+
 
 def _section_problems(values: dict[str, Any]) -> list[str]:
     """What is no JSON object but must be one, of the sections that are looked into here."""
@@ -131,12 +160,26 @@ def _optimizer_problems(values: dict[str, Any]) -> list[str]:
             "optimizer: must be given with its type and peak lr, as"
             ' {"type": "AdamW", "params": {"lr": 1e-4}}'
         )
-    stage = values.get("zero_optimization", {}).get("stage", 0)
     name = str(optimizer.get("type", "")).lower()
-    if name in _LAYERWISE_OPTIMIZERS and stage >= 1:
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if name in _REFUSED_OPTIMIZERS:
+        problems.append(
+            f"optimizer type {optimizer['type']}: {_REFUSED_OPTIMIZERS[name]}; use AdamW"
+        )
+    elif name and name not in _OPTIMIZERS:
+        problems.append(
+            f"optimizer type {optimizer['type']}: is not known here; use AdamW, Adam, or Lamb at"
+            " ZeRO 0"
+        )
+    elif name == "lamb" and stage >= 1:
         problems.append(
             f"optimizer type {optimizer['type']} with ZeRO {stage} would train wrongly: it needs"
             " the norm of whole layers and ZeRO gives it flat pieces; use AdamW, or ZeRO 0"
+        )
+    elif name == "lamb" and precision_of(values) == "bf16":
+        problems.append(
+            f"optimizer type {optimizer['type']} with bf16: DeepSpeed's kernel takes float32 and"
+            " fp16 alone; use one of them, or AdamW"
         )
     return problems
 

@@ -6,7 +6,7 @@ and accumulation, and one global batch has one gradient (docs/numerics.md).
 """
 
 import dataclasses
-import functools
+import datetime
 import os
 import socket
 import time
@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dist_bert.agreement import Agreement
 from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
 from dist_bert.data import MicroBatch, StepBatch
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.guard import SkippedSteps, gradient_factor, skip_plain_updates
 from dist_bert.hashing import hash64
 from dist_bert.inference import sum_of_shares, to_device
 from dist_bert.optim import lr_share, parameter_groups
@@ -35,13 +37,18 @@ class StepRecord:
     state: TrainState  # after the step
     batch: StepBatch
     metrics: Tensor  # (number of metrics,) this rank's shares
-    grad_norm: float | Tensor | None  # before clipping; None in fp32 without ZeRO and clipping
+    grad_norm: float | Tensor | None  # before clipping; None where the JSON switches it off
     lr: float
     data_wait_seconds: float
+    is_skipped: bool = False  # loss or gradient was not finite: nothing was updated
 
 
-def start_distributed() -> None:
-    """Joins the launcher's process group, or makes one of a single process; picks the GPU."""
+def start_distributed(timeout_seconds: float = 1_800.0) -> None:
+    """Joins the launcher's process group, or makes one of a single process; picks the GPU.
+
+    Args:
+        timeout_seconds: how long a rank waits for the others, in any collective.
+    """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -59,7 +66,11 @@ def start_distributed() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls some of torch.distributed by its former names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of the groups ZeRO will make
+        setattr(dist.distributed_c10d, name, timeout)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
@@ -70,15 +81,8 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
         config={**config.values, "steps_per_print": 1 << 62},  # its console lines are ours to write
     )
     if config.zero_stage == 0 and config.precision == "fp32":
-        # The one combination in which DeepSpeed clips gradients without keeping their norm.
-        engine.clip_fp32_gradients = functools.partial(_clip_and_keep_norm, engine)
+        skip_plain_updates(engine)
     return engine
-
-
-def _clip_and_keep_norm(engine: Any) -> None:
-    engine._global_grad_norm = nn.utils.clip_grad_norm_(
-        engine.module.parameters(), engine.gradient_clipping()
-    )
 
 
 def shut_down(engine: Any | None) -> None:
@@ -96,55 +100,101 @@ def train(
     run: RunConfig,
     peak_lr: float,
     *,
+    stop: Agreement,
+    beat: Callable[[str], None],
     report: Callable[[StepRecord], None],
     validate: Callable[[TrainState], None],
     save: Callable[[TrainState], None],
+    roll_back: Callable[[TrainState], None],
 ) -> TrainState:
-    """Trains until `run.num_train_steps`; called by all ranks together.
+    """Trains until `run.num_train_steps` or an agreed stop; called by all ranks together.
+
+    An agreed stop leaves a checkpoint of the last step; a validation that was due there is left to
+    the resumed run.
 
     Args:
         engine: from `build_engine`, holding the weights and optimizer state of `state`.
         batches: the steps that follow `state.samples`.
         state: where the run stands.
-        run: gives the number of steps, the schedule, the seed and the intervals.
+        run: gives the number of steps, the schedule, the seed, the intervals, `max_skipped_steps`.
         peak_lr: the learning rate that the schedule scales.
+        stop: asked once a step, while its last micro-step is computed.
+        beat: told before every micro-step what begins.
         report: takes the record of every step.
-        validate: called every `validation_interval` steps.
-        save: called every `checkpoint_interval` steps and after the last one.
+        validate: called where `validation_is_due`; may agree to stop.
+        save: called every `checkpoint_interval` steps and after the last one, but not while steps
+            are skipped: what follows them would depend on how many there were.
+        roll_back: called when too many steps in a row were skipped.
 
     Returns:
         Where the run stands now.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    num_metrics = len(engine.module.metric_names)
     engine.train()
-    while state.step < run.num_train_steps:
-        waiting_since = time.perf_counter()
-        batch = next(batches)
-        data_wait_seconds = time.perf_counter() - waiting_since
-        step = state.step + 1
-        lr = peak_lr * lr_share(step, run)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
-        metrics = torch.zeros(num_metrics, device=engine.device)
-        for micro_step, micro_batch in enumerate(batch.micro_batches):
-            # Dropout depends on what is computed, not on what was before: no generator state to
-            # save.
-            torch.manual_seed(int(hash64(run.seed, "dropout", step, micro_step, rank) >> 1))
-            loss, shares = engine(**to_device(micro_batch, engine.device))
-            # DeepSpeed averages gradients over ranks; shares want their sum.
-            engine.backward(loss * world_size, scale_wrt_gas=False)
-            engine.step()  # updates the weights after the last micro-step, else only counts
-            metrics += shares
-        state = TrainState(step, state.samples + batch.num_samples, state.tokens + batch.num_tokens)
-        grad_norm = engine.get_global_grad_norm()
-        report(StepRecord(state, batch, metrics, grad_norm, lr, data_wait_seconds))
-        is_last = step == run.num_train_steps
-        if (run.validation_interval and step % run.validation_interval == 0) or is_last:
+    skipped = SkippedSteps(engine)
+    save_is_due = False
+    while state.step < run.num_train_steps and not stop.reason:
+        record = _train_step(engine, batches, state, run, peak_lr, skipped, stop, beat)
+        state = record.state
+        report(record)
+        if skipped.in_a_row >= run.max_skipped_steps:
+            roll_back(state)
+            skipped = SkippedSteps(engine)
+        if validation_is_due(state.step, run) and not stop.reason:
             validate(state)
-        if step % run.checkpoint_interval == 0 or is_last:
+        save_is_due |= state.step % run.checkpoint_interval == 0 or bool(stop.reason)
+        if state.step == run.num_train_steps or (save_is_due and not record.is_skipped):
             save(state)
+            save_is_due = False
     return state
+
+
+def _train_step(
+    engine: Any,
+    batches: Iterator[StepBatch],
+    state: TrainState,
+    run: RunConfig,
+    peak_lr: float,
+    skipped: SkippedSteps,
+    stop: Agreement,
+    beat: Callable[[str], None],
+) -> StepRecord:
+    """One global batch; the arguments are those of `train`."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    step = state.step + 1
+    waiting_since = time.perf_counter()
+    batch = next(batches)
+    data_wait_seconds = time.perf_counter() - waiting_since
+    lr = peak_lr * lr_share(step, run)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    metrics = torch.zeros(len(engine.module.metric_names), device=engine.device)
+    for micro_step, micro_batch in enumerate(batch.micro_batches):
+        beat(f"in step {step:,}, micro-step {micro_step + 1} of {len(batch.micro_batches)}")
+        if micro_step == len(batch.micro_batches) - 1:
+            stop.begin()
+        # Dropout depends on what is computed, not on what was before: no generator state to save.
+        torch.manual_seed(int(hash64(run.seed, "dropout", step, micro_step, rank) >> 1))
+        loss, shares = engine(**to_device(micro_batch, engine.device))
+        # DeepSpeed averages gradients over ranks; shares want their sum.
+        engine.backward(loss * gradient_factor(loss, world_size), scale_wrt_gas=False)
+        engine.step()  # updates the weights after the last micro-step, else only counts
+        metrics += shares
+    stop.end()
+    return StepRecord(
+        TrainState(step, state.samples + batch.num_samples, state.tokens + batch.num_tokens),
+        batch,
+        metrics,
+        engine.get_global_grad_norm(),
+        lr,
+        data_wait_seconds,
+        is_skipped=skipped.count(),
+    )
+
+
+def validation_is_due(step: int, run: RunConfig) -> bool:
+    """Whether a validation belongs to the state after an optimizer step."""
+    interval = run.validation_interval
+    return step == run.num_train_steps or (interval > 0 and step > 0 and step % interval == 0)
 
 
 def validate(engine: Any, batches: Iterable[MicroBatch]) -> dict[str, float]:

@@ -90,6 +90,9 @@ def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
     }
     with torch.device("meta"):  # shapes without memory
         expected = to_published(BertForPreTraining(config).state_dict(), config)
+    for copy, original in TIED.items():  # a file may keep either of the two
+        if original not in given and copy in given:
+            given[original] = given[copy]
     problems = [f"missing {name}" for name in expected if name not in given and name not in TIED]
     problems += [f"unknown {name}" for name in given if name not in expected]
     problems += [

@@ -60,7 +60,10 @@ class PretrainingJob:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint of this run to be resumed."""
+        """What must be equal for a checkpoint of this run to be resumed.
+
+        Not the number of ranks, the micro-batch, the ZeRO stage or the precision.
+        """
         return {
             **{f"model {name}": value for name, value in dataclasses.asdict(self.model).items()},
             "shards fingerprint": self.manifest.fingerprint,

@@ -3,6 +3,7 @@
 The device is read once per log interval, not per step: reading waits for it.
 """
 
+import math
 import resource
 import sys
 import time
@@ -27,6 +28,7 @@ class Progress:
         run: RunConfig,
         has_pairs: bool,
         writer: MetricsWriter | None,
+        num_skipped: int = 0,
     ) -> None:
         """Measures the device's peak where it is not known.
 
@@ -36,12 +38,14 @@ class Progress:
             run: gives the log interval and the number of steps.
             has_pairs: whether samples have a next-sentence label.
             writer: on rank 0; None elsewhere.
+            num_skipped: steps that were skipped so far, on rank 0.
         """
         self._engine = engine
         self._model = model
         self._run = run
         self._has_pairs = has_pairs
         self._writer = writer
+        self._num_skipped = num_skipped
         dtype = next(engine.module.parameters()).dtype
         self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
         self._pending: list[StepRecord] = []
@@ -55,6 +59,15 @@ class Progress:
         """
         self._pending.append(record)
         step = record.state.step
+        if record.is_skipped and self._writer is not None:
+            self._num_skipped += 1
+            first = record.state.samples - record.batch.num_samples
+            print(
+                f"step {step:,}: skipped, loss or gradient is not finite (samples {first:,} to"
+                f" {record.state.samples - 1:,} of the stream; {self._num_skipped:,} steps skipped"
+                " in all)",
+                flush=True,
+            )
         is_due = step % self._run.log_interval == 0 or step == self._run.num_train_steps
         if is_due or self._is_first_step:
             self.flush()
@@ -70,10 +83,11 @@ class Progress:
         seconds = time.perf_counter() - self._interval_start
         if self._writer is not None:
             common = self._interval_values(seconds)
+            num_skipped = self._num_skipped - sum(record.is_skipped for record in self._pending)
             for record, values in zip(self._pending, metrics, strict=True):
-                self._writer.scalars(
-                    record.state.step, {**self._step_values(record, values), **common}
-                )
+                num_skipped += record.is_skipped
+                row = {**self._step_values(record, values), "train/skipped_steps": num_skipped}
+                self._writer.scalars(record.state.step, _finite({**row, **common}))
             self._writer.flush()
             self._print_line({**self._step_values(self._pending[-1], metrics[-1]), **common})
         self._pending = []
@@ -83,7 +97,8 @@ class Progress:
         """Writes the result of a validation."""
         if self._writer is not None:
             metrics = self._with_loss(metrics)
-            self._writer.scalars(step, {f"validation/{name}": v for name, v in metrics.items()})
+            row = {f"validation/{name}": value for name, value in metrics.items()}
+            self._writer.scalars(step, _finite(row))
             self._writer.flush()
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             print(f"validation at step {step:,}  {values}", flush=True)
@@ -103,7 +118,7 @@ class Progress:
         if record.grad_norm is not None:
             values["train/grad_norm"] = float(record.grad_norm)
         if self._engine.fp16_enabled():
-            values["train/loss_scale"] = float(self._engine.optimizer.cur_scale)
+            values["train/loss_scale"] = float(self._engine._get_optimizer_loss_scale())
         return values
 
     def _with_loss(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -149,6 +164,11 @@ class Progress:
             f"  MFU {values['throughput/mfu']:.1%}  {_duration(remaining)} left",
             flush=True,
         )
+
+
+def _finite(values: dict[str, float]) -> dict[str, float]:
+    """Without the values of a skipped step that are no numbers: JSON and curves have none."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _duration(seconds: float) -> str:

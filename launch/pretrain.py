@@ -2,7 +2,8 @@
 
     deepspeed launch/pretrain.py --deepspeed_config configs/zero2.json
 
-trains configs/model/bert_base.json from data/shards into runs/pretrain.
+trains configs/model/bert_base.json from data/shards into runs/pretrain. SIGTERM, SIGUSR1, SIGINT
+and the end of --max_minutes save and end it with exit code 85: the same command goes on from there.
 """
 
 import argparse
@@ -11,20 +12,24 @@ import os
 
 from dist_bert.cli import Parser, is_first_rank, run
 from dist_bert.config import ModelConfig, RunConfig, add_flags
+from dist_bert.interrupts import Interrupts
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Resolves the job, then trains."""
+def main(arguments: argparse.Namespace) -> int:
+    """Resolves the job, then trains; returns the exit code: 0, or 85 if it was interrupted."""
     from dist_bert.job import PretrainingJob
 
     job = PretrainingJob.from_arguments(arguments, int(os.environ.get("WORLD_SIZE", "1")))
     if arguments.dry_run:
         if is_first_rank():
             print(json.dumps(job.resolved(), indent=2))
-        return
-    from dist_bert.pretrain import pretrain
+        return 0
+    interrupts = Interrupts(job.run.max_minutes)
+    interrupts.catch_signals()
+    interrupts.follow_launcher()
+    from dist_bert.pretrain import pretrain  # takes seconds
 
-    pretrain(job)
+    return pretrain(job, interrupts)
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ def test_what_has_its_home_elsewhere_is_refused_with_the_place(
     assert "unknown" not in found
 
 
-@pytest.mark.parametrize("kind", ["Lamb", "LAMB", "OneBitLamb", "Lars"])
-def test_layerwise_optimizers_need_zero_0(path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["Lamb", "LAMB"])
+def test_lamb_needs_zero_0_and_no_bf16(path: Path, kind: str) -> None:
     optimizer = {**LAMB, "type": kind}
     for stage in (1, 2, 3):
         found = problem(path, optimizer=optimizer, zero_optimization={"stage": stage})
@@ -152,7 +152,61 @@ def test_layerwise_optimizers_need_zero_0(path: Path, kind: str) -> None:
         assert found.endswith("use AdamW, or ZeRO 0")
     assert load(path, optimizer=optimizer, zero_optimization={"stage": 0}).zero_stage == 0
     assert load(path, optimizer=optimizer).zero_stage == 0
+    assert load(path, optimizer=optimizer, fp16={"enabled": True}).precision == "fp16"
     assert load(path, zero_optimization={"stage": 2}).zero_stage == 2  # AdamW may
+    found = problem(path, optimizer=optimizer, bf16={"enabled": True})
+    assert found.startswith(f"optimizer type {kind} with bf16: DeepSpeed's kernel takes float32")
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Muon", "DeepSpeed clips its finished updates at ZeRO 1 and 2"),
+        ("Lion", "DeepSpeed has it for GPUs alone"),
+        ("OneBitAdam", "DeepSpeed 0.19 has it no longer"),
+        ("OneBitLamb", "DeepSpeed 0.19 has it no longer"),
+        ("ZeroOneAdam", "DeepSpeed 0.19 has it no longer"),
+        ("SGD", "is not known here; use AdamW, Adam, or Lamb at ZeRO 0"),
+    ],
+)
+def test_optimizers_that_cannot_work_are_refused_with_the_reason(
+    path: Path, kind: str, reason: str, stage: int
+) -> None:
+    optimizer = {"type": kind, "params": {"lr": 1e-4}}
+    found = problem(path, optimizer=optimizer, zero_optimization={"stage": stage})
+    assert found.startswith(f"optimizer type {kind}: {reason}") and found.count("; use AdamW") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fp16": {"enabled": True}}, "fp16 is enabled, which needs a GPU, and there is none here"),
+        ({"optimizer": LAMB}, "optimizer type Lamb needs a GPU (DeepSpeed has no other), and"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(
+    path: Path, values: dict[str, Any], message: str
+) -> None:
+    config = load(path, **values)
+    with pytest.raises(UserError) as caught:
+        config.check_device(has_gpu=False)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    config.check_device(has_gpu=True)
+    load(path, bf16={"enabled": True}).check_device(has_gpu=False)
+
+
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_accepted(shipped: Path) -> None:
+    config = DeepSpeedConfig.load(shipped, 4)
+    stage, _, rest = shipped.stem.removeprefix("quickstart_").removeprefix("zero").partition("_")
+    assert config.zero_stage == int(stage)
+    assert config.precision == (rest if rest in ("fp16", "fp32") else "bf16")
+    assert ("offload_optimizer" in config.values["zero_optimization"]) == (rest == "offload")
+    assert config.values["gradient_clipping"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_files_without_the_tied_decoder_are_understood(published: dict[str, Tens
         assert torch.equal(value, whole[name]), name
 
 
+def test_a_file_may_keep_the_tied_bias_under_its_other_name(published: dict[str, Tensor]) -> None:
+    whole = from_published(published, TINY)
+    del published["cls.predictions.bias"]
+    assert torch.equal(from_published(published, TINY)["mlm_bias"], whole["mlm_bias"])
+
+
 def test_older_files_are_understood(published: dict[str, Tensor]) -> None:
     older = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(

@@ -18,14 +18,14 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
-        ("errors", "figures", "files", "hashing", "prefetch"),
-        ("cli", "config", "masking", "run_dir"),
-        ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
+        ("errors", "figures", "files", "hashing", "interrupts", "prefetch"),
+        ("agreement", "cli", "config", "guard", "masking", "run_dir", "watchdog"),
+        ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops", "weight_source"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files"),
         ("data",),
         ("deepspeed_config", "loader_benchmark"),
         ("inference", "fragments"),
-        ("job", "evaluate", "fill_mask", "checkpoint"),
+        ("job", "evaluate", "fill_mask", "checkpoint", "initial_weights"),
         ("engine",),
         ("progress",),
         ("pretrain",),
@@ -70,7 +70,16 @@ HOMES = {
     "zstandard": {"data_prep.readers.source"},
 }
 # Not even through what they import: preparation, configuration and every refusal come at once.
-TORCHLESS = {*SHARED, "data", "reader", "deepspeed_config", "job", "run_dir"}
+TORCHLESS = {
+    *SHARED,
+    "interrupts",
+    "data",
+    "reader",
+    "deepspeed_config",
+    "job",
+    "run_dir",
+    "weight_source",
+}
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -598,6 +598,31 @@ def test_learns_random_samples_by_heart() -> None:
     assert metrics[3] == 1.0
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_changes_no_bit(dropout: float) -> None:
+    config = dataclasses.replace(
+        TINY, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+    )
+    model, batch = make_model(config), make_batch()
+    passes: list[int] = []
+    for layer in model.encoder.layers:
+        layer.register_forward_pre_hook(lambda *_: passes.append(1))
+    results = []
+    for on in (False, True):
+        model.encoder.activation_checkpointing = on
+        passes.clear()
+        torch.manual_seed(4)
+        results.append(backward(model, batch))
+        assert len(passes) == (4 if on else 2)
+    (loss, metrics, gradients), (again, again_metrics, again_gradients) = results
+    assert loss == again and torch.equal(metrics, again_metrics)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, again_gradients[name]), name
+    if dropout:
+        torch.manual_seed(5)
+        assert backward(model, batch)[0] != loss
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_varlen_kernel_agrees_with_the_padded_view() -> None:

@@ -118,7 +118,7 @@ def test_contract_names(trained: Path) -> None:
     rows = read_metrics(trained)
     scores = {"loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"}
     expected = {"step", "progress/samples", "progress/tokens", "memory/peak_gib"}
-    expected |= {f"train/{name}" for name in (*scores, "lr", "grad_norm")}
+    expected |= {f"train/{name}" for name in (*scores, "lr", "grad_norm", "skipped_steps")}
     expected |= {
         f"throughput/{name}"
         for name in (

@@ -1,0 +1,156 @@
+"""One rank of test_faults: trains with non-finite steps and without those steps, and compares.
+
+Started with the folder of the shards. Prints a line for every ZeRO stage and precision; the last
+line, of rank 0, is `alike`.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_bert import checkpoint, fragments
+from dist_bert.agreement import Agreement
+from dist_bert.checkpoint import TrainState
+from dist_bert.config import RunConfig
+from dist_bert.data import BatchShape, SampleOrder, StepBatch, training_batches
+from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.engine import StepRecord, build_engine, shut_down, start_distributed, train
+from dist_bert.model import BertForPreTraining
+from dist_bert.reader import SampleReader
+from dist_bert.shard_format import Manifest
+from tests.integration.gradient_worker import MODEL
+
+NAN_LOSS, NAN_GRADIENT, INFINITE_LOSS = 1, 2, 3
+POISON = {2: (NAN_LOSS, 1), 3: (NAN_GRADIENT, 0), 5: (INFINITE_LOSS, 1)}  # step -> kind, rank
+NUM_STEPS, SAVED_STEP = 7, 4
+SHAPE = BatchShape(accumulation_steps=2, world_size=2, micro_batch_size=3)
+
+
+class PoisonedModel(BertForPreTraining):
+    def forward(self, poison: int = 0, **batch: Any) -> tuple[Tensor, Tensor]:
+        loss, shares = super().forward(**batch)
+        if poison == NAN_LOSS:
+            loss = loss * math.nan
+        elif poison == NAN_GRADIENT:
+            loss = loss + (loss - loss.detach()).sqrt()  # adds 0, whose gradient is infinite
+        elif poison == INFINITE_LOSS:
+            loss = loss + math.inf  # which leaves the gradient as it is
+        return loss, shares
+
+
+def batches(shards: Path) -> Iterator[StepBatch]:
+    reader = SampleReader(shards, Manifest.load(shards), "train")
+    order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=5)
+    return training_batches(reader, order, SHAPE, dist.get_rank(), start_sample=0)
+
+
+def poisoned(steps: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    for step, batch in enumerate(steps, start=1):
+        kind, rank = POISON.get(step, (0, -1))
+        if rank == dist.get_rank():
+            batch.micro_batches[-1]["poison"] = kind
+        yield batch
+
+
+def new_engine(stage: int, precision: str, clipping: float) -> Any:
+    values = {
+        "train_batch_size": SHAPE.global_batch_size,
+        "train_micro_batch_size_per_gpu": SHAPE.micro_batch_size,
+        "gradient_accumulation_steps": SHAPE.accumulation_steps,
+        "gradient_clipping": clipping,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "bf16": {"enabled": precision == "bf16"},
+    }
+    torch.manual_seed(1)
+    return build_engine(PoisonedModel(MODEL), DeepSpeedConfig(values, SHAPE))
+
+
+def contents(engine: Any) -> list[Any]:
+    """Weights, moments and step count of this rank; weights as the model has them."""
+    found: list[Any] = [fragments.numbers(engine)["state"]["step"]]
+    for fragment in fragments.fragments(engine):
+        found += [fragment.name, *(t.clone() for t in fragment.tensors.values())]
+    return found + [p.detach().clone() for p in engine.module.parameters()]
+
+
+def are_alike(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b) if torch.is_tensor(a) else a == b
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def trained(
+    engine: Any, steps: Iterator[StepBatch], run: RunConfig, saved: list[Any], folder: str
+) -> list[StepRecord]:
+    records: list[StepRecord] = []
+
+    def save(state: TrainState) -> None:
+        if not saved and run.checkpoint_interval < NUM_STEPS:  # the first one
+            checkpoint.save(engine, folder, state, {}, keep=1)
+            saved.extend(contents(engine))
+
+    train(
+        engine, steps, TrainState(), run, 1e-3,
+        stop=Agreement(lambda: 0), beat=lambda doing: None, report=records.append,
+        validate=lambda state: None, save=save, roll_back=lambda state: None,
+    )  # fmt: skip
+    return records
+
+
+def check(stage: int, precision: str, clipping: float, shards: Path, folder: str) -> None:
+    run = RunConfig(num_train_steps=NUM_STEPS, warmup_steps=0, schedule="constant")
+    run = dataclasses.replace(run, checkpoint_interval=SAVED_STEP - 1, max_skipped_steps=99)
+    engine = new_engine(stage, precision, clipping)
+    saved: list[Any] = []
+    records = trained(engine, poisoned(batches(shards)), run, saved, folder)
+    skipped = [record.state.step for record in records if record.is_skipped]
+    assert skipped == list(POISON), (stage, precision, skipped)
+    found = contents(engine)
+
+    # Step 3 was skipped, so its checkpoint was put off to step 4. Going back to it changes all.
+    state = checkpoint.load(engine, folder, {})
+    assert state == records[SAVED_STEP - 1].state and not are_alike(contents(engine), found)
+    assert are_alike(contents(engine), saved)
+    engine.destroy()
+
+    engine = new_engine(stage, precision, clipping)
+    clean = (b for step, b in enumerate(batches(shards), start=1) if step not in POISON)
+    run = dataclasses.replace(run, num_train_steps=NUM_STEPS - len(POISON), checkpoint_interval=99)
+    records = trained(engine, clean, run, [], folder)
+    assert not any(record.is_skipped for record in records)
+    assert are_alike(contents(engine), found), (stage, precision)
+    engine.destroy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank")
+    parser.add_argument("--shards", type=Path)
+    parser.add_argument("--output_dir")
+    arguments = parser.parse_args()
+    start_distributed()
+    for stage, precision in itertools.product(range(4), ("fp32", "bf16")):
+        clipping = 0.0 if (stage, precision) == (0, "fp32") else 1.0
+        with tempfile.TemporaryDirectory(dir=arguments.output_dir) as own:
+            folder = [own]
+            dist.broadcast_object_list(folder, src=0)
+            check(stage, precision, clipping, arguments.shards, folder[0])
+            dist.barrier()
+        if dist.get_rank() == 0:
+            print(f"ZeRO {stage}, {precision}: alike", flush=True)
+    shut_down(None)
+
+
+if __name__ == "__main__":
+    main()

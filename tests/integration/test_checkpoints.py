@@ -1,0 +1,204 @@
+"""Checkpoints in whole runs: read by any layout, whole or absent, damaged ones put aside."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_bert.checkpoint_files import CheckpointReader
+from dist_bert.metrics import read_metrics
+from dist_bert.run_dir import latest_checkpoint
+from tests.integration.conftest import environment, launcher, run_script
+
+MODEL = {
+    "vocab_size": 707,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 101,
+    "max_position_embeddings": 53,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+RUN = {
+    "num_train_steps": 24,
+    "warmup_steps": 3,
+    "checkpoint_interval": 4,
+    "validation_interval": 12,
+    "validation_samples": 36,
+    "keep_checkpoints": 9,
+}
+OPTIMIZER = {
+    "type": "AdamW",
+    "params": {"lr": 2e-3, "weight_decay": 0.01, "torch_adam": True, "fused": True},
+}
+
+
+def command(
+    folder: Path, data_set: Path, ranks: int, stage: int, precision: str = "fp32", batch: int = 36,
+    micro_batch: int = 3, **run: object,
+) -> list[str | Path]:  # fmt: skip
+    """A pretraining command with its own configuration files in a folder."""
+    folder.mkdir(exist_ok=True)
+    deepspeed = {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "optimizer": OPTIMIZER,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": stage},
+        **({"bf16": {"enabled": True}} if precision == "bf16" else {}),
+    }
+    flags: list[str | Path] = []
+    for name, value in (("model", MODEL), ("config", RUN | run), ("deepspeed_config", deepspeed)):
+        (folder / f"{name}.json").write_text(json.dumps(value))
+        flags += [f"--{name}", folder / f"{name}.json"]
+    return [*launcher(ranks), "launch/pretrain.py", *flags, "--shards", data_set, "--output_dir"]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {int(r["step"]): r["train/loss"] for r in read_metrics(run_dir) if "train/loss" in r}
+
+
+def back_to(step: int, run_dir: Path) -> None:
+    """Makes a step the latest that a run has saved."""
+    for path in (run_dir / "checkpoints").glob("step-*"):
+        if path.name > f"step-{step:09d}":
+            shutil.rmtree(path)
+    (run_dir / "checkpoints" / "latest").write_text(f"step-{step:09d}\n")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 24 steps on 2 ranks with ZeRO 2 in fp32, all of its checkpoints kept."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = run_script(*command(folder, data_set, ranks=2, stage=2), folder / "run")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision", "micro_batch", "tolerance"),
+    [
+        (2, 3, "fp32", 3, 1e-6),
+        (1, 0, "fp32", 4, 1e-5),
+        (1, 3, "fp32", 36, 1e-5),
+        (4, 1, "fp32", 9, 1e-5),
+        (3, 2, "fp32", 2, 1e-5),
+        (2, 0, "bf16", 6, 5e-3),
+        (1, 2, "bf16", 12, 5e-3),
+    ],
+)
+def test_resumed_on_another_layout(
+    data_set: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    ranks: int,
+    stage: int,
+    precision: str,
+    micro_batch: int,
+    tolerance: float,
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    back_to(4, run_dir)
+    start = command(tmp_path / "config", data_set, ranks, stage, precision, micro_batch=micro_batch)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "resumed at step 4 of 24" in ended.stdout
+    expected, found = losses(undisturbed), losses(run_dir)
+    assert found.keys() == expected.keys()
+    for step in range(5, 25):
+        assert found[step] == pytest.approx(expected[step], rel=tolerance), step
+    samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
+    assert samples == [36 * step for step in range(1, 25)]
+
+
+@pytest.mark.slow
+def test_another_batch_size_goes_on_at_the_next_sample(
+    data_set: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    back_to(4, run_dir)
+    start = command(tmp_path / "config", data_set, ranks=1, stage=1, batch=54, num_train_steps=7)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode != 0
+    assert "train_batch_size is 54, the checkpoint has 36" in ended.stderr
+    ended = run_script(*start, run_dir, "--change_batch_size", "true")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
+    assert samples == [36, 72, 108, 144, 198, 252, 306]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_put_aside(
+    data_set: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    back_to(12, run_dir)
+    path = run_dir / "checkpoints" / "step-000000012" / "fragments-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    ended = run_script(*command(tmp_path / "config", data_set, ranks=2, stage=2), run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "step-000000012: fragments-00001.safetensors has changed" in ended.stdout
+    assert "resumed at step 8 of 24" in ended.stdout
+    assert losses(run_dir) == losses(undisturbed)
+    assert (run_dir / "checkpoints" / "damaged-step-000000012").exists()
+
+
+@pytest.mark.slow
+def test_killed_while_it_saves(data_set: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    start = [str(part) for part in command(tmp_path / "config", data_set, ranks=2, stage=2)]
+    process = subprocess.Popen(
+        [*start, str(run_dir)], env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (run_dir / "checkpoints" / ".step-000000008.partial").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run_dir / "checkpoints" / "step-000000008").exists()
+    latest = latest_checkpoint(run_dir)
+    assert latest is not None and latest.name == "step-000000004"
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert losses(run_dir) == losses(undisturbed)
+    weights = []
+    for folder in (undisturbed, run_dir):
+        checkpoint = latest_checkpoint(folder)
+        assert checkpoint is not None
+        weights.append(CheckpointReader(checkpoint).weights())
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_harms_no_checkpoint(data_set: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        start = command(tmp_path / "config", data_set, ranks=2, stage=2)
+        ended = run_script(*start, disk / "run")
+        assert ended.returncode != 0
+        assert "cannot save step 8: " in ended.stderr and "No space left" in ended.stderr
+        latest = latest_checkpoint(disk / "run")
+        assert latest is not None and latest.name == "step-000000004"
+        reader = CheckpointReader(latest)
+        assert not any(file.problem(latest) for file in reader.files)
+        assert not list((disk / "run" / "checkpoints").glob(".*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,172 @@
+"""Whole runs that are interrupted, hang, lose a rank or the launcher, or meet what is no number."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_bert.checkpoint_files import CheckpointReader
+from dist_bert.metrics import read_metrics
+from tests.integration.conftest import BIN, ROOT, environment, launcher, run_script
+from tests.integration.test_pretrain import write_configs
+
+SCRIPT = "tests/integration/faulty_pretrain.py"
+NO_FAULT = "0|nowhere|raise"
+Start = Callable[..., list[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def start(data_set: Path, tmp_path: Path) -> Start:
+    """Starts a run with a fault: its ranks without a launcher, which is faster, or with it."""
+    flags = [*write_configs(tmp_path, stage=2, precision="bf16"), "--shards", data_set]
+
+    def start_run(
+        fault: str, run: str, *changes: str, num_ranks: int = 2, with_launcher: bool = False
+    ) -> list[subprocess.Popen[str]]:
+        script = [SCRIPT, *flags, "--output_dir", tmp_path / run, *changes]
+        commands = [[*launcher(num_ranks), *script]]
+        environments = [{**environment(), "FAULT": fault}]
+        if not with_launcher:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = str(probe.getsockname()[1])
+            group = {"WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
+            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            commands = [[BIN / "python", *script]] * num_ranks
+            environments = [
+                {**environments[0], **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                for rank in range(num_ranks)
+            ]
+        return [
+            subprocess.Popen(
+                [str(part) for part in command], cwd=ROOT, env=variables, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            )
+            for command, variables in zip(commands, environments, strict=True)
+        ]  # fmt: skip
+
+    return start_run
+
+
+def ended(processes: list[subprocess.Popen[str]], *codes: int, timeout: float = 100) -> list[str]:
+    """Waits for all; checks their exit codes; returns what they printed."""
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in processes] == list(codes), outputs
+    return outputs
+
+
+def rows_of(run: Path, name: str) -> list[tuple[float, ...]]:
+    names = ("step", name, "train/grad_norm")
+    return [tuple(row.get(n, 0) for n in names) for row in read_metrics(run) if name in row]
+
+
+@pytest.mark.slow
+def test_interrupted_and_broken_runs_equal_an_undisturbed_one(start: Start, tmp_path: Path) -> None:
+    ended(start(NO_FAULT, "whole"), 0, 0)
+    marker = tmp_path / "broken/interrupted"
+    # Only one rank gets the signal, during a validation, which is then made by the resumed run.
+    (output,) = ended(
+        start("1|in the validation at step 7|SIGTERM", "broken", with_launcher=True), 85
+    )
+    assert "saved step 7 " in output and "validation at step 7" not in output
+    assert marker.read_text() == "stopped at step 7 of 14: SIGTERM\n"
+    # A rank fails: it tells why, the other one tells only that.
+    others, own = ended(start("1|in step 9, micro-step 2|raise", "broken"), 1, 1)
+    assert "resumed at step 7" in others and "validation at step 7" in others
+    assert not marker.exists()
+    assert own.splitlines()[-1] == "ValueError: an injected fault" and "rank 1 failed" in own
+    assert "error: rank 0: lost another rank" in others and "Traceback" not in others
+    # In a step, which is finished before all stop.
+    ended(start("1|in step 12, micro-step 1|SIGUSR1", "broken"), 85, 85)
+    assert marker.read_text() == "stopped at step 12 of 14: SIGUSR1\n"
+    for name, steps in (("train/loss", list(range(1, 13))), ("validation/loss", [7])):
+        whole, broken = (rows_of(tmp_path / run, name) for run in ("whole", "broken"))
+        assert [step for step, *_ in broken] == steps
+        assert broken == whole[: len(broken)]  # bit for bit: JSON keeps every digit of a float
+    weights = [
+        CheckpointReader(tmp_path / run / "checkpoints/step-000000012").weights()
+        for run in ("whole", "broken")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+def test_ranks_end_soon_after_their_launcher(start: Start) -> None:
+    """Even one that hangs. `deepspeed` is killed, which leaves its own child and the ranks."""
+    (process,) = start("1|in step 2|orphan", "run", with_launcher=True)
+    assert process.wait(timeout=100) == -signal.SIGKILL
+    killed_at = time.monotonic()
+    while members_of(process.pid):
+        assert time.monotonic() - killed_at < 30, members_of(process.pid)  # 10 s where not busy
+        time.sleep(0.1)
+    assert process.stdout is not None
+    assert "error: rank 1: the launcher is gone" in process.stdout.read()
+
+
+def members_of(session: int) -> list[str]:
+    """Command lines of the living processes of a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(status[3]) == session and status[0] != "Z":
+                found.append((folder / "cmdline").read_text())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start) -> None:
+    others, own = ended(start("1|in step 2, micro-step 3|hang", "run"), 1, 1)
+    assert (
+        'faulty_pretrain.py", line' in own and "in faulty_beat" in own and "in _train_step" in own
+    )
+    assert "error: rank 1: no progress for" in own
+    assert "while in step 2, micro-step 3 of 3; the stacks above show where it is" in own
+    assert "error: rank 0: lost another rank" in others
+
+
+@pytest.mark.slow
+def test_a_diverging_run_goes_back_once_then_stops(start: Start, tmp_path: Path) -> None:
+    steps = "in step (3|6|7|9|10|11|12),"
+    (output,) = ended(start(f"0|{steps}|nan", "run", "--max_skipped_steps", "2", num_ranks=1), 2)
+    assert "step 3: skipped, loss or gradient is not finite (samples 72 to 107 of the" in output
+    assert (
+        "step 7: loss or gradient was not finite in 2 steps (samples 180 to 251 of the stream):"
+        " going on behind them with the weights of step 4"
+    ) in output
+    assert "saved step 8 " in output, "which makes the next rollback possible"
+    assert "step 10: loss or gradient was not finite in 2 steps" in output
+    error = output.strip().splitlines()[-1]
+    assert error.startswith(
+        "error: step 12: loss or gradient was not finite in 2 steps (samples 360"
+    )
+    assert "to 431 of the stream), also after going back to a checkpoint: try a lower lr" in error
+    assert "Traceback" not in output
+    rows = [row for row in read_metrics(tmp_path / "run") if "train/skipped_steps" in row]
+    assert [row["train/skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 7]
+    assert ["train/loss" in row for row in rows].count(False) == 7
+
+
+@pytest.mark.slow
+def test_skipped_steps_leave_no_trace(data_set: Path, tmp_path: Path) -> None:
+    """For ZeRO 0 to 3 in float32 and bfloat16; also that going back to a checkpoint takes all."""
+    made = run_script(
+        *launcher(2), "tests/integration/guard_worker.py", "--shards", data_set,
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.count(": alike\n") == 8

@@ -1,0 +1,239 @@
+"""A run killed again and again, on changing layouts, beside one that never stopped: `make soak`.
+
+Real text, real processes. Every kill is -9 of launcher and ranks at a random moment; every start
+has another number of ranks, ZeRO stage and micro-batch. In the end each step has seen exactly the
+samples that it should, each sample came once an epoch, and the loss is that of the undisturbed run.
+
+What a rank trains on is written down by this module itself, which starts the training in place of
+launch/pretrain.py (`--worker`) and looks at the tensors that go into the model.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+BOOKS = ROOT.parent / "shared" / "data" / "pretrain" / "en-books" / "*.txt.gz"
+SEEN, LAUNCH = "SOAK_SEEN", "SOAK_LAUNCH"  # environment: folder of the records, number of the start
+MODEL = {
+    "vocab_size": 4_096, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 128, "max_position_embeddings": 128, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+BATCH_SAMPLES = 64
+NUM_SHARD_SAMPLES = 16_384
+TOLERANCE = 1e-3  # of the last losses: rounding grows over hundreds of steps
+LAYOUTS = [(ranks, stage, micro) for ranks in (1, 2, 4) for stage in range(4) for micro in (8, 16)]
+
+
+def main() -> None:
+    """Prepares, trains undisturbed and killed, compares; exits with 1 and what differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--input", default=str(BOOKS), help="text (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/soak"), help="folder, kept")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments, rest = parser.parse_known_args()
+    if arguments.worker:
+        sys.argv = [sys.argv[0], *rest]
+        _work()
+        return
+    work: Path = arguments.work
+    work.mkdir(parents=True)
+    shards = _prepare(work, arguments.input)
+    (work / "model.json").write_text(json.dumps(MODEL))
+    run = {
+        "shards": str(shards), "num_train_steps": arguments.steps, "warmup_steps": 20,
+        "checkpoint_interval": 10, "log_interval": 5, "validation_interval": 0,
+        "validation_samples": 64, "masks": "static",
+    }  # fmt: skip
+    (work / "run.json").write_text(json.dumps(run))
+
+    begin = time.monotonic()
+    _train(work, "undisturbed", launch=0, layout=(2, 2, 16), patience=None)
+    print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
+    rng = random.Random(arguments.seed)
+    begin = time.monotonic()
+    for launch in range(arguments.kills):
+        layout, patience = rng.choice(LAYOUTS), rng.uniform(0.0, 4.0)
+        told = _train(work, "killed", launch, layout, patience)
+        print(f"kill {launch + 1}: {layout} after {patience:.1f} s: {told}", flush=True)
+    _train(work, "killed", arguments.kills, rng.choice(LAYOUTS), patience=None)
+    print(f"killed {arguments.kills} times: {time.monotonic() - begin:.0f} s", flush=True)
+    _compare(work, shards, arguments.steps)
+
+
+def _prepare(work: Path, text: str) -> Path:
+    shards = work / "shards"
+    tokenizer = work / "tokenizer"
+    _call("launch/train_tokenizer.py", "--input", text, "--output_dir", tokenizer,
+          "--vocab_size", MODEL["vocab_size"], "--max_sentences", 100_000)  # fmt: skip
+    _call("launch/prepare_shards.py", "--input", text, "--output_dir", shards,
+          "--tokenizer", tokenizer / "tokenizer.model", "--samples_per_shard", 1_024)  # fmt: skip
+    manifest = json.loads((shards / "manifest.json").read_text())
+    kept, num_samples = [], 0  # of the first shards: several epochs in a few hundred steps
+    for shard in manifest["splits"]["train"]:
+        if num_samples < NUM_SHARD_SAMPLES:
+            kept.append(shard)
+            num_samples += shard["num_samples"]
+    manifest["splits"]["train"] = kept
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    return shards
+
+
+def _call(script: str, *arguments: object) -> None:
+    subprocess.run(
+        [sys.executable, script, *map(str, arguments)], cwd=ROOT, env=_environment(), check=True
+    )
+
+
+def _environment(**values: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    common = {"PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, **common, **values, "PYTHONUNBUFFERED": "1"}
+
+
+def _train(
+    work: Path, name: str, launch: int, layout: tuple[int, int, int], patience: float | None
+) -> str:
+    """Trains to the end, or until it is killed some seconds after its first step."""
+    ranks, stage, micro_batch = layout
+    deepspeed = {
+        "train_batch_size": BATCH_SAMPLES,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": stage},
+    }
+    (work / "deepspeed.json").write_text(json.dumps(deepspeed))
+    seen = work / f"seen-{name}"
+    seen.mkdir(exist_ok=True)
+    command = [
+        "deepspeed", "--num_gpus", str(ranks), "--master_port", str(random.randint(20_000, 30_000)),
+        "--module", "tests.soak", "--worker", "--deepspeed_config", work / "deepspeed.json",
+        "--model", work / "model.json", "--config", work / "run.json", "--output_dir", work / name,
+    ]  # fmt: skip
+    environment = _environment(**{SEEN: str(seen.resolve()), LAUNCH: str(launch)})
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    told, output = "", ""
+    for line in process.stdout:
+        output += line
+        told = line.strip() if line.startswith("resumed") else told
+        if patience is not None and line.startswith("step "):
+            time.sleep(patience)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL if patience is not None else 0)
+    code = process.wait()
+    if patience is None and code:
+        raise SystemExit(f"the run ended with {code}:\n{output}")
+    return told
+
+
+def _work() -> None:
+    """One rank: trains, and writes down which samples went into every step."""
+    from dist_bert import engine, progress
+
+    seen: list[str] = []
+    path = Path(os.environ[SEEN]) / f"{int(os.environ[LAUNCH]):03d}-{os.environ['RANK']}.jsonl"
+    to_device, add = vars(engine)["to_device"], progress.Progress.add
+
+    def noting_to_device(micro_batch: dict[str, Any], device: Any) -> dict[str, Any]:
+        ids, bounds = micro_batch["input_ids"], micro_batch["cu_seqlens"]
+        for i in range(micro_batch["next_sentence_label"].size):
+            seen.append(_name(ids[bounds[i] : bounds[i + 1]]))
+        return to_device(micro_batch, device)
+
+    def noting_add(self: Any, record: Any) -> None:
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": record.state.step, "samples": seen}) + "\n")
+        seen.clear()
+        add(self, record)
+
+    vars(engine)["to_device"] = noting_to_device
+    progress.Progress.add = noting_add  # type: ignore[method-assign]
+    runpy.run_path(str(ROOT / "launch" / "pretrain.py"), run_name="__main__")
+
+
+def _name(ids: np.ndarray) -> str:
+    return hashlib.blake2b(ids.astype(np.int64).tobytes(), digest_size=8).hexdigest()
+
+
+def _compare(work: Path, shards: Path, num_steps: int) -> None:
+    from dist_bert.data import SampleOrder
+    from dist_bert.reader import SampleReader
+    from dist_bert.shard_format import Manifest
+
+    reader = SampleReader(shards, Manifest.load(shards), "train")
+    order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=42)
+    seen = {name: _seen(work, name) for name in ("undisturbed", "killed")}
+    problems = []
+    epochs: dict[int, Counter[int]] = defaultdict(Counter)
+    for step in range(1, num_steps + 1):
+        start = (step - 1) * BATCH_SAMPLES
+        epoch, blocks, rows = order.locate(start, start + BATCH_SAMPLES)
+        columns = reader.gather(blocks, rows)
+        lengths = columns["num_tokens"]
+        expected = Counter(
+            _name(ids[:n]) for ids, n in zip(columns["input_ids"], lengths, strict=True)
+        )
+        for number, sample in zip(epoch, reader.sample_numbers(blocks, rows), strict=True):
+            epochs[int(number)][int(sample)] += 1
+        problems += [
+            f"{name}: step {step} has not seen its samples"
+            for name, by_step in seen.items()
+            if by_step.get(step) != expected
+        ]
+    complete = [c for c in epochs.values() if c.total() == reader.num_samples]
+    if any(set(count.values()) != {1} or len(count) != reader.num_samples for count in complete):
+        problems.append("an epoch does not hold every sample once")
+    losses = {name: _losses(work / name) for name in seen}
+    last = [np.mean([losses[n][s] for s in range(num_steps - 19, num_steps + 1)]) for n in losses]
+    difference = abs(last[1] / last[0] - 1)
+    if difference > TOLERANCE or losses["killed"].keys() != losses["undisturbed"].keys():
+        problems.append(f"the last losses differ by {difference:.1e}")
+    print(f"samples: {reader.num_samples:,}; steps: {num_steps}; epochs: {len(complete)} complete")
+    print(f"mean loss of the last 20 steps: {last[0]:.6f} and {last[1]:.6f} ({difference:.1e})")
+    if problems:
+        raise SystemExit("\n".join(problems[:10]))
+    print("every step has seen exactly its samples")
+
+
+def _seen(work: Path, name: str) -> dict[int, Counter[str]]:
+    """Step -> the samples of the last start that did it, over all ranks."""
+    by_step: dict[int, dict[int, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for path in (work / f"seen-{name}").glob("*.jsonl"):
+        launch = int(path.name.split("-")[0])
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            by_step[record["step"]][launch].update(record["samples"])
+    return {step: starts[max(starts)] for step, starts in by_step.items()}
+
+
+def _losses(run_dir: Path) -> dict[int, float]:
+    from dist_bert.metrics import read_metrics
+
+    return {int(r["step"]): r["train/loss"] for r in read_metrics(run_dir) if "train/loss" in r}
+
+
+if __name__ == "__main__":
+    main()

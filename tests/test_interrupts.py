@@ -1,0 +1,149 @@
+"""Reasons to stop: noted by one process, agreed on by all; a launcher or a peer that is gone."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from dist_bert.agreement import Agreement
+from dist_bert.interrupts import REASONS, Interrupts
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_program(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_signals_are_noted_and_the_second_interrupt_ends_at_once() -> None:
+    ended = run_program(
+        """
+        import os, signal
+        from dist_bert.interrupts import REASONS, Interrupts
+
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as launchers are told to
+        interrupts = Interrupts()
+        interrupts.catch_signals()
+        assert interrupts.noted == 0
+        for name in ("SIGUSR1", "SIGTERM", "SIGUSR1", "SIGTERM", "SIGINT", "SIGINT"):
+            os.kill(os.getpid(), getattr(signal, name))
+            print(REASONS[interrupts.noted], flush=True)
+        """
+    )
+    assert ended.stdout.split() == ["SIGUSR1", "SIGTERM", "SIGTERM", "SIGTERM", "SIGINT"]
+    assert ended.returncode == -2
+
+
+def test_time_limit() -> None:
+    assert Interrupts().noted == 0 and Interrupts(1.0).noted == 0
+    interrupts = Interrupts(0.001)
+    time.sleep(0.07)
+    assert REASONS[interrupts.noted] == "max_minutes are over"
+
+
+LAUNCHED = """
+import os, time
+from dist_bert import interrupts
+
+interrupts._POLL_SECONDS, interrupts._ORPHAN_SECONDS = 0.05, 0.3
+own = interrupts.Interrupts()
+own.follow_launcher()
+print("ready", flush=True)
+while not own.noted:
+    time.sleep(0.01)
+print(interrupts.REASONS[own.noted], flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_rank_without_its_launcher_asks_to_stop_then_ends() -> None:
+    launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher, LAUNCHED],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "5"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.kill()
+    rest = process.stdout.read()  # until the rank, too, has ended
+    assert rest.startswith("the launcher is gone\nerror: rank 5: the launcher is gone, and this")
+    process.wait()
+
+
+def test_without_a_launcher_none_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+        import threading
+        from dist_bert.interrupts import Interrupts
+
+        Interrupts().follow_launcher()
+        print(threading.active_count())
+        """
+    monkeypatch.delenv("RANK", raising=False)
+    assert run_program(program).stdout == "1\n"
+    assert run_program(program, RANK="0").stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "lines"),
+    [
+        ("[pair.cc:553] Connection closed by peer [127.0.0.1]:7\nmore", 1),
+        ("something else", 5),
+    ],
+)
+def test_a_rank_that_lost_another_one_leaves_the_word_to_it(message: str, lines: int) -> None:
+    ended = run_program(
+        f"""
+        import threading
+        from dist_bert.interrupts import end_with_error
+
+        threading.Thread(target=threading.Event().wait).start()  # would keep the process alive
+        try:
+            raise RuntimeError({message!r})
+        except RuntimeError as error:
+            end_with_error(error)
+        """,
+        RANK="3",
+    )
+    assert ended.returncode == 1 and ended.stderr.startswith("error: rank 3")
+    assert message.split("\n")[0] in ended.stderr.splitlines()[-1]
+    assert 1 <= ended.stderr.count("\n") <= lines
+    assert ("Traceback" in ended.stderr) == (lines > 1)
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
+    noted = 0
+    agreement = Agreement(lambda: noted)
+    agreement.begin()
+    assert agreement.end() == agreement.reason == 0
+    seen = []
+    for item in agreement.until_stop("abcdef"):
+        seen.append(item)
+        noted = 4 if item == "c" else noted  # too late for c's own question
+    assert "".join(seen) == "abcd" and agreement.reason == 4
+    noted = 0
+    agreement.begin()
+    assert agreement.end() == 4
+    with pytest.raises(AssertionError, match="without begin"):
+        agreement.end()
