@@ -89,7 +89,7 @@ def end_with_error(error: Exception) -> NoReturn:
     An ordinary exit would first wait for threads and collectives that never end. A rank that only
     lost another one tells so in a line: the other one's traceback is what to read.
     """
-    if any(text in str(error) for text in _LOST_PEER):
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER):
         end_at_once(
             "lost another rank: its own error stands above, unless it was killed"
             f" ({str(error).splitlines()[0]})"

@@ -7,11 +7,14 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from dist_bert.agreement import Agreement
+from dist_bert.config import RunConfig
+from dist_bert.errors import UserError
 from dist_bert.interrupts import REASONS, Interrupts
 
 ROOT = Path(__file__).parents[1]
@@ -147,3 +150,18 @@ def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
     assert agreement.end() == 4
     with pytest.raises(AssertionError, match="without begin"):
         agreement.end()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_minutes": -1.0},
+        {"timeout_seconds": 0.5},
+        {"watchdog_minutes": -0.1},
+        {"max_skipped_steps": 0},
+    ],
+)
+def test_limits_have_ranges(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(UserError, match=f"{name} = .*must be at least"):
+        RunConfig(**change)

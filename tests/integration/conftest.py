@@ -1,5 +1,6 @@
 """A data set made by the scripts themselves, and the launcher, for all integration tests."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -7,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,34 @@ from tests.corpus import write_text_files
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+
+
+# Smaller than small, with sizes that are pairwise different; fits the shards of `data_set`.
+TINY_MODEL = {
+    "vocab_size": 707,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 101,
+    "max_position_embeddings": 53,
+}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
+    """Mounts a disk of a size such as "2m" on a new folder; yields a function that resizes it."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def environment() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """One rank of test_faults: trains with non-finite steps and without those steps, and compares.
 
-Started with the folder of the shards. Prints a line for every ZeRO stage and precision; the last
-line, of rank 0, is `alike`.
+Started with the folder of the shards. Prints a line for every ZeRO stage and precision.
 """
 
 import argparse
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from dist_bert import checkpoint, fragments
@@ -24,6 +24,7 @@ from dist_bert.config import RunConfig
 from dist_bert.data import BatchShape, SampleOrder, StepBatch, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.engine import StepRecord, build_engine, shut_down, start_distributed, train
+from dist_bert.errors import UserError
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
@@ -61,6 +62,13 @@ def poisoned(steps: Iterator[StepBatch]) -> Iterator[StepBatch]:
         yield batch
 
 
+def poisoned_from(first: int, steps: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    for step, batch in enumerate(steps, start=1):
+        if step >= first and dist.get_rank() == 1:
+            batch.micro_batches[0]["poison"] = NAN_LOSS
+        yield batch
+
+
 def new_engine(stage: int, precision: str, clipping: float) -> Any:
     values = {
         "train_batch_size": SHAPE.global_batch_size,
@@ -70,6 +78,7 @@ def new_engine(stage: int, precision: str, clipping: float) -> Any:
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
         "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16", "initial_scale_power": 3, "hysteresis": 1},
     }
     torch.manual_seed(1)
     return build_engine(PoisonedModel(MODEL), DeepSpeedConfig(values, SHAPE))
@@ -133,6 +142,32 @@ def check(stage: int, precision: str, clipping: float, shards: Path, folder: str
     engine.destroy()
 
 
+def check_floor(stage: int, shards: Path) -> None:
+    """A falling loss scale is no fault; at its floor, three skipped steps end the run."""
+    accelerator = type(get_accelerator())  # DeepSpeed refuses fp16 on CPU; torch has it
+    accelerator.is_fp16_supported = lambda self: True
+    accelerator.supported_dtypes = lambda self: [torch.float, torch.half, torch.bfloat16]
+    run = RunConfig(num_train_steps=20, warmup_steps=0, max_skipped_steps=3)
+    engine = new_engine(stage, "fp16", 1.0)
+    scales: list[float] = []
+
+    def give_up(state: TrainState) -> None:
+        raise UserError(f"at {state.step}")
+
+    try:
+        train(
+            engine, poisoned_from(2, batches(shards)), TrainState(), run, 1e-3,
+            stop=Agreement(lambda: 0), beat=lambda doing: None,
+            report=lambda record: scales.append(float(engine._get_optimizer_loss_scale())),
+            validate=lambda state: None, save=lambda state: None, roll_back=give_up,
+        )  # fmt: skip
+    except UserError as error:
+        assert str(error) == "at 7" and scales == [8, 4, 2, 1, 1, 1, 1], (error, scales)
+    else:
+        raise AssertionError(f"went on: {scales}")
+    engine.destroy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
@@ -149,6 +184,10 @@ def main() -> None:
             dist.barrier()
         if dist.get_rank() == 0:
             print(f"ZeRO {stage}, {precision}: alike", flush=True)
+    for stage in (0, 1, 3):
+        check_floor(stage, arguments.shards)
+        if dist.get_rank() == 0:
+            print(f"ZeRO {stage}, fp16: stopped", flush=True)
     shut_down(None)
 
 

@@ -13,18 +13,9 @@ import pytest
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
 from dist_bert.run_dir import latest_checkpoint
-from tests.integration.conftest import environment, launcher, run_script
+from tests.integration.conftest import TINY_MODEL, environment, launcher, run_script, small_disk
 
-MODEL = {
-    "vocab_size": 707,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 101,
-    "max_position_embeddings": 53,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+MODEL = {**TINY_MODEL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 RUN = {
     "num_train_steps": 24,
     "warmup_steps": 3,
@@ -186,11 +177,7 @@ def test_killed_while_it_saves(data_set: Path, undisturbed: Path, tmp_path: Path
 @pytest.mark.slow
 def test_a_full_disk_harms_no_checkpoint(data_set: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(disk)]
-    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    try:
+    with small_disk(disk, "1800k"):
         start = command(tmp_path / "config", data_set, ranks=2, stage=2)
         ended = run_script(*start, disk / "run")
         assert ended.returncode != 0
@@ -200,5 +187,3 @@ def test_a_full_disk_harms_no_checkpoint(data_set: Path, tmp_path: Path) -> None
         reader = CheckpointReader(latest)
         assert not any(file.problem(latest) for file in reader.files)
         assert not list((disk / "run" / "checkpoints").glob(".*"))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

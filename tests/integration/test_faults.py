@@ -169,4 +169,27 @@ def test_skipped_steps_leave_no_trace(data_set: Path, tmp_path: Path) -> None:
         "--output_dir", tmp_path,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
-    assert made.stdout.count(": alike\n") == 8
+    assert made.stdout.count(": alike\n") == 8 and made.stdout.count("fp16: stopped\n") == 3
+
+
+def test_the_time_limit_may_end_before_the_first_step(start: Start, tmp_path: Path) -> None:
+    (output,) = ended(start(NO_FAULT, "run", "--max_minutes", "0.001", num_ranks=1), 85)
+    reason = "stopped at step 0 of 14: max_minutes are over"
+    assert reason in output and "step 1/14" not in output
+    assert (tmp_path / "run/interrupted").read_text() == f"{reason}\n"
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_all_groups_take_the_timeout() -> None:
+    """Also those that are made later, without naming one: ZeRO's."""
+    program = (
+        "import torch, torch.distributed as dist\n"
+        "from dist_bert.engine import shut_down, start_distributed\n"
+        "start_distributed(7.5)\n"
+        "for group in (dist.group.WORLD, dist.new_group([0])):\n"
+        "    print(group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"
+        "shut_down(None)\n"
+    )
+    made = run_script(BIN / "python", "-c", program)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-2:] == ["7.5", "7.5"]

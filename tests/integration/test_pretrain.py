@@ -13,20 +13,13 @@ from dist_bert.run_dir import latest_checkpoint
 from tests.integration.conftest import (
     BIN,
     ROOT,
+    TINY_MODEL,
     environment,
     kill_when_printed,
     launcher,
     run_script,
 )
 
-MODEL = {
-    "vocab_size": 707,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 101,
-    "max_position_embeddings": 53,
-}
 RUN = {
     "num_train_steps": 14,
     "warmup_steps": 3,
@@ -52,7 +45,7 @@ def write_configs(folder: Path, stage: int, precision: str, **changes: Any) -> l
     if precision == "bf16":
         values["bf16"] = {"enabled": True}
     flags: list[str | Path] = []
-    for flag, value in (("--model", MODEL), ("--config", RUN), ("--deepspeed_config", values)):
+    for flag, value in (("--model", TINY_MODEL), ("--config", RUN), ("--deepspeed_config", values)):
         path = folder / f"{flag[2:]}.json"
         path.write_text(json.dumps(value))
         flags += [flag, path]

@@ -24,6 +24,7 @@ from tests.integration.conftest import (
     mpiexec,
     prepare_shards,
     run_script,
+    small_disk,
 )
 
 SETTINGS = ["--samples_per_shard", "101", "--sequence_length", "61", "--deduplicate", "true"]
@@ -211,23 +212,17 @@ def test_a_full_disk_is_one_line_and_harms_nothing(
     corpus: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    try:
+    with small_disk(disk, "1m") as resize:
         for size in ("1m", "3m"):  # full among the units, then among the shards
-            subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+            resize(size)
             made = prepare_shards(2, *arguments(corpus, disk / "out"))
             assert_one_line_error(made, "No space left on device")
             assert re.search(rf"error: {disk}/out/\S+: ", made.stderr), "names the file"
             assert not (disk / "out" / MANIFEST_NAME).exists()
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        resize("64m")
         made = prepare_shards(2, *arguments(corpus, disk / "out"))
         assert made.returncode == 0 and "units done earlier" in made.stdout, made.stderr
         assert files_of(disk / "out") == undisturbed
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_memory_does_not_grow_with_the_corpus(corpus: Path, tmp_path: Path) -> None:
