@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from dist_bert import files, fragments
-from dist_bert.checkpoint_files import CheckpointReader, FragmentFile
+from dist_bert.checkpoint_files import CheckpointReader, FragmentFile, export_weights
+from dist_bert.config import read_json
 from dist_bert.errors import UserError
 from dist_bert.run_dir import (
     BEST_NAME,
@@ -46,7 +46,7 @@ def save(
     state: TrainState,
     identity: dict[str, Any],
     keep: int,
-    is_best: bool = False,
+    validation_loss: float | None = None,
 ) -> None:
     """Writes a checkpoint, moves `latest` to it and removes all but the newest `keep` and the best.
 
@@ -56,7 +56,8 @@ def save(
         state: where the run stands.
         identity: what a run must be equal in to resume from it (see `check_identity`).
         keep: number of checkpoints that stay, at least 1.
-        is_best: whether it has the lowest validation loss so far; then `best` moves to it, too.
+        validation_loss: at this step, if there was a validation; `best` moves to the checkpoint
+            with the lowest one.
 
     Raises:
         UserError: on all ranks, if any cannot write; the checkpoints that were there stay.
@@ -78,6 +79,7 @@ def save(
     contents = {
         "state": dataclasses.asdict(state),
         "identity": identity,
+        "validation_loss": validation_loss,
         "optimizer": fragments.numbers(engine),
         "shapes": {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()},
         "files": gathered,
@@ -85,7 +87,7 @@ def save(
     with _all_ranks_agree(f"cannot save step {state.step:,}", partial):
         if dist.get_rank() == 0:
             files.write_json(partial / STATE_NAME, contents, indent=None)
-            _publish(partial, folder / name, is_best)
+            _publish(partial, folder / name, _is_best(folder, validation_loss))
             _remove_old(folder, keep)
 
 
@@ -141,9 +143,7 @@ def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -
 def write_weights(run_dir: str | Path) -> None:
     """Writes the latest checkpoint's weights as RUN/model.safetensors, in float32; on rank 0."""
     if dist.get_rank() == 0:
-        newest = next(iter(checkpoints_newest_first(run_dir)))
-        with files.whole_path(Path(run_dir) / WEIGHTS_NAME) as path:
-            save_file(CheckpointReader(newest).weights(), path)
+        export_weights(checkpoints_newest_first(run_dir)[0], Path(run_dir) / WEIGHTS_NAME)
     dist.barrier()
 
 
@@ -200,6 +200,17 @@ def _full_shape(parameter: Any) -> torch.Size:
     """Of a parameter that ZeRO-3 may have cut."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
+
+
+def _is_best(folder: Path, validation_loss: float | None) -> bool:
+    """Whether a loss is below that of the checkpoint that `best` names."""
+    if validation_loss is None:
+        return False
+    pointer = folder / BEST_NAME
+    best = folder / pointer.read_text().strip() / STATE_NAME if pointer.exists() else None
+    if best is None or not best.exists():
+        return True
+    return bool(validation_loss < read_json(best)["validation_loss"])
 
 
 def _publish(partial: Path, final: Path, is_best: bool) -> None:

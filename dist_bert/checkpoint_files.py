@@ -138,5 +138,12 @@ class CheckpointReader:
         return self._open[name]
 
 
+def export_weights(checkpoint: Path, path: Path) -> None:
+    """Writes a checkpoint's weights, whole and in float32, as one safetensors file."""
+    weights = CheckpointReader(checkpoint).weights()
+    with files.whole_path(path) as temporary:
+        save_file(weights, temporary)
+
+
 def _key(what: str, name: str, start: int) -> str:
     return f"{what}/{name}/{start}"

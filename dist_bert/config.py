@@ -118,7 +118,9 @@ class RunConfig:
     )
     validation_samples: int = setting(4_096, "validation samples used each time; 0 = all of them")
     checkpoint_interval: int = setting(1_000, "optimizer steps between two checkpoints")
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, at least 1")
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints that are kept beside the best, at least 1"
+    )
     max_minutes: float = setting(
         0.0, "save and stop with exit code 85 after so many minutes from the start; 0 = never"
     )
@@ -126,6 +128,9 @@ class RunConfig:
         900.0,
         "longest wait of one rank for the others, e.g. while one saves; keep it above"
         " watchdog_minutes, whose report tells more",
+    )
+    heartbeat_seconds: float = setting(
+        60.0, "end the job if a rank gives no sign of life for so long (its host is gone); 0 = off"
     )
     watchdog_minutes: float = setting(
         10.0, "end the job if no micro-step, validation batch or save ends for so long; 0 = never"
@@ -163,6 +168,7 @@ class RunConfig:
                 ("max_minutes", 0),
                 ("timeout_seconds", 1),
                 ("watchdog_minutes", 0),
+                ("heartbeat_seconds", 0),
                 ("max_skipped_steps", 1),
             )
             if getattr(self, name) < least

@@ -82,6 +82,11 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     )
     if config.zero_stage == 0 and config.precision == "fp32":
         skip_plain_updates(engine)
+    elif config.zero_stage == 0:
+        # DeepSpeed makes the optimizer's state by a step that is counted: the bias correction of
+        # the first update would be that of the second, and the update three quarters of its size.
+        for optimizer_state in engine.basic_optimizer.state.values():
+            optimizer_state["step"].zero_()
     return engine
 
 
@@ -122,8 +127,9 @@ def train(
         beat: told before every micro-step what begins.
         report: takes the record of every step.
         validate: called where `validation_is_due`; may agree to stop.
-        save: called every `checkpoint_interval` steps and after the last one, but not while steps
-            are skipped: what follows them would depend on how many there were.
+        save: called after the first step, so that a save that cannot work fails now, every
+            `checkpoint_interval` steps and after the last one, but not while steps are skipped:
+            what follows them would depend on how many there were.
         roll_back: called when too many steps in a row were skipped.
 
     Returns:
@@ -141,7 +147,8 @@ def train(
             skipped = SkippedSteps(engine)
         if validation_is_due(state.step, run) and not stop.reason:
             validate(state)
-        save_is_due |= state.step % run.checkpoint_interval == 0 or bool(stop.reason)
+        save_is_due |= state.step % run.checkpoint_interval == 0 or state.step == 1
+        save_is_due |= bool(stop.reason)
         if state.step == run.num_train_steps or (save_is_due and not record.is_skipped):
             save(state)
             save_is_due = False

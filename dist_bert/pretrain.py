@@ -35,6 +35,7 @@ from dist_bert.engine import (
 )
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64
+from dist_bert.heartbeat import Heartbeat
 from dist_bert.initial_weights import load_initial_weights
 from dist_bert.interrupts import (
     INTERRUPTED_EXIT_CODE,
@@ -79,9 +80,10 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
     world_size = job.deepspeed.batch_shape.world_size
     count_validation_samples(held_out, world_size, run.validation_samples)  # now, not at step 1,000
     watchdog = Watchdog(run.watchdog_minutes)
-    engine = None
+    heartbeat = engine = None
     try:
         start_distributed(run.timeout_seconds)
+        heartbeat = Heartbeat(run.heartbeat_seconds)
         watchdog.beat("making model and engine")
         engine = build_engine(_new_model(job, training), job.deepspeed)
         may_differ = ["train_batch_size"] if run.change_batch_size else []
@@ -116,9 +118,15 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
         watchdog.beat("ending")
         if writer is not None:
             writer.close()
+        if state.step == run.num_train_steps:
+            checkpoint.write_weights(run.output_dir)
         _tell_end(run, state, stop.reason)
+        heartbeat.stop()
+        dist.barrier()  # a rank that still beats would miss those that have left
     except UserError:  # raised by all ranks together; after any other error the peers may hang
         watchdog.stop()
+        if heartbeat is not None:
+            heartbeat.stop()
         shut_down(engine)
         raise
     except Exception as error:
@@ -146,6 +154,7 @@ class _Parts:
         self._progress = progress
         self._stop = stop
         self._watchdog = watchdog
+        self._validation_losses: dict[int, float] = {}  # of the last step that had a validation
         self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
 
     def validate(self, state: TrainState) -> None:
@@ -156,7 +165,8 @@ class _Parts:
         doing = f"in the validation at step {state.step:,}"
         metrics = validate(self._engine, self._stop.until_stop(self._watched(batches, doing)))
         if not self._stop.reason:
-            self._progress.validation(state.step, metrics)
+            loss = self._progress.validation(state.step, metrics)
+            self._validation_losses = {state.step: loss}
         self._progress.restart_clock()
 
     def save(self, state: TrainState) -> None:
@@ -165,7 +175,12 @@ class _Parts:
         self._progress.flush()  # a resumed run writes only what follows its checkpoint
         self._watchdog.beat(f"saving step {state.step:,}")
         checkpoint.save(
-            self._engine, run.output_dir, state, self._job.identity(), run.keep_checkpoints
+            self._engine,
+            run.output_dir,
+            state,
+            self._job.identity(),
+            run.keep_checkpoints,
+            self._validation_losses.get(state.step),
         )
         self._watchdog.beat(f"behind step {state.step:,}")
         _say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")

@@ -93,15 +93,16 @@ class Progress:
         self._pending = []
         self._interval_start = time.perf_counter()
 
-    def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes the result of a validation."""
+    def validation(self, step: int, metrics: dict[str, float]) -> float:
+        """Writes the result of a validation; returns the loss."""
+        metrics = self._with_loss(metrics)
         if self._writer is not None:
-            metrics = self._with_loss(metrics)
             row = {f"validation/{name}": value for name, value in metrics.items()}
             self._writer.scalars(step, _finite(row))
             self._writer.flush()
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             print(f"validation at step {step:,}  {values}", flush=True)
+        return metrics["loss"]
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last flush (validation, saving) out of the step times."""

@@ -24,17 +24,18 @@ STATE_NAME = "state.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
-def require_checkpoint(run_dir: str | Path) -> Path:
-    """The latest checkpoint of a run that is to be used.
+def require_checkpoint(run_dir: str | Path, pointer: str = LATEST_NAME) -> Path:
+    """The latest (or best) checkpoint of a run that is to be used.
 
     Raises:
         UserError: there is none.
     """
-    checkpoint = latest_checkpoint(run_dir)
+    checkpoint = _named_checkpoint(run_dir, pointer)
     if checkpoint is None:
         raise UserError(
-            f"--checkpoint {run_dir}: has no checkpoints; give the --output_dir of a run of"
-            " launch/pretrain.py that has saved at least once"
+            f"--checkpoint {run_dir}: has no {pointer} checkpoint; give the --output_dir of a run"
+            " of launch/pretrain.py that has saved"
+            f" {'at least once' if pointer == LATEST_NAME else 'right after a validation'}"
         )
     return checkpoint
 
@@ -45,16 +46,19 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     Raises:
         UserError: it names a folder that is not there.
     """
+    return _named_checkpoint(run_dir, LATEST_NAME)
+
+
+def _named_checkpoint(run_dir: str | Path, pointer: str) -> Path | None:
     folder = Path(run_dir) / CHECKPOINTS_NAME
-    pointer = folder / LATEST_NAME
-    if not pointer.exists():
+    if not (folder / pointer).exists():
         return None
-    checkpoint = folder / pointer.read_text().strip()
+    checkpoint = folder / (folder / pointer).read_text().strip()
     if not (checkpoint / STATE_NAME).exists():
         there = ", ".join(path.name for path in checkpoints_newest_first(run_dir))
         raise UserError(
-            f"{pointer}: names {checkpoint.name}, which is not there; write the name of another"
-            f" checkpoint into it ({there or 'there is none'})"
+            f"{folder / pointer}: names {checkpoint.name}, which is not there; write the name of"
+            f" another checkpoint into it ({there or 'there is none'})"
         )
     return checkpoint
 

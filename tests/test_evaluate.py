@@ -187,7 +187,7 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, trained: Traine
 
 def test_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=rf"--checkpoint {folder}: has no checkpoints"):
+        with pytest.raises(UserError, match=rf"--checkpoint {folder}: has no latest checkpoint"):
             TrainedRun.load(folder)
 
 

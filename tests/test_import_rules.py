@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("errors", "figures", "files", "hashing", "interrupts", "prefetch"),
-        ("agreement", "cli", "config", "guard", "masking", "run_dir", "watchdog"),
+        ("agreement", "cli", "config", "guard", "heartbeat", "masking", "run_dir", "watchdog"),
         ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops", "weight_source"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files"),
         ("data",),

@@ -105,7 +105,8 @@ def trained(
     records: list[StepRecord] = []
 
     def save(state: TrainState) -> None:
-        if not saved and run.checkpoint_interval < NUM_STEPS:  # the first one
+        # The first of its interval; step 1 is saved, too.
+        if not saved and state.step > 1 and run.checkpoint_interval < NUM_STEPS:
             checkpoint.save(engine, folder, state, {}, keep=1)
             saved.extend(contents(engine))
 

@@ -9,11 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
 from dist_bert.run_dir import latest_checkpoint
-from tests.integration.conftest import TINY_MODEL, environment, launcher, run_script, small_disk
+from tests.integration.conftest import (
+    BIN,
+    TINY_MODEL,
+    environment,
+    launcher,
+    run_script,
+    small_disk,
+)
 
 MODEL = {**TINY_MODEL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 RUN = {
@@ -127,6 +135,58 @@ def test_another_batch_size_goes_on_at_the_next_sample(
     assert samples == [36, 72, 108, 144, 198, 252, 306]
 
 
+def test_best_and_final_weights(undisturbed: Path) -> None:
+    folder = undisturbed / "checkpoints"
+    steps = sorted(int(path.name[5:]) for path in folder.glob("step-*"))
+    assert steps == [1, 4, 8, 12, 16, 20, 24], "the first save shows that saving works"
+    validations = {
+        row["step"]: row["validation/loss"]
+        for row in read_metrics(undisturbed)
+        if "validation/loss" in row
+    }
+    best = min(validations, key=lambda step: validations[step])
+    assert (folder / "best").read_text() == f"step-{int(best):09d}\n"
+    assert set(validations) == {12, 24}
+    exported = load_file(undisturbed / "model.safetensors")
+    latest = latest_checkpoint(undisturbed)
+    assert latest is not None
+    weights = CheckpointReader(latest).weights()
+    assert exported.keys() == weights.keys()
+    assert all((exported[name] == weights[name].numpy()).all() for name in weights)
+
+
+def test_weights_are_saved_on_request(undisturbed: Path, tmp_path: Path) -> None:
+    script: list[str | Path] = [BIN / "python", "launch/save_weights.py"]
+    script += ["--checkpoint", undisturbed]
+    ended = run_script(*script, "--output", tmp_path / "latest.safetensors")
+    assert ended.returncode == 0 and "the weights of step-000000024" in ended.stdout, ended.stderr
+    assert (tmp_path / "latest.safetensors").read_bytes() == (
+        undisturbed / "model.safetensors"
+    ).read_bytes()
+    best = (undisturbed / "checkpoints" / "best").read_text().strip()
+    ended = run_script(*script, "--best", "--output", tmp_path / "best.safetensors")
+    assert ended.returncode == 0 and f"the weights of {best}" in ended.stdout, ended.stderr
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept(data_set: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Here the loss of an earlier one is changed, so that the later ones are worse."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    back_to(12, run_dir)
+    path = run_dir / "checkpoints" / "step-000000012" / "state.json"
+    contents = json.loads(path.read_text())
+    assert contents["validation_loss"] > 1
+    path.write_text(json.dumps({**contents, "validation_loss": 0.5}))
+    (run_dir / "checkpoints" / "best").write_text("step-000000012\n")
+    start = command(tmp_path / "config", data_set, ranks=1, stage=1, keep_checkpoints=2)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    steps = sorted(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-*"))
+    assert steps == [12, 20, 24]
+    assert (run_dir / "checkpoints" / "best").read_text() == "step-000000012\n"
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_put_aside(
     data_set: Path, undisturbed: Path, tmp_path: Path
@@ -177,7 +237,7 @@ def test_killed_while_it_saves(data_set: Path, undisturbed: Path, tmp_path: Path
 @pytest.mark.slow
 def test_a_full_disk_harms_no_checkpoint(data_set: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    with small_disk(disk, "1800k"):
+    with small_disk(disk, "2800k"):
         start = command(tmp_path / "config", data_set, ranks=2, stage=2)
         ended = run_script(*start, disk / "run")
         assert ended.returncode != 0

@@ -129,6 +129,20 @@ def members_of(session: int) -> list[str]:
 
 
 @pytest.mark.slow
+def test_a_rank_that_vanishes_ends_the_others(start: Start) -> None:
+    """Stopped, a process is as silent as one whose host has lost its power."""
+    for silent in (0, 1):
+        processes = start(
+            f"{silent}|in step 2, micro-step 3|SIGSTOP", f"run{silent}", "--heartbeat_seconds", "4"
+        )
+        assert processes[1 - silent].wait(timeout=100) == 1
+        processes[silent].kill()
+        output, silence = (p.communicate()[0] for p in (processes[1 - silent], processes[silent]))
+        assert f"error: rank {1 - silent}: " in output and "heartbeat_seconds" in output
+        assert "error" not in silence
+
+
+@pytest.mark.slow
 def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start) -> None:
     others, own = ended(start("1|in step 2, micro-step 3|hang", "run"), 1, 1)
     assert (

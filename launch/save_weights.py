@@ -1,0 +1,39 @@
+"""Writes the weights of a run as one safetensors file, in float32 whatever they were trained in.
+
+    python launch/save_weights.py --checkpoint runs/pretrain --output weights.safetensors
+
+A run that has ended has them in OUTPUT_DIR/model.safetensors already.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from dist_bert.cli import Parser, run
+from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Finds the checkpoint and writes its weights."""
+    pointer = BEST_NAME if arguments.best else LATEST_NAME
+    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
+    if arguments.dry_run:
+        print(json.dumps({"checkpoint": str(checkpoint), "output": str(arguments.output)}))
+        return
+    from dist_bert.checkpoint_files import export_weights
+
+    export_weights(checkpoint, arguments.output)
+    print(f"{arguments.output}: the weights of {checkpoint.name}")
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="RUN", help="folder of the run"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="is replaced")
+    parser.add_argument(
+        "--best", action="store_true", help="the checkpoint of the lowest validation loss"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    run(main, parser.parse_args())
