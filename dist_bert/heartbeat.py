@@ -30,7 +30,7 @@ class Heartbeat:
         self._watched = range(1, world_size) if self._rank == 0 else range(1)
         if silence_seconds and world_size > 1:
             # A connection of its own: the main thread's may be waiting for an answer.
-            self._store = dist.distributed_c10d._get_default_store().clone()
+            self._store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._answered = time.monotonic()
             for target in (self._beat, self._watch_store):
                 threading.Thread(target=target, name="heartbeat", daemon=True).start()
