@@ -100,6 +100,11 @@ def test_interrupted_and_broken_runs_equal_an_undisturbed_one(start: Start, tmp_
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    # Killed in a validation, a run goes on from the checkpoint before it.
+    ended(start("1|in the validation at step 7|SIGKILL", "killed"), 1, -signal.SIGKILL)
+    ended(start(NO_FAULT, "killed"), 0, 0)
+    for name in ("train/loss", "validation/loss"):
+        assert rows_of(tmp_path / "killed", name) == rows_of(tmp_path / "whole", name)
 
 
 @pytest.mark.slow
