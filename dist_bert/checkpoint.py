@@ -65,14 +65,15 @@ def save(
     folder = Path(run_dir) / CHECKPOINTS_NAME
     name = f"step-{state.step:09d}"
     partial = folder / f".{name}.partial"
-    with _all_ranks_agree(f"cannot save step {state.step:,}"):
+    failure = f"cannot save step {state.step:,}"
+    with _all_ranks_agree(failure):
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
     own = fragments.fragments(engine)
     if fragments.is_replicated(engine):
         own = own[dist.get_rank() :: dist.get_world_size()]
-    with _all_ranks_agree(f"cannot save step {state.step:,}", partial):
+    with _all_ranks_agree(failure, partial):
         written = FragmentFile.write(partial, dist.get_rank(), own)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, dataclasses.asdict(written))
@@ -84,7 +85,7 @@ def save(
         "shapes": {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()},
         "files": gathered,
     }
-    with _all_ranks_agree(f"cannot save step {state.step:,}", partial):
+    with _all_ranks_agree(failure, partial):
         if dist.get_rank() == 0:
             files.write_json(partial / STATE_NAME, contents, indent=None)
             _publish(partial, folder / name, _is_best(folder, validation_loss))
@@ -157,12 +158,17 @@ def _all_ranks_agree(what: str, partial: Path | None = None) -> Iterator[None]:
         problem = f"{error.filename}: {error.strerror}"
     except UserError as error:
         problem = str(error)
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    if any(problems):
+    if first := _first_problem(problem):
         if partial is not None and dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{what}: {next(filter(None, problems))}")
+        raise UserError(f"{what}: {first}")
+
+
+def _first_problem(problem: str) -> str:
+    """What the first rank with a problem has, told to all; empty if none has any."""
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next(filter(None, problems), "")
 
 
 def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
@@ -181,11 +187,10 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
             problem = next(filter(None, (file.problem(path) for file in own)), "")
         except UserError as error:
             problem = str(error)
-        problems: list[Any] = [None] * world_size
-        dist.all_gather_object(problems, problem)
-        if not any(problems):
+        problem = _first_problem(problem)
+        if not problem:
             return reader
-        damaged.append(f"{path.name}: {next(filter(None, problems))}")
+        damaged.append(f"{path.name}: {problem}")
         if rank == 0:
             print(f"warning: {path} is damaged and put aside: {damaged[-1]}", flush=True)
             path.rename(path.with_name(f"{DAMAGED_PREFIX}{path.name}"))

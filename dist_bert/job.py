@@ -74,6 +74,11 @@ class PretrainingJob:
             "train_batch_size": self.deepspeed.batch_shape.global_batch_size,
         }
 
+    @property
+    def may_differ(self) -> list[str]:
+        """Facts of the identity in which a checkpoint may differ, because the run says so."""
+        return ["train_batch_size"] if self.run.change_batch_size else []
+
     def _problems(self) -> list[str]:
         problems = []
         vocab_size = self.manifest.tokenizer["vocab_size"]

@@ -86,9 +86,8 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
         heartbeat = Heartbeat(run.heartbeat_seconds)
         watchdog.beat("making model and engine")
         engine = build_engine(_new_model(job, training), job.deepspeed)
-        may_differ = ["train_batch_size"] if run.change_batch_size else []
         watchdog.beat("loading the checkpoint")
-        state = checkpoint.load(engine, run.output_dir, job.identity(), may_differ)
+        state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
         watchdog.beat("starting the loop")
         writer = _open_run(job, state) if dist.get_rank() == 0 else None
         rows = read_metrics(run.output_dir) if dist.get_rank() == 0 and state.step else []
@@ -210,8 +209,8 @@ class _Parts:
         if latest_checkpoint(run.output_dir) is None:
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
         self._watchdog.beat("going back to a checkpoint")
-        may_differ = ["train_batch_size"] if run.change_batch_size else []
-        from_state = checkpoint.load(self._engine, run.output_dir, self._job.identity(), may_differ)
+        job = self._job
+        from_state = checkpoint.load(self._engine, run.output_dir, job.identity(), job.may_differ)
         self._has_rolled_back = True
         _say(
             f"{problem}: going on behind them with the weights of step {from_state.step:,};"
