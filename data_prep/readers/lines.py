@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from data_prep.readers import parquet
-from data_prep.readers.source import Document, Source, normal_line_ends
+from data_prep.readers.source import BOM, Document, Source, normal_line_ends
 from dist_bert.errors import UserError
 
 # Where no line says that a document ends: so many that few samples meet the border that is none, so
@@ -19,7 +19,6 @@ from dist_bert.errors import UserError
 SENTENCES_A_DOCUMENT = 512
 
 _MAX_DOCUMENT = 16 << 20  # bytes of a whole file, characters of other layouts
-_BOM = b"\xef\xbb\xbf"
 # Ends of a piece, best first: behind a blank line, a line, white space, a character. A "\r" that
 # may have its "\n" in the next piece stays with it.
 _CUTS = tuple(
@@ -105,8 +104,8 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 def _decoded(data: bytes, offset: int, source: Source) -> str:
     """Text of a piece, line by line where something is wrong, so that a line is a record."""
-    if offset == 0 and data.startswith(_BOM):
-        data, offset = data[len(_BOM) :], len(_BOM)
+    if offset == 0 and data.startswith(BOM):
+        data, offset = data[len(BOM) :], len(BOM)
     source.tally.num_records += data.count(b"\n") + 1
     try:
         return normal_line_ends(data.decode())

@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 from data_prep.inputs import InputPart
 from dist_bert.errors import UserError
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _MAGIC_BYTES = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 _ENOUGH_BAD = 100  # records: beyond the share after so many, a file is not read to its end
@@ -151,8 +151,8 @@ class Source:
                         f" {_MAX_LINE_BYTES >> 20} MiB; give --format for another layout"
                     )
                 self.tally.num_records += 1
-                if offset == 0 and line.startswith(_BOM):
-                    line, offset = line[len(_BOM) :], len(_BOM)
+                if offset == 0 and line.startswith(BOM):
+                    line, offset = line[len(BOM) :], len(BOM)
                 yield self.decode(line, offset)
                 offset += len(line)
 

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from data_prep.readers.records import document_of
-from data_prep.readers.source import Document, Source
+from data_prep.readers.source import BOM, Document, Source
 from dist_bert.errors import UserError
 
 _TEXT, _JSON = (".txt", ".text"), ".json"
-_BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 20
 
 
@@ -44,7 +43,7 @@ def _documents(members: Sequence[_Member], source: Source) -> Iterator[Document]
             source.tally.drops["other_member"] += 1  # says something about the text
             continue
         source.tally.num_records += 1
-        text = source.decode(member.data.removeprefix(_BOM), member.offset)
+        text = source.decode(member.data.removeprefix(BOM), member.offset)
         if member.suffix in _TEXT:
             yield Document(text)
         elif document := _json_document(text, member, source):
