@@ -53,7 +53,9 @@ def write_configs(folder: Path, stage: int, precision: str, **changes: Any) -> l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "bf16"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "bf16")]
+)
 def test_killed_and_resumed_equals_never_stopped(
     data_set: Path, tmp_path: Path, stage: int, precision: str
 ) -> None:
