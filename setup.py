@@ -14,6 +14,8 @@ CORPORA = {
     "parquet": ["pyarrow>=18.0"],
     "repair": ["ftfy>=6.2"],
 }
+# What draws: matplotlib the pictures (PNG), plotly the report that a browser opens.
+PICTURES = ["matplotlib>=3.9", "plotly>=6.0"]
 ALL_CORPORA = [package for packages in CORPORA.values() for package in packages]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
 
@@ -41,6 +43,7 @@ setup(
     extras_require={
         **CORPORA,
         "corpora": ALL_CORPORA,
-        "test": ["pytest>=8.0", "transformers>=5.0", "ruff", "mypy", *ALL_CORPORA],
+        "pictures": PICTURES,
+        "test": ["pytest>=8.0", "transformers>=5.0", "ruff", "mypy", *ALL_CORPORA, *PICTURES],
     },
 )
