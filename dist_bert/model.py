@@ -19,12 +19,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dist_bert.config import ModelConfig
+from dist_bert.kernels import (
+    SampleGroup,
+    dropout,
+    group_samples,
+    grouped_attention,
+    linear_cross_entropy,
+)
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu}  # gelu is the exact erf form
 METRIC_NAMES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
-
-_CACHED_SCORES = 1 << 21  # attention scores computed at once on CPU: 4 MiB in bf16, a core's cache
 
 
 class SampleLayout(NamedTuple):
@@ -34,6 +39,7 @@ class SampleLayout(NamedTuple):
         cu_seqlens: (B+1,) int32, sample b is tokens cu_seqlens[b] to cu_seqlens[b+1] - 1.
         max_seqlen: S, tokens of the longest sample.
         is_varlen: attention reads `cu_seqlens` itself and needs no padded view.
+        groups: on CPU, the samples that are padded together; None elsewhere.
         token_of_slot: (B*S,) token in each slot of the padded view; None where that is a reshape.
         slot_of_token: (T,) its inverse.
         is_real_key: (B, 1, 1, S) False in slots behind the end of a sample.
@@ -41,7 +47,8 @@ class SampleLayout(NamedTuple):
 
     cu_seqlens: Tensor
     max_seqlen: int
-    is_varlen: bool
+    is_varlen: bool = False
+    groups: list[SampleGroup] | None = None
     token_of_slot: Tensor | None = None
     slot_of_token: Tensor | None = None
     is_real_key: Tensor | None = None
@@ -104,46 +111,17 @@ def attention(qkv: Tensor, layout: SampleLayout, num_heads: int, dropout_p: floa
         context = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
         assert isinstance(context, Tensor)  # a tuple only if asked for
         return context.flatten(1)
+    if layout.groups is not None:
+        return grouped_attention(qkv, layout.groups, num_heads, dropout_p)
     if layout.token_of_slot is not None:
         qkv = qkv.index_select(0, layout.token_of_slot)  # (B*S, 3H)
     padded = qkv.view(-1, max_seqlen, 3, num_heads, head_size)
     q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)  # (B, N, S, D) each
-    # torch's CPU kernel is slow backwards in bf16: 4 times at length 128, 1.5 times at 512
-    use_products = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
-    attend = attention_by_products if use_products else F.scaled_dot_product_attention
-    context = attend(q, k, v, layout.is_real_key, dropout_p)
+    context = F.scaled_dot_product_attention(q, k, v, layout.is_real_key, dropout_p)
     context = context.transpose(1, 2).reshape(-1, num_heads * head_size)  # (B*S, H)
     if layout.slot_of_token is not None:
         context = context.index_select(0, layout.slot_of_token)
     return context
-
-
-def attention_by_products(
-    query: Tensor, key: Tensor, value: Tensor, is_real_key: Tensor | None, dropout_p: float
-) -> Tensor:
-    """Attention as two matrix products, over as many heads at a time as stay in the cache.
-
-    Args:
-        query: (B, N, S, D), as are `key` and `value`.
-        key: see `query`.
-        value: see `query`.
-        is_real_key: (B, 1, 1, S), or None where every key is real.
-        dropout_p: dropout on attention weights.
-
-    Returns:
-        (B, N, S, D).
-    """
-    num_samples, num_heads, length, head_size = query.shape
-    bias = query.new_zeros(num_samples, num_heads, 1, length)
-    if is_real_key is not None:
-        bias = bias.masked_fill(~is_real_key, -torch.inf)
-    size = max(1, _CACHED_SCORES // length**2)
-    flat = (tensor.flatten(0, 1).split(size) for tensor in (query, key, value, bias))
-    contexts = []
-    for q, k, v, b in zip(*flat, strict=True):
-        weights = torch.baddbmm(b, q, k.transpose(1, 2), alpha=head_size**-0.5).softmax(-1)
-        contexts.append(torch.bmm(F.dropout(weights, dropout_p), v))
-    return torch.cat(contexts).view_as(query)
 
 
 class BertLayer(nn.Module):
@@ -159,15 +137,27 @@ class BertLayer(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout_prob = config.hidden_dropout_prob
+        self.attention_dropout_prob = config.attention_probs_dropout_prob
 
-    def forward(self, hidden: Tensor, layout: SampleLayout, attention_dropout_p: float) -> Tensor:
+    def forward(self, hidden: Tensor, layout: SampleLayout) -> Tensor:
         """(T, H) to (T, H)."""
-        context = attention(self.qkv(hidden), layout, self.num_heads, attention_dropout_p)
-        hidden = self.attention_norm(hidden + self.dropout(self.attention_output(context)))
+        return self.transform(self.attend(hidden, layout))
+
+    def attend(self, hidden: Tensor, layout: SampleLayout) -> Tensor:
+        """The first half, self-attention: (T, H) to (T, H)."""
+        dropout_p = self.attention_dropout_prob if self.training else 0.0
+        context = attention(self.qkv(hidden), layout, self.num_heads, dropout_p)
+        return self._add_and_norm(hidden, self.attention_output(context), self.attention_norm)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """The second half, feed-forward: (T, H) to (T, H)."""
         inner = self.activation(self.intermediate(hidden))  # (T, intermediate_size)
-        output: Tensor = self.output_norm(hidden + self.dropout(self.output(inner)))
-        return output
+        return self._add_and_norm(hidden, self.output(inner), self.output_norm)
+
+    def _add_and_norm(self, hidden: Tensor, change: Tensor, norm: nn.LayerNorm) -> Tensor:
+        added: Tensor = norm(hidden + dropout(change, self.dropout_prob if self.training else 0.0))
+        return added
 
 
 class BertEncoder(nn.Module):
@@ -179,13 +169,14 @@ class BertEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.num_heads = config.num_attention_heads
         self.head_size = config.head_size
+        self.dropout_prob = config.hidden_dropout_prob
         self.attention_dropout_prob = config.attention_probs_dropout_prob
         self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embeddings_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -208,19 +199,29 @@ class BertEncoder(nn.Module):
         Returns:
             (T, H), in the order of `input_ids`.
         """
-        dropout_p = self.attention_dropout_prob if self.training else 0.0
-        hidden: Tensor = self.word_embeddings(input_ids)  # (T, H)
-        is_varlen = can_use_varlen_kernel(hidden, self.head_size, dropout_p)
-        layout = locate_samples(cu_seqlens, max_seqlen, len(input_ids), is_varlen)
-        hidden = hidden + self.token_type_embeddings(token_type_ids)
-        hidden = hidden + self.position_embeddings(position_ids)
-        hidden = self.dropout(self.embeddings_norm(hidden))
+        hidden = self.embed(input_ids, token_type_ids, position_ids)
+        layout = self._layout(hidden, cu_seqlens, max_seqlen)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, layout, dropout_p, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
             else:
-                hidden = layer(hidden, layout, dropout_p)
+                hidden = layer(hidden, layout)
         return hidden
+
+    def _layout(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
+        """Chooses how attention is computed in this forward."""
+        dropout_p = self.attention_dropout_prob if self.training else 0.0
+        is_varlen = can_use_varlen_kernel(hidden, self.head_size, dropout_p)
+        if hidden.device.type == "cpu" and not is_varlen:
+            groups = group_samples(cu_seqlens, self.num_heads)
+            return SampleLayout(cu_seqlens, max_seqlen, groups=groups)
+        return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen)
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """What goes into the first layer: three times (T,) to (T, H)."""
+        hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        hidden = self.embeddings_norm(hidden + self.position_embeddings(position_ids))
+        return dropout(hidden, self.dropout_prob if self.training else 0.0)
 
 
 class BertForPreTraining(nn.Module):
@@ -265,11 +266,15 @@ class BertForPreTraining(nn.Module):
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all pieces at masked positions: (P, H) to (P, V), -inf at padded rows of V."""
+        return F.linear(*self._mlm_decoder_inputs(hidden))
+
+    def _mlm_decoder_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Transformed (P, H), the tied decoder's weight (V, H) and bias (V,)."""
         hidden = self.mlm_norm(self.mlm_activation(self.mlm_dense(hidden)))
         # The tied decoder is read from the module that owns it: ZeRO-3 gathers it on this access.
-        decoder = self.encoder.word_embeddings.weight  # (V, H)
+        decoder = self.encoder.word_embeddings.weight
         bias = F.pad(self.mlm_bias, (0, len(decoder) - len(self.mlm_bias)), value=-torch.inf)
-        return F.linear(hidden, decoder, bias)
+        return hidden, decoder, bias
 
     def pool(self, cls_hidden: Tensor) -> Tensor:
         """One vector for a whole sample, from its [CLS]: (B, H) to (B, H)."""
@@ -313,13 +318,15 @@ class BertForPreTraining(nn.Module):
             The loss, a float32 scalar, and the detached float32 shares of `metric_names`, (4,).
         """
         hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
-        # float32 whatever the weights' dtype: bf16 would keep 8 bits of a sum over V
-        mlm_logits = self.mlm_logits(hidden.index_select(0, masked_lm_positions)).float()  # (P, V)
+        masked = hidden.index_select(0, masked_lm_positions)  # (P, H)
+        mlm_loss, num_correct = linear_cross_entropy(
+            *self._mlm_decoder_inputs(masked), masked_lm_labels
+        )
+        mlm_loss = mlm_loss / num_masked
         cls_positions = cu_seqlens[: len(next_sentence_label)]  # (B,)
         nsp_logits = self.nsp_logits(hidden.index_select(0, cls_positions)).float()  # (B, 2)
-        mlm_loss = F.cross_entropy(mlm_logits, masked_lm_labels, reduction="sum") / num_masked
         nsp_loss = F.cross_entropy(nsp_logits, next_sentence_label, reduction="sum") / num_samples
-        mlm_accuracy = (mlm_logits.argmax(1) == masked_lm_labels).sum() / num_masked
+        mlm_accuracy = num_correct / num_masked
         nsp_accuracy = (nsp_logits.argmax(1) == next_sentence_label).sum() / num_samples
         metrics = torch.stack([mlm_loss.detach(), nsp_loss.detach(), mlm_accuracy, nsp_accuracy])
         return mlm_loss + nsp_loss, metrics

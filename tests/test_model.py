@@ -16,10 +16,12 @@ from dist_bert import model as model_module
 from dist_bert.config import ModelConfig
 from dist_bert.data import NO_LABEL
 from dist_bert.hf_names import to_published
+from dist_bert.kernels import group_samples
 from dist_bert.model import (
+    BertEncoder,
     BertForPreTraining,
+    SampleLayout,
     attention,
-    attention_by_products,
     can_use_varlen_kernel,
     locate_samples,
     unpad,
@@ -209,14 +211,38 @@ def attention_in_numpy(qkv: np.ndarray, lengths: tuple[int, ...], num_heads: int
     return result
 
 
+def use_padded_view(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Attention as on GPUs where the varlen kernel cannot be used; returns where calls are told."""
+    calls = []
+
+    def layout(encoder: Any, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
+        calls.append(max_seqlen)
+        return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen=False)
+
+    monkeypatch.setattr(BertEncoder, "_layout", layout)
+    return calls
+
+
 @pytest.mark.parametrize("lengths", [LENGTHS, (5, 13, 7), (1, 6, 1), (7, 7), (9,)], ids=str)
 def test_attention_agrees_with_numpy(lengths: tuple[int, ...]) -> None:
     qkv = torch.randn(sum(lengths), 72, generator=torch.Generator().manual_seed(3))
     cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
-    layout = locate_samples(cu_seqlens, max(lengths), sum(lengths), is_varlen=False)
-    context = attention(qkv, layout, num_heads=4, dropout_p=0.0)
     expected = torch.from_numpy(attention_in_numpy(qkv.numpy(), lengths, 4)).float()
-    assert max_difference(context, expected) < 1e-5
+    padded = locate_samples(cu_seqlens, max(lengths), sum(lengths), is_varlen=False)
+    grouped = SampleLayout(cu_seqlens, max(lengths), groups=group_samples(cu_seqlens, 4))
+    for layout in (padded, grouped):
+        context = attention(qkv, layout, num_heads=4, dropout_p=0.0)
+        assert max_difference(context, expected) < 1e-5
+
+
+def test_the_padded_view_trains_as_the_groups_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make_model(), make_batch()
+    loss, _, gradients = backward(model, batch)
+    is_taken = use_padded_view(monkeypatch)
+    padded_loss, _, padded_gradients = backward(model, batch)
+    assert is_taken and padded_loss == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        assert max_difference(gradient, padded_gradients[name]) < 1e-5, name
 
 
 def test_the_varlen_kernel_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,27 +267,6 @@ def test_the_varlen_kernel_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch)
     assert kernel_loss == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         assert max_difference(gradient, kernel_gradients[name]) < 1e-5, name
-
-
-@pytest.mark.parametrize("heads_at_once", [1, 5, 12])
-def test_attention_by_products_agrees_with_torch(
-    monkeypatch: pytest.MonkeyPatch, heads_at_once: int
-) -> None:
-    num_samples, num_heads, length, head_size = 3, 4, 13, 6
-    monkeypatch.setattr("dist_bert.model._CACHED_SCORES", heads_at_once * length**2)
-    rng = torch.Generator().manual_seed(3)
-    shape = (num_samples, num_heads, length, head_size)
-    query, key, value = (torch.randn(shape, generator=rng, requires_grad=True) for _ in range(3))
-    direction = torch.randn(shape, generator=rng)
-    is_real_key = (torch.arange(length) < torch.tensor([[13], [7], [5]]))[:, None, None, :]
-    for mask in (is_real_key, None):
-        results = []
-        for attend in (attention_by_products, F.scaled_dot_product_attention):
-            context = attend(query, key, value, mask, 0.0)
-            gradients = torch.autograd.grad(context, (query, key, value), direction)
-            results.append([context, *gradients])
-        for ours, torchs in zip(*results, strict=True):
-            torch.testing.assert_close(ours, torchs, rtol=0, atol=1e-5)
 
 
 def test_samples_and_positions_of_padding_change_nothing() -> None:
@@ -512,8 +517,12 @@ def test_dropout_acts_in_training_alone(config: ModelConfig) -> None:
 
 
 @with_dropout
-def test_dropout_sits_where_transformers_has_it(config: ModelConfig) -> None:
+def test_dropout_sits_where_transformers_has_it(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Samples of equal length: both draw the same numbers of random values in the same order."""
+    monkeypatch.setattr(model_module, "dropout", F.dropout)  # the one that transformers has
+    use_padded_view(monkeypatch)
     model, batch = make_model(config), make_batch((7, 7, 7))
     reference = transformers_model(model, config).train()
     torch.manual_seed(11)
@@ -573,12 +582,23 @@ def test_the_varlen_kernel_is_chosen_where_it_can_do_the_work(
     assert choose(torch.float32)
 
 
-def test_compiles_into_one_graph() -> None:
-    model = make_model()
-    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
-    for lengths in (LENGTHS, (3, 11, 8, 2)):
-        batch = make_batch(lengths)
-        assert compiled(**batch)[0].item() == pytest.approx(model(**batch)[0].item(), abs=1e-5)
+def test_a_layer_compiles_into_one_graph() -> None:
+    """For any number of tokens and samples: nothing in it is read by the host."""
+    layer = make_model().encoder.layers[0]
+    num_graphs = 0
+
+    def count(graph: Any, example_inputs: Any) -> Any:
+        nonlocal num_graphs
+        num_graphs += 1
+        return graph.forward
+
+    compiled = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
+    for lengths in (LENGTHS, (3, 11, 8, 2), (9, 4, 17, 6, 2)):
+        cu_seqlens = make_batch(lengths)["cu_seqlens"]
+        layout = locate_samples(cu_seqlens, max(lengths), sum(lengths), is_varlen=False)
+        hidden = torch.randn(sum(lengths), TINY.hidden_size)
+        assert max_difference(compiled(hidden, layout), layer(hidden, layout)) < 1e-5
+    assert num_graphs == 1
 
 
 def test_learns_random_samples_by_heart() -> None:
