@@ -5,6 +5,7 @@ Matplotlib is optional, and imported only where something is drawn. Not for: cur
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def write_tables(
                 _write_numbers(axes, panel.values, form, (low + high) / 2)
         figure.colorbar(image, ax=list(grid), label=bar_label, fraction=0.05, pad=0.02)
         figure.suptitle(title, fontsize=11, parse_math=False)
-        with files.whole_file(path) as file:
+        with files.whole_file(path) as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # said above, in one line
             # without the name of the software: equal values give equal bytes
             figure.savefig(
                 file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}

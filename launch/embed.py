@@ -12,6 +12,7 @@ the same in every sentence.
 import argparse
 import itertools
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from dist_bert.cli import Parser, run
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dist_bert.text_batches import Text
 
 MAX_PRINTED = 12  # rows of a table on the console
+AXIS = "attends to (left of the diagonal: what stands before it; right: what follows)"
 MAX_CONTEXT = 30  # characters beside a marked word in a picture
 
 
@@ -84,7 +86,8 @@ def show_vectors(
     where = f"layer {layer} of {trained.config.num_hidden_layers}"
     if arguments.word is None:
         embedded = list(embed_sentences(trained, texts, layer, arguments.pooling))
-        what = "sentences" if arguments.pooling == "mean" else "sentences ([CLS])"
+        pooled = "mean of their tokens" if arguments.pooling == "mean" else "[CLS]"
+        what = f"sentences ({pooled})"
     else:
         embedded = list(embed_word(trained, texts, arguments.word, layer))
         what = f"{arguments.word!r} in its contexts"
@@ -92,7 +95,7 @@ def show_vectors(
     if arguments.npz:
         write_npz(arguments.npz, embedded)
     if arguments.projector:
-        write_projector(arguments.projector, f"{arguments.word or what}, {where}", embedded)
+        write_projector(arguments.projector, f"{what}, {where}", embedded)
         print(f"to look at them: tensorboard --logdir {arguments.projector}, then Projector")
     tables = {f"contextual, {where}": cosine_similarities([e.vector for e in embedded])}
     if arguments.word is not None:
@@ -108,10 +111,10 @@ def show_vectors(
         numbers = [str(number) for number in range(1, len(embedded) + 1)]
         write_tables(
             arguments.picture,
-            f"cosine similarity: {what}",
+            f"cosine similarity of {what}",
             [f"{shortened(e.label)}  {n}" for n, e in zip(numbers, embedded, strict=True)],
             [Panel(title, values, numbers) for title, values in tables.items()],
-            low=min(0.0, *(float(values.min()) for values in tables.values())),
+            low=min(0.8, *(math.floor(10 * values.min()) / 10 for values in tables.values())),
             high=1.0,
             bar_label="cosine similarity",
         )
@@ -152,7 +155,8 @@ def print_tables(embedded: "list[Embedded]", tables: "dict[str, NDArray[np.float
     for number, item in enumerate(embedded, start=1):
         print(f"{number:>3}  {item.label}")
     width = max(6 * len(embedded), *map(len, tables)) + 4
-    print("\ncosine similarity\n     " + "".join(title.ljust(width) for title in tables))
+    titles = "".join(title.ljust(width) for title in tables)
+    print(f"\ncosine similarity\n     {titles.rstrip()}")
     heads = "".join(f"{number:>6}" for number in range(1, len(embedded) + 1))
     print("   " + "".join(heads.ljust(width) for _ in tables).rstrip())
     for row in range(len(embedded)):
@@ -195,7 +199,7 @@ def show_attention(
         arguments.attention,
         f"who attends to whom: {where}\n{directions}",
         tokens,
-        [Panel("", chosen.numpy(), tokens, "this token", "attends to")],
+        [Panel("", chosen.numpy(), tokens, "this token", AXIS)],
         low=0.0,
         high=float(chosen.max()),
         bar_label="attention weight (a row sums to 1)",

@@ -90,7 +90,7 @@ def test_one_word_has_one_static_vector_and_many_contextual_ones(run: TrainedRun
 
 def test_a_sentence_without_the_word_is_named(run: TrainedRun) -> None:
     texts = [Text("the lamp", "f, line 1"), Text("two lamps", "f, line 2")]
-    with pytest.raises(UserError, match="^f, line 2: does not have 'lamp' as a word of its own"):
+    with pytest.raises(UserError, match=r"^f, line 2: does not have 'lamp' as a word of its own"):
         list(embed_word(run, texts, "lamp", layer=1))
     with pytest.raises(UserError, match="does not have ' ' as a word"):
         list(embed_word(run, texts, " ", layer=1))
@@ -153,4 +153,4 @@ def test_a_piece_is_found_in_bytes_too(tmp_path: Path) -> None:
     assert place is not None and place.parts == ("▁the▁", "银行", "▁lamp")
     assert place.end - place.begin == 6  # three bytes a character
     later = tokenizer.find_word("the 银行 lamp", "lamp")
-    assert later is not None and later.parts[0] == "▁the▁银行"
+    assert later is not None and later.parts[0].rstrip("▁") == "▁the▁银行"

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_bert.errors import UserError
 from dist_bert import text_batches
+from dist_bert.errors import UserError
 from dist_bert.fill_mask import fill_mask, fill_masks
 from dist_bert.inference import TrainedRun
 from dist_bert.text_batches import Text
