@@ -59,6 +59,7 @@ def read_texts(path: str) -> Iterator[Text]:
             file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
         except OSError as error:
             raise UserError(f"--input {path}: cannot be read ({error.strerror})") from None
+        number = 0
         for number, line in enumerate(file, start=1):
             name = f"{label}, line {number:,}"
             try:
@@ -68,6 +69,8 @@ def read_texts(path: str) -> Iterator[Text]:
             if not text.strip():
                 raise UserError(f"{name}: is empty; a text is wanted on every line")
             yield Text(text, name)
+        if number == 0:
+            raise UserError(f"{label}: is empty; a text is wanted on every line")
 
 
 def check_length(ids: Ids, limit: int, name: str) -> Ids:

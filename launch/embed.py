@@ -78,7 +78,7 @@ def show_vectors(
     trained: "TrainedRun", texts: "Iterator[Text]", arguments: argparse.Namespace
 ) -> None:
     """Sentences, or a word in them, as vectors: on the console and in files."""
-    from dist_bert.embed import cosine_similarities, embed_sentences, embed_word
+    from dist_bert.embed import embed_sentences, embed_word
     from dist_bert.layer_states import resolve_layer
     from dist_bert.vector_files import write_npz, write_projector
 
@@ -97,34 +97,34 @@ def show_vectors(
     if arguments.projector:
         write_projector(arguments.projector, f"{what}, {where}", embedded)
         print(f"to look at them: tensorboard --logdir {arguments.projector}, then Projector")
+    cuts = sorted({" ".join(e.tokens) for e in embedded})
+    if arguments.word is not None and len(cuts) > 1:
+        print(f"the tokenizer cuts it in {len(cuts)} ways, each with a static vector of its own:")
+        print(f"  {', '.join(cuts)}")
+    if arguments.json:
+        # indented, every number would be a line
+        write_json(arguments.json, figures(embedded, layer, arguments), indent=None)
+    if len(embedded) <= MAX_PRINTED:
+        print_tables(embedded, similarities(embedded, where, arguments.word))
+    if arguments.picture:
+        draw_similarities(arguments, embedded, what, similarities(embedded, where, arguments.word))
+
+
+def similarities(
+    embedded: "list[Embedded]", where: str, word: str | None
+) -> "dict[str, NDArray[np.float64]]":
+    """Tables by title: of the vectors, and of a word's static vectors."""
+    from dist_bert.embed import cosine_similarities
+
     tables = {f"contextual, {where}": cosine_similarities([e.vector for e in embedded])}
-    if arguments.word is not None:
+    if word is not None:
         static = cosine_similarities([e.static_vector for e in embedded])
         tables["static input embedding"] = static
-    if arguments.json:
-        write_json(arguments.json, figures(embedded, layer, arguments, list(tables.values())))
-    if len(embedded) <= MAX_PRINTED:
-        print_tables(embedded, tables)
-    if arguments.picture:
-        from dist_bert.pictures import Panel, write_tables
-
-        numbers = [str(number) for number in range(1, len(embedded) + 1)]
-        write_tables(
-            arguments.picture,
-            f"cosine similarity of {what}",
-            [f"{shortened(e.label)}  {n}" for n, e in zip(numbers, embedded, strict=True)],
-            [Panel(title, values, numbers) for title, values in tables.items()],
-            low=min(0.8, *(math.floor(10 * values.min()) / 10 for values in tables.values())),
-            high=1.0,
-            bar_label="cosine similarity",
-        )
+    return tables
 
 
 def figures(
-    embedded: "list[Embedded]",
-    layer: int,
-    arguments: argparse.Namespace,
-    similarities: "list[NDArray[np.float64]]",
+    embedded: "list[Embedded]", layer: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """All of it for a JSON file; similarities only of a word, whose contexts are few."""
     common = {"layer": layer, "pooling": arguments.pooling}
@@ -140,14 +140,35 @@ def figures(
         }
         for e in embedded
     ]
-    contextual, static = (values.tolist() for values in similarities)
+    contextual, static = similarities(embedded, "", arguments.word).values()
     return {
         **common,
         "word": arguments.word,
-        "cosine_similarity": contextual,
-        "static_cosine_similarity": static,
+        "cosine_similarity": contextual.tolist(),
+        "static_cosine_similarity": static.tolist(),
         "sentences": items,
     }
+
+
+def draw_similarities(
+    arguments: argparse.Namespace,
+    embedded: "list[Embedded]",
+    what: str,
+    tables: "dict[str, NDArray[np.float64]]",
+) -> None:
+    """The tables side by side, with the sentences before the rows."""
+    from dist_bert.pictures import Panel, write_tables
+
+    numbers = [str(number) for number in range(1, len(embedded) + 1)]
+    write_tables(
+        arguments.picture,
+        f"cosine similarity of {what}",
+        [f"{shortened(e.label)}  {n}" for n, e in zip(numbers, embedded, strict=True)],
+        [Panel(title, values, numbers) for title, values in tables.items()],
+        low=min(0.8, *(math.floor(10 * values.min()) / 10 for values in tables.values())),
+        high=1.0,
+        bar_label="cosine similarity",
+    )
 
 
 def print_tables(embedded: "list[Embedded]", tables: "dict[str, NDArray[np.float64]]") -> None:

@@ -31,6 +31,9 @@ def test_mistakes_in_a_file_name_the_line(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path}, {problem}"):
             list(read_texts(str(path)))
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{path}: is empty; a text is wanted on every line"):
+        list(read_texts(str(path)))
     with pytest.raises(UserError, match=r"--input .*nowhere: cannot be read \(No such file"):
         list(read_texts(str(tmp_path / "nowhere")))
 
