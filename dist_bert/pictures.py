@@ -67,7 +67,7 @@ def write_tables(
         row_labels: (R,), of all panels.
         panels: the tables.
         low: value of the darkest colour.
-        high: value of the brightest one.
+        high: value of the brightest one, also for what is above it.
         bar_label: what the values are.
         form: how they are written into the cells, where there is room.
 
@@ -106,7 +106,11 @@ def write_tables(
             axes.set_yticks(range(len(row_labels)), rows, parse_math=False)
             if has_numbers:
                 _write_numbers(axes, panel.values, form, (low + high) / 2)
-        figure.colorbar(image, ax=list(grid), label=bar_label, fraction=0.05, pad=0.02)
+        is_cut = any(panel.values.max() > high for panel in panels)
+        extend = "max" if is_cut else "neither"  # an arrow: there are values beyond the scale
+        figure.colorbar(
+            image, ax=list(grid), label=bar_label, fraction=0.05, pad=0.02, extend=extend
+        )
         figure.suptitle(title, fontsize=11, parse_math=False)
         with files.whole_file(path) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # said above, in one line
