@@ -1,12 +1,13 @@
 """The most direct use of a pretrained encoder: what stands behind [MASK]?"""
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun
-from dist_bert.model import unpad
+from dist_bert.text_batches import Ids, Text, check_length, encoder_input, map_in_batches
 from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 
@@ -19,27 +20,49 @@ class Answer:
 
 
 def fill_mask(run: TrainedRun, text: str, top_k: int) -> list[list[Answer]]:
-    """The `top_k` likeliest pieces for every [MASK] of a text, in the text's order.
+    """The answers for a single text; see `fill_masks`."""
+    ((_, masks),) = fill_masks(run, [Text.given(text)], top_k)
+    return masks
+
+
+def fill_masks(
+    run: TrainedRun, texts: Iterable[Text], top_k: int
+) -> Iterator[tuple[Text, list[list[Answer]]]]:
+    """Every text with the `top_k` likeliest pieces for each [MASK] in it, in the texts' order.
 
     Raises:
-        UserError: there is no [MASK] in it, or it is longer than the model's positions.
+        UserError: a text has no [MASK] in it, or is longer than the model's positions; or `top_k`
+            is not positive.
     """
-    ids = [CLS_ID, *run.tokenizer.encode_with_mask(text), SEP_ID]
-    if MASK_ID not in ids:
-        raise UserError(f"text {text!r}: has no [MASK]; write one where a word is to be guessed")
-    if len(ids) > run.config.max_position_embeddings:
-        raise UserError(
-            f"text {text[:40]!r}...: has {len(ids)} tokens, the model takes at most"
-            f" {run.config.max_position_embeddings}; shorten it"
-        )
-    input_ids = torch.tensor([ids], device=run.device)
-    batch = unpad(input_ids, torch.ones_like(input_ids), torch.zeros_like(input_ids))
-    with torch.no_grad():
-        hidden = run.model.encoder(**batch)[input_ids[0] == MASK_ID]
-        probabilities = run.model.mlm_logits(hidden).float().softmax(-1)  # (P, V)
+    if top_k < 1:
+        raise UserError(f"--top_k {top_k}: must be at least 1")
+
+    def encode(text: Text) -> tuple[Text, Ids]:
+        ids = [CLS_ID, *run.tokenizer.encode_with_mask(text.text), SEP_ID]
+        if MASK_ID not in ids:
+            raise UserError(f"{text.name}: has no [MASK]; write one where a word is to be guessed")
+        return text, check_length(ids, run.config.max_position_embeddings, text.name)
+
+    def answer(batch: list[tuple[Text, Ids]]) -> list[tuple[Text, list[list[Answer]]]]:
+        texts, sequences = zip(*batch, strict=True)
+        return list(zip(texts, _answers(run, sequences, top_k), strict=True))
+
+    return map_in_batches(answer, map(encode, texts), lambda encoded: len(encoded[1]))
+
+
+@torch.no_grad()
+def _answers(run: TrainedRun, sequences: Sequence[Ids], top_k: int) -> list[list[list[Answer]]]:
+    """The answers for each [MASK] of each text of one batch."""
+    batch = encoder_input(sequences, run.device)
+    hidden = run.model.encoder(**batch)[batch["input_ids"] == MASK_ID]
+    probabilities = run.model.mlm_logits(hidden).float().softmax(-1)  # (P, V)
     # Rows of the table that no piece of this tokenizer owns cannot be answers.
     best = probabilities[:, : run.tokenizer.vocab_size].topk(min(top_k, run.tokenizer.vocab_size))
+    masks = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
     return [
-        [Answer(run.tokenizer.piece(i), p) for p, i in zip(*row, strict=True)]
-        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        [
+            [Answer(run.tokenizer.piece(i), p) for p, i in zip(*next(masks), strict=True)]
+            for _ in range(ids.count(MASK_ID))
+        ]
+        for ids in sequences
     ]

@@ -15,6 +15,7 @@ from dist_bert.deepspeed_config import precision_of
 from dist_bert.model import BertForPreTraining
 from dist_bert.run_dir import (
     CONFIG_NAME,
+    LATEST_NAME,
     STATE_NAME,
     TOKENIZER_NAME,
     require_checkpoint,
@@ -24,7 +25,7 @@ from dist_bert.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """The latest checkpoint of a pretraining run."""
+    """A checkpoint of a pretraining run."""
 
     model: BertForPreTraining  # float32, in evaluation mode
     config: ModelConfig
@@ -34,13 +35,17 @@ class TrainedRun:
     device: torch.device
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> "TrainedRun":
-        """Loads the weights onto the first GPU, or the CPU where there is none.
+    def load(cls, run_dir: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
+        """Loads the weights onto the current GPU (the first), or the CPU where there is none.
+
+        Args:
+            run_dir: the folder of the run.
+            pointer: which checkpoint, `latest` or `best` (of the lowest validation loss).
 
         Raises:
             UserError: there is no run or no checkpoint in the folder.
         """
-        path = require_checkpoint(run_dir)
+        path = require_checkpoint(run_dir, pointer)
         resolved = read_json(Path(run_dir) / CONFIG_NAME)
         config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -30,7 +31,7 @@ from dist_bert.tokenizer_config import SPECIAL_PIECES, TokenizerConfig
 
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
 
-_SPACE = "\u2581"  # SentencePiece's mark for the space before a word
+SPACE = "\u2581"  # SentencePiece's mark for the space before a word
 # Unigram training sums its statistics per thread: another number would give other pieces.
 _TRAINING_THREADS = 8
 _ENCODE_TEXTS = 16_384  # a call costs 2 ms; its lists take 8 times the memory of an array
@@ -38,6 +39,14 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U000200
 _STRANGER = "\ue000"  # private use: in no text, so in no piece
 _REMEDY = "make one with `python launch/train_tokenizer.py --output_dir DIR`"
 _MASK_TEXT = SPECIAL_PIECES[MASK_ID]
+
+
+class WordPlace(NamedTuple):
+    """Where a word stands among the ids of a text."""
+
+    begin: int
+    end: int  # its ids are those from begin to end - 1
+    parts: tuple[str, str, str]  # the normalised text before, in and after these ids
 
 
 class Tokenizer:
@@ -98,6 +107,32 @@ class Tokenizer:
             ids += self.encode(part) if part[:1].isspace() else self._encode_inside_word(part)
         return ids
 
+    def find_word(self, text: str, word: str) -> WordPlace | None:
+        """Which ids of `encode(text)` hold the first occurrence of a word.
+
+        Text and word are compared as this tokenizer normalises them: with an uncased one, "Bank" is
+        "bank". It must be a whole word, but a piece may hold a neighbour too where words are not
+        separated by spaces.
+
+        Returns:
+            None where the text does not have it.
+        """
+        written = self._written_pieces(text)
+        joint = b"".join(written).decode()
+        wanted = b"".join(self._written_pieces(word)).decode().strip(SPACE)
+        matches = (found.span() for found in re.finditer(re.escape(wanted), joint))
+        span = next((span for span in matches if _is_whole_word(joint, *span)), None)
+        if span is None or not wanted:
+            return None
+        begin, end = (len(joint[:place].encode()) for place in span)
+        ends = np.cumsum([len(piece) for piece in written])
+        first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end)
+        before, inside, after = (
+            b"".join(written[part]).decode()
+            for part in (slice(first), slice(first, last + 1), slice(last + 1, None))
+        )
+        return WordPlace(int(first), int(last) + 1, (before, inside, after))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special ids except the unknown one leave no trace."""
         return str(self._processor.decode([int(i) for i in ids]))
@@ -135,6 +170,14 @@ class Tokenizer:
             mean_span_length=mean_span_length,
         )
 
+    def _written_pieces(self, text: str) -> list[bytes]:
+        """What each of a text's pieces stands for; together they are the normalised text."""
+        pieces = self._processor.encode(text, out_type=str)
+        return [
+            bytes([int(piece[3:5], 16)]) if self._processor.is_byte(index) else piece.encode()
+            for index, piece in zip(self.encode(text), pieces, strict=True)
+        ]
+
     def _is_reserved(self, index: int) -> bool:
         processor = self._processor
         return (
@@ -145,7 +188,7 @@ class Tokenizer:
         piece = self._pieces[index]
         if self._processor.is_byte(index):
             return not 0x80 <= int(piece[3:5], 16) < 0xC0  # of "<0xE4>"; 10xxxxxx continues
-        if self._is_reserved(index) or piece.startswith(_SPACE):
+        if self._is_reserved(index) or piece.startswith(SPACE):
             return True
         is_accent = unicodedata.category(piece[0]).startswith("M")  # belongs to the letter before
         return bool(_CJK.match(piece)) or not (piece[0].isalnum() or is_accent)
@@ -198,6 +241,17 @@ def train_tokenizer(
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, model.getvalue())
     return path
+
+
+def _is_whole_word(text: str, begin: int, end: int) -> bool:
+    """Whether no letter, digit or accent outside a stretch of normalised text goes on with it."""
+    for outside, inside in ((begin - 1, begin), (end, end - 1)):
+        if not 0 <= outside < len(text) or _CJK.match(text[outside]) or _CJK.match(text[inside]):
+            continue  # an ideograph is a word of its own
+        is_accent = unicodedata.category(text[outside]).startswith("M")
+        if (text[outside].isalnum() and text[inside].isalnum()) or is_accent:
+            return False
+    return True
 
 
 def _load(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, str]:

@@ -1,50 +1,110 @@
-"""Scores a run's latest checkpoint on held-out samples, beside the baselines.
+"""Scores a run on held-out samples, beside the baselines, with 95 % confidence intervals.
 
-python launch/evaluate.py --checkpoint runs/pretrain --shards data/shards
+    python launch/evaluate.py --checkpoint runs/pretrain --shards data/shards
+    deepspeed launch/evaluate.py --checkpoint runs/pretrain --shards data/shards
+
+The second line divides the samples among all GPUs and prints the same figures. Intervals are over
+documents: within which bounds scores on other documents of the same kind would lie.
 """
 
 import argparse
-import dataclasses
 import json
+import os
+from typing import TYPE_CHECKING
 
-from dist_bert.cli import Parser, run
+from dist_bert.cli import Parser, is_first_rank, run
 from dist_bert.files import write_json
-from dist_bert.run_dir import require_checkpoint
+from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+
+if TYPE_CHECKING:
+    from dist_bert.confidence import Estimate
+    from dist_bert.evaluate import Evaluation, Scores
+
+KIND_TITLES = {"mask": "[MASK]", "random": "a random piece", "kept": "itself, kept"}
+GROUP_COLUMNS = {"mlm_loss": "MLM loss", "mlm_accuracy": "MLM accuracy"}
+PAIR_COLUMNS = {"nsp_accuracy": "NSP accuracy"}
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Evaluates, prints a table and writes it as JSON where asked."""
+    """Evaluates, prints tables and writes all figures as JSON where asked."""
+    pointer = BEST_NAME if arguments.best else LATEST_NAME
+    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
     if arguments.dry_run:
-        checkpoint = str(require_checkpoint(arguments.checkpoint))
-        print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2))
+        if is_first_rank():
+            print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
         return
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_launched:
+        from dist_bert.engine import shut_down, start_distributed  # seconds: only for many ranks
+
+        start_distributed()
     from dist_bert.evaluate import evaluate
     from dist_bert.inference import TrainedRun
 
     result = evaluate(
-        TrainedRun.load(arguments.checkpoint), arguments.shards, arguments.max_samples
+        TrainedRun.load(arguments.checkpoint, pointer), arguments.shards, arguments.max_samples
     )
+    if is_first_rank():
+        print_result(result)
+        if arguments.json:
+            write_json(arguments.json, result.figures())
+    if is_launched:
+        shut_down(None)
+
+
+def print_result(result: "Evaluation") -> None:
+    """The scores of all samples beside the baselines, then those of groups of them."""
+    scores = result.scores
     print(
-        f"step {result.step:,}: {result.num_samples:,} samples, {result.num_masked:,} predictions"
+        f"step {result.step:,}: {scores.num_samples:,} held-out samples from"
+        f" {result.num_documents:,} documents, {scores.num_masked:,} predictions\n"
     )
     rows = [
-        ("MLM loss (nats)", result.mlm_loss, "unigram", result.unigram_loss, ".4f"),
+        ("MLM loss (nats)", scores.mlm_loss, f"{result.unigram_loss:.4f}  unigram", ".4f"),
+        ("MLM perplexity", scores.mlm_perplexity, "", ",.1f"),
         (
             "MLM accuracy",
-            result.mlm_accuracy,
-            "most frequent piece",
-            result.majority_accuracy,
+            scores.mlm_accuracy,
+            f"{result.majority_accuracy:.2%}  most frequent piece",
             ".2%",
         ),
     ]
-    if result.nsp_accuracy is not None:
-        rows.append(("NSP accuracy", result.nsp_accuracy, "chance", 0.5, ".2%"))
-    for name, value, baseline_name, baseline, form in rows:
-        print(f"  {name:<16} {value:>8{form}}   {baseline_name}: {baseline:{form}}")
-    print(f"  {'MLM perplexity':<16} {result.mlm_perplexity:>8.1f}")
-    if arguments.json:
-        figures = dataclasses.asdict(result)
-        write_json(arguments.json, {n: value for n, value in figures.items() if value is not None})
+    if scores.nsp_accuracy is not None and scores.nsp_loss is not None:
+        rows.append(("NSP loss (nats)", scores.nsp_loss, "0.6931  chance", ".4f"))
+        rows.append(("NSP accuracy", scores.nsp_accuracy, "50.00%  chance", ".2%"))
+    print(f"{'':<17}{'score':>9}   {'95 % interval':<19}  baseline")
+    for name, estimate, baseline, form in rows:
+        interval = "one document: none"
+        if estimate.low is not None:
+            interval = f"{estimate.low:{form}} to {estimate.high:{form}}"
+        print(f"{name:<17}{estimate.value:>9{form}}   {interval:<19}  {baseline}".rstrip())
+    lengths = {f"{few} to {most}": group for (few, most), group in result.by_length.items()}
+    print_groups("tokens of the sample", lengths)
+    kinds = {KIND_TITLES[kind]: group for kind, group in result.by_kind.items()}
+    print_groups("what stands at the place", kinds)
+
+
+def print_groups(title: str, groups: dict[str, "Scores"]) -> None:
+    """A table with a line for each group of predictions."""
+    has_pairs = any(group.nsp_accuracy for group in groups.values())
+    columns = {**GROUP_COLUMNS, **(PAIR_COLUMNS if has_pairs else {})}
+    heads = "".join(f"{head:>18}" for head in columns.values())
+    print(f"\n{title:<25}{'samples':>9}{'predictions':>13}{heads}")
+    for name, group in groups.items():
+        estimates = group.estimates()
+        cells = "".join(f"{_cell(estimates.get(name), name):>18}" for name in columns)
+        print(f"{name:<25}{group.num_samples:>9,}{group.num_masked:>13,}{cells}".rstrip())
+
+
+def _cell(estimate: "Estimate | None", name: str) -> str:
+    """A score with half the width of its interval, which may be cut off on one side."""
+    if estimate is None:
+        return ""
+    form = ".3f" if name.endswith("_loss") else ".2%"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{form}}          "
+    margin = max(estimate.value - estimate.low, estimate.high - estimate.value)
+    return f"{estimate.value:{form}} ± {margin:{form}}"
 
 
 if __name__ == "__main__":
@@ -52,8 +112,14 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run")
     parser.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
     parser.add_argument(
+        "--best",
+        action="store_true",
+        help="use the checkpoint of the lowest validation loss, not the latest",
+    )
+    parser.add_argument(
         "--max_samples", type=int, default=0, help="samples that are scored; 0 = all (default)"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     parser.add_argument("--dry_run", action="store_true", help="print what would be scored")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     run(main, parser.parse_args())

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from dist_bert import evaluate as evaluate_module
+from dist_bert.confidence import Estimate, student_t
 from dist_bert.config import ModelConfig
 from dist_bert.data import piece_counts
 from dist_bert.errors import UserError
-from dist_bert.evaluate import Evaluation, evaluate, unigram_baseline
+from dist_bert.evaluate import KINDS, Scores, evaluate, kinds_of, unigram_baseline
 from dist_bert.inference import TrainedRun
 from dist_bert.reader import SampleReader
 from dist_bert.tokenizer import train_tokenizer
@@ -52,14 +53,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Traine
     return Trained(folder / "run", data_set, write_run(folder / "run", tokenizer, MODEL, FP32))
 
 
-def scored_one_by_one(trained: Trained, num_samples: int) -> dict[str, float]:
-    """Sums over the first validation samples, each alone, through log_softmax."""
+def scored_one_by_one(trained: Trained, num_samples: int) -> list[dict[str, Any]]:
+    """The first validation samples, each alone, through log_softmax; a row for each prediction."""
     samples = [
         {field: values[row] for field, values in block.items()}
         for block in trained.data_set.blocks["validation"]
         for row in range(block["num_tokens"].size)
     ]
-    sums: Counter[str] = Counter()
+    scored = []
     for sample in samples[:num_samples]:
         length, num_masked = int(sample["num_tokens"]), int(sample["num_masked"])
         positions = torch.from_numpy(sample["masked_lm_positions"][:num_masked].astype(np.int64))
@@ -75,34 +76,103 @@ def scored_one_by_one(trained: Trained, num_samples: int) -> dict[str, float]:
             mlm = trained.model.mlm_logits(hidden[positions]).double().log_softmax(-1)
             nsp = trained.model.nsp_logits(hidden[:1]).double().log_softmax(-1)[0]
         label = int(sample["next_sentence_label"])
-        sums["num_masked"] += num_masked
-        sums["mlm_loss"] -= float(mlm[torch.arange(num_masked), labels].sum())  # type: ignore[assignment]
-        sums["mlm_accuracy"] += int((mlm.argmax(-1) == labels).sum())
-        sums["nsp_loss"] -= float(nsp[label])  # type: ignore[assignment]
-        sums["nsp_accuracy"] += int(nsp.argmax() == label)
-    count = min(num_samples, len(samples))
-    means = {"num_samples": float(count), "num_masked": float(sums["num_masked"])}
+        standing = [int(sample["input_ids"][position]) for position in positions]
+        predictions = [
+            {
+                "kind": "mask" if there == 4 else "kept" if there == original else "random",
+                "mlm_loss": -float(mlm[row, original]),
+                "mlm_accuracy": int(mlm[row].argmax()) == original,
+            }
+            for row, (there, original) in enumerate(zip(standing, labels.tolist(), strict=True))
+        ]
+        scored.append(
+            {
+                "document": int(sample["document_ids"][0]),
+                "length": length,
+                "predictions": predictions,
+                "nsp_loss": -float(nsp[label]),
+                "nsp_accuracy": int(nsp.argmax()) == label,
+            }
+        )
+    return scored
+
+
+def means(samples: list[dict[str, Any]], kind: str | None = None) -> dict[str, float]:
+    """Mean scores of samples, or of their predictions of one kind."""
+    chosen = [[p for p in sample["predictions"] if kind in (None, p["kind"])] for sample in samples]
+    predictions = [prediction for of_sample in chosen for prediction in of_sample]
+    found: dict[str, float] = {
+        "num_samples": sum(map(bool, chosen)) if kind else len(samples),
+        "num_masked": len(predictions),
+    }
     for name in ("mlm_loss", "mlm_accuracy"):
-        means[name] = sums[name] / sums["num_masked"]
-    for name in ("nsp_loss", "nsp_accuracy"):
-        means[name] = sums[name] / count
-    return means
+        found[name] = sum(p[name] for p in predictions) / len(predictions)
+    for name in ("nsp_loss", "nsp_accuracy") if kind is None else ():
+        found[name] = sum(sample[name] for sample in samples) / len(samples)
+    return found
+
+
+def agrees(figures: dict[str, Any], expected: dict[str, float]) -> bool:
+    return {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("max_samples", [0, 5])
 def test_scores_are_those_of_the_samples_one_by_one(
     trained: Trained, max_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = dataclasses.replace(evaluate_module._SHAPE, micro_batch_size=4)  # several batches
-    monkeypatch.setattr(evaluate_module, "_SHAPE", shape)
+    monkeypatch.setattr(evaluate_module, "_BATCH_SAMPLES", 4)  # several batches, and a remainder
     run = TrainedRun.load(trained.run_dir)
     assert (run.step, run.precision, run.config) == (17, "fp32", MODEL)
     result = evaluate(run, trained.data_set.folder, max_samples)
-    expected = scored_one_by_one(trained, max_samples or 19)
-    got = dataclasses.asdict(result)
-    assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert result.step == 17
-    assert result.mlm_perplexity == math.exp(result.mlm_loss)
+    samples = scored_one_by_one(trained, max_samples or 19)
+    figures = result.figures()
+    assert agrees(figures, means(samples))
+    assert figures["step"] == 17
+    assert figures["num_documents"] == len({sample["document"] for sample in samples})
+    assert figures["mlm_perplexity"] == math.exp(figures["mlm_loss"])
+    for name, estimate in result.scores.estimates().items():
+        low, high = figures["confidence_95"][name]
+        assert (low, high) == (estimate.low, estimate.high) and low <= figures[name] <= high
+
+
+def test_scores_by_length_and_kind_are_those_of_their_predictions(trained: Trained) -> None:
+    figures = evaluate(TrainedRun.load(trained.run_dir), trained.data_set.folder).figures()
+    samples = scored_one_by_one(trained, 19)
+    lengths = [(group["min_tokens"], group["max_tokens"]) for group in figures["by_length"]]
+    assert lengths == [(1, 16), (17, 32)]
+    for group, (fewest, most) in zip(figures["by_length"], lengths, strict=True):
+        assert agrees(group, means([s for s in samples if fewest <= s["length"] <= most]))
+    assert tuple(figures["by_kind"]) == KINDS  # all occur
+    for kind, group in figures["by_kind"].items():
+        assert agrees(group, means(samples, kind)), kind
+        assert "nsp_loss" not in group
+    assert (
+        sum(group["num_masked"] for group in figures["by_kind"].values()) == figures["num_masked"]
+    )
+
+
+def test_the_kind_of_a_prediction_is_what_stands_there() -> None:
+    input_ids, labels = np.array([4, 70, 71, 4]), np.array([70, 70, 70, 71])
+    assert [KINDS[kind] for kind in kinds_of(input_ids, labels)] == [
+        "mask", "kept", "random", "mask",
+    ]  # fmt: skip
+
+
+def test_intervals_are_over_documents_not_tokens(trained: Trained) -> None:
+    result = evaluate(TrainedRun.load(trained.run_dir), trained.data_set.folder)
+    samples = scored_one_by_one(trained, 19)
+    by_document: dict[int, list[float]] = {}
+    for sample in samples:
+        losses = by_document.setdefault(sample["document"], [])
+        losses += [prediction["mlm_loss"] for prediction in sample["predictions"]]
+    loss = means(samples)["mlm_loss"]
+    residuals = [sum(losses) - loss * len(losses) for losses in by_document.values()]
+    num_masked, count = sum(map(len, by_document.values())), len(residuals)
+    variance = count / (count - 1) * sum(r * r for r in residuals) / num_masked**2
+    margin = student_t(count - 1) * math.sqrt(variance)
+    estimate = result.scores.mlm_loss
+    assert estimate.low == pytest.approx(loss - margin, rel=1e-5)
+    assert estimate.high == pytest.approx(loss + margin, rel=1e-5)
 
 
 def test_baselines_are_those_of_the_training_pieces_on_the_same_positions(trained: Trained) -> None:
@@ -135,9 +205,10 @@ def test_a_data_set_of_single_segments_has_no_next_sentence_scores(
         tmp_path, vocab_size=NUM_PIECES, tokenizer=tokenizer, pair_objective="none"
     )
     result = evaluate(TrainedRun.load(trained.run_dir), tmp_path)
-    expected = scored_one_by_one(dataclasses.replace(trained, data_set=single), 19)
-    assert result.mlm_loss == pytest.approx(expected["mlm_loss"], rel=1e-5)
-    assert result.nsp_loss is None and result.nsp_accuracy is None
+    expected = means(scored_one_by_one(dataclasses.replace(trained, data_set=single), 19))
+    assert result.scores.mlm_loss.value == pytest.approx(expected["mlm_loss"], rel=1e-5)
+    assert result.scores.nsp_loss is None and result.scores.nsp_accuracy is None
+    assert "nsp_loss" not in result.figures()
 
 
 def test_evaluation_uses_the_precision_of_training(tmp_path: Path, trained: Trained) -> None:
@@ -145,10 +216,10 @@ def test_evaluation_uses_the_precision_of_training(tmp_path: Path, trained: Trai
     write_run(tmp_path / "run", tokenizer, MODEL, {"bf16": {"enabled": True}})
     run = TrainedRun.load(tmp_path / "run")
     assert run.precision == "bf16"
-    in_bf16 = evaluate(run, trained.data_set.folder)
+    in_bf16 = evaluate(run, trained.data_set.folder).scores.mlm_loss.value
     in_fp32 = evaluate(TrainedRun.load(trained.run_dir), trained.data_set.folder)
-    assert in_bf16.mlm_loss != in_fp32.mlm_loss
-    assert in_bf16.mlm_loss == pytest.approx(in_fp32.mlm_loss, rel=0.02)  # 8 bits of mantissa
+    assert in_bf16 != in_fp32.scores.mlm_loss.value
+    assert in_bf16 == pytest.approx(in_fp32.scores.mlm_loss.value, rel=0.02)  # 8 bits of mantissa
 
 
 def test_piece_counts_are_those_of_the_originals(trained: Trained) -> None:
@@ -174,9 +245,9 @@ def test_the_unigram_baseline_by_hand() -> None:
 
 
 def test_perplexity_is_the_number_of_equally_likely_pieces() -> None:
-    values = {field.name: 0.0 for field in dataclasses.fields(Evaluation)}
-    evaluation = Evaluation(**{**values, "mlm_loss": math.log(37)})  # type: ignore[arg-type]
-    assert evaluation.mlm_perplexity == pytest.approx(37)
+    loss = Estimate(math.log(37), math.log(31), math.log(41))
+    perplexity = Scores(3, 5, mlm_loss=loss, mlm_accuracy=Estimate(0.5, 0.25, 0.75)).mlm_perplexity
+    assert dataclasses.astuple(perplexity) == pytest.approx((37, 31, 41))
 
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, trained: Trained) -> None:
@@ -189,6 +260,18 @@ def test_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=rf"--checkpoint {folder}: has no latest checkpoint"):
             TrainedRun.load(folder)
+
+
+def test_the_best_checkpoint_is_taken_where_it_is_asked_for(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    write_run(tmp_path, tokenizer, MODEL, FP32, step=23)
+    with pytest.raises(UserError, match="has no best checkpoint"):
+        TrainedRun.load(tmp_path, "best")
+    (tmp_path / "checkpoints/best").write_text("step-000000023")
+    write_run(tmp_path, tokenizer, MODEL, FP32, step=29)
+    assert TrainedRun.load(tmp_path, "best").step == 23
+    assert TrainedRun.load(tmp_path).step == 29
 
 
 def test_a_run_of_another_programs_config_is_refused(tmp_path: Path, tokenizer: Path) -> None:

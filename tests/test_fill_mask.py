@@ -1,16 +1,20 @@
 """[MASK] answered: the softmax of logits that are computed here from the weights, padded."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_bert import text_batches
 from dist_bert.errors import UserError
-from dist_bert.fill_mask import fill_mask
+from dist_bert.fill_mask import fill_mask, fill_masks
 from dist_bert.inference import TrainedRun
+from dist_bert.text_batches import Text
 from dist_bert.tokenizer import train_tokenizer
 from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import english_sentences
@@ -104,3 +108,49 @@ def test_a_text_too_long_for_the_positions_is_refused(run: TrainedRun) -> None:
         UserError, match=rf"has {limit + 1} tokens, the model takes at most {limit}"
     ):
         fill_mask(run, fitting + "[MASK]", top_k=1)
+
+
+def test_batches_answer_as_one_by_one_and_in_order(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_batches, "_WINDOW", 7)
+    monkeypatch.setattr(text_batches, "_BATCH_TOKENS", 43)
+    sentences = english_sentences(17, seed=2)
+    texts = [
+        f"[MASK] {' '.join(text.split()[: 2 + i % 5])}{' [MASK]' * (i % 3)}"
+        for i, text in enumerate(sentences)
+    ]
+    found = list(fill_masks(run, [Text.given(text) for text in texts], top_k=3))
+    assert [text.text for text, _ in found] == texts
+    for text, masks in found:
+        alone = fill_mask(run, text.text, top_k=3)
+        assert len(masks) == len(alone) == text.text.count("[MASK]")
+        for mine, theirs in zip(masks, alone, strict=True):
+            assert [a.piece for a in mine] == [a.piece for a in theirs]
+            probabilities = [a.probability for a in theirs]
+            assert [a.probability for a in mine] == pytest.approx(probabilities, rel=1e-4)
+
+
+def test_answers_come_before_all_texts_are_read(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_batches, "_WINDOW", 3)
+    read: list[int] = []
+
+    def endless() -> Iterator[Text]:
+        for number in itertools.count():
+            read.append(number)
+            yield Text.given("a [MASK]")
+
+    answers = fill_masks(run, endless(), top_k=1)
+    for _ in range(4):
+        next(answers)
+    assert len(read) == 6  # two windows
+
+
+def test_a_mistake_names_the_line(run: TrainedRun) -> None:
+    texts = [Text("a [MASK]", "file.txt, line 1"), Text("no mask", "file.txt, line 2")]
+    with pytest.raises(UserError, match=r"^file\.txt, line 2: has no \[MASK\]; write one"):
+        list(fill_masks(run, texts, top_k=1))
+    with pytest.raises(UserError, match=r"--top_k 0: must be at least 1"):
+        list(fill_masks(run, texts, top_k=0))
