@@ -23,7 +23,7 @@ _LANES = 4  # random numbers of 16 bits in one hash of 64
 # The finalizer of Stafford 2011, "Better bit mixing", variant 13, as used by splitmix64 (Steele et
 # al. 2014, "Fast splittable pseudorandom number generators").
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)), (31, 1))
 
 
 def dropout(values: Tensor, p: float) -> Tensor:
@@ -64,10 +64,12 @@ def dropout_noise(
 def hashed_counters(count: int, seed: int, first: int = 0) -> Tensor:
     """(count,) int64 random bits: splitmix64's numbers `first` and following."""
     bits = torch.arange(first + 1, first + count + 1).mul_(_GOLDEN).add_(seed)
+    shifted = torch.empty_like(bits)
     for shift, factor in _MIX:
-        # torch shifts the sign in: without the mask the xor would lose a bit
-        bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
-    return bits.bitwise_xor_((bits >> 31).bitwise_and_((1 << 33) - 1))
+        # torch shifts the sign in: without the mask the xor would lose a bit. (`>>` copies first.)
+        torch.bitwise_right_shift(bits, shift, out=shifted)
+        bits.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
+    return bits
 
 
 def _draw_seed() -> int:
