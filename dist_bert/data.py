@@ -13,7 +13,8 @@ a micro-batch, S longest sample, P most predictions of a sample, T tokens of a m
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64, permuted
 from dist_bert.masking import NUM_SPECIAL_IDS, MaskingVocabulary, draw_masks, restore
+from dist_bert.prefetch import prefetch
 from dist_bert.reader import Columns, Memory, SampleReader, inverse
 
 MicroBatch = dict[str, Any]
@@ -218,11 +220,11 @@ def training_batches(
     rank: int,
     start_sample: int,
     fresh_masks: FreshMasks | None = None,
-) -> Iterator[StepBatch]:
+) -> Generator[StepBatch]:
     """Endless stream of optimizer steps, as this rank's share of each.
 
     Every micro-batch also carries `num_masked` and `num_samples` of its whole global batch: the
-    denominators of the losses.
+    denominators of the losses. Samples are read a window at a time, the next one in a thread.
 
     Args:
         reader: of the training split.
@@ -232,11 +234,49 @@ def training_batches(
         start_sample: samples consumed so far: the position to go on from.
         fresh_masks: replaces the stored masks after the first epoch, or None to keep them always.
     """
+    windows = prefetch(_windows(reader, order, shape, rank, start_sample, fresh_masks), depth=1)
+    try:
+        for window in windows:
+            yield from window.steps(shape)
+    finally:
+        windows.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """The samples of K optimizer steps, read together."""
+
+    columns: Columns  # of this rank
+    places: NDArray[np.intp]  # the row in `columns` of each sample, in the order of training
+    num_tokens: NDArray[np.int64]  # (K, G)
+    num_masked: NDArray[np.int64]  # (K,)
+
+    def steps(self, shape: BatchShape) -> Iterator[StepBatch]:
+        micro_batches = _micro_batches(self.columns, self.places, shape.micro_batch_size)
+        size = shape.global_batch_size
+        for num_tokens, num_masked in zip(self.num_tokens, self.num_masked, strict=True):
+            totals = {"num_masked": int(num_masked), "num_samples": size}
+            yield StepBatch(
+                [{**next(micro_batches), **totals} for _ in range(shape.accumulation_steps)],
+                num_samples=size,
+                num_tokens=int(num_tokens.sum()),
+                num_token_pairs=int((num_tokens**2).sum()),
+            )
+
+
+def _windows(
+    reader: SampleReader,
+    order: SampleOrder,
+    shape: BatchShape,
+    rank: int,
+    start_sample: int,
+    fresh_masks: FreshMasks | None,
+) -> Iterator[_Window]:
+    """Endless; a block's rows for this rank are taken in one go, once for the whole window."""
     size = shape.global_batch_size
-    # Planned a window at a time, so that a block's rows for this rank are taken in one go.
     num_steps = max(1, int(reader.block_sizes[:WINDOW_BLOCKS].sum()) // size)
-    memory: Memory = {}
-    while True:
+    memories: list[Memory] = [{}, {}, {}]  # one window is in use, one waits and one is made
+    for memory in itertools.cycle(memories):
         stop_sample = start_sample + num_steps * size
         epochs, blocks, rows = order.locate(start_sample, stop_sample)
         counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
@@ -249,15 +289,7 @@ def training_batches(
             numbers = reader.sample_numbers(blocks[sorted_own], rows[sorted_own])
             fresh_masks.apply(columns, epochs[sorted_own], numbers)
         num_masked = counts["num_masked"].reshape(num_steps, size).sum(axis=1, dtype=np.int64)
-        micro_batches = _micro_batches(columns, inverse(order_of_rows), shape.micro_batch_size)
-        for step in range(num_steps):
-            totals = {"num_masked": int(num_masked[step]), "num_samples": size}
-            yield StepBatch(
-                [{**next(micro_batches), **totals} for _ in range(shape.accumulation_steps)],
-                num_samples=size,
-                num_tokens=int(num_tokens[step].sum()),
-                num_token_pairs=int((num_tokens[step] ** 2).sum()),
-            )
+        yield _Window(columns, inverse(order_of_rows), num_tokens, num_masked)
         start_sample = stop_sample
 
 

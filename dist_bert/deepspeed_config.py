@@ -6,6 +6,7 @@ ZeRO) or tells late is checked here. Needs neither torch nor deepspeed.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,21 @@ class DeepSpeedConfig:
         return precision_of(self.values)
 
     @classmethod
-    def load(cls, path: str | Path, world_size: int) -> "DeepSpeedConfig":
+    def load(
+        cls, path: str | Path, world_size: int, sizes: Mapping[str, int | None] | None = None
+    ) -> "DeepSpeedConfig":
         """Reads and checks a DeepSpeed JSON.
 
         Args:
             path: of the JSON file.
             world_size: number of data-parallel ranks, from the launcher.
+            sizes: batch sizes that replace those of the file; None leaves one as it is.
 
         Raises:
             UserError: all that is wrong with it, at once.
         """
-        values = read_json(path)
+        given = {name: size for name, size in (sizes or {}).items() if size is not None}
+        values = {**read_json(path), **given}
         raise_all(str(path), _section_problems(values))  # the other checks look into sections
         problems = [f"{key}: {_ELSEWHERE[key]}; remove it" for key in values if key in _ELSEWHERE]
         unknown = [key for key in values if key not in _KNOWN_KEYS and key not in _ELSEWHERE]

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-_PACKAGES = ("numpy", "sentencepiece", "webdataset")
+_PACKAGES = ("numpy", "sentencepiece", "webdataset", "torch", "deepspeed")
 _CPU_INFO = Path("/proc/cpuinfo")  # of Linux; other systems name the processor themselves
 
 

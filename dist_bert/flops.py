@@ -14,7 +14,7 @@ import torch
 from dist_bert.config import ModelConfig
 
 # Dense bf16 peaks from the makers' data sheets, by whole words of the device's name.
-_PEAK_BF16_FLOPS = {
+PEAK_BF16_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -63,15 +63,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
-        for part, peak in _PEAK_BF16_FLOPS.items():
+        for part, peak in PEAK_BF16_FLOPS.items():
             if re.search(rf"\b{part}\b", name):
                 return peak
     return measured_matmul_flops(device, dtype, size=2_048)
 
 
+def matmul_roofline(device: torch.device, dtype: torch.dtype) -> float:
+    """The best operations per second of square matrix products of several sizes on one device."""
+    sizes = (1_024, 2_048, 4_096) if device.type == "cpu" else (4_096, 8_192, 16_384)
+    return max(measured_matmul_flops(device, dtype, size) for size in sizes)
+
+
 def measured_matmul_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Best operations per second over 5 products of two (size, size) matrices."""
-    a = torch.ones(size, size, device=device, dtype=dtype)
+    a = torch.randn(size, size, device=device).to(dtype)  # of zeros and ones, some chips go faster
     seconds = []
     for _ in range(6):  # the first one pays for set-up
         start = time.perf_counter()

@@ -183,9 +183,7 @@ class _GroupedAttention(torch.autograd.Function):
         return context
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, context_gradient: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, context_gradient: Tensor) -> tuple[Tensor | None, ...]:
         (qkv,) = ctx.saved_tensors
         groups, num_heads, dropout_p, seed = ctx.settings
         scale = (qkv.shape[1] // (3 * num_heads)) ** -0.5
@@ -333,9 +331,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, num_correct
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, loss_gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, gradient = ctx.saved_tensors  # gradient: of the sum, by the logits
         dtype = gradient.dtype  # under autocast not that of hidden and weight
         # In float32, because the factor, rounded to bf16, would be another one for 3 ranks than 1.

@@ -37,6 +37,9 @@ def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
             put(end)
         except BaseException as error:  # whatever it is, the loop must see it
             put(error)
+        finally:
+            if isinstance(items, Generator):  # it may have a thread of its own
+                items.close()
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()

@@ -1,17 +1,20 @@
 """Measures what this repository claims about speed, beside the alternatives, on this machine.
 
 python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
+deepspeed launch/benchmark.py train --shards data/shards --json figures.json
 """
 
 import argparse
 import functools
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from dist_bert.cli import Parser, run
+from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.config import ModelConfig, add_flags, flags_of, resolve
 from dist_bert.errors import UserError
 
 _PREPARE = """Measures the preparation, then our reader of shards beside webdataset and np.memmap.
@@ -21,7 +24,16 @@ the making of samples. Without --input, it reads the documentation of the instal
 where parsing the sources takes most of the time: give text for figures of text. Takes minutes, and
 up to 2 GB in a temporary folder (TMPDIR names its place), which is removed.
 """
-_UNRECORDED = ("measure", "debug", "dry_run", "json")  # arguments that are no settings
+_TRAIN = """Measures optimizer steps on real batches, beside what one would take instead.
+
+Ours, the same model without DeepSpeed (plain_torch, on one rank), and transformers'
+BertForPreTraining, padded as its samples come or sorted by length as ours are, take turns on one
+global batch, in the precision and with the optimizer of the DeepSpeed JSON. Then: where the time of
+our step goes, and how long training would wait for data at 10,000 samples a second and rank.
+"""
+_LOADER_RATE = 10_000.0  # samples a second of one rank
+# Arguments that are no settings.
+_UNRECORDED = ("measure", "debug", "dry_run", "json", "local_rank")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -36,11 +48,11 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.files import write_json
 
     taken_on = machine()
-    print("  ".join(f"{name} {value}" for name, value in taken_on.items()), flush=True)
+    _say("  ".join(f"{name} {value}" for name, value in taken_on.items()))
     figures = arguments.measure(arguments)
     for name, rows in figures.items():
-        print(f"\n{table(name, rows)}")
-    if arguments.json:
+        _say(f"\n{table(name, rows)}")
+    if arguments.json and is_first_rank():
         write_json(arguments.json, {"machine": taken_on, "settings": settings, "figures": figures})
 
 
@@ -87,14 +99,76 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of training: table -> row -> column -> figure."""
+    from dist_bert.deepspeed_config import DeepSpeedConfig
+    from dist_bert.reader import SampleReader
+    from dist_bert.shard_format import TOKENIZER_NAME, Manifest
+    from dist_bert.tokenizer import Tokenizer
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "plain_torch" in arguments.against and world_size > 1:
+        raise UserError("--against plain_torch: compares one rank; leave it out with several")
+    model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
+    sizes = {
+        "train_batch_size": arguments.train_batch_size,
+        "train_micro_batch_size_per_gpu": arguments.micro_batch_size,
+    }
+    deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, sizes)
+    manifest = Manifest.load(arguments.shards)
+    reader = SampleReader(arguments.shards, manifest, "train")
+    tokenizer = Tokenizer(Path(arguments.shards) / TOKENIZER_NAME)
+    vocabulary = tokenizer.masking_vocabulary(
+        manifest.config["whole_words"], manifest.config["mean_span_length"]
+    )
+    from dist_bert import train_benchmark  # imports torch and deepspeed
+    from dist_bert.engine import shut_down, start_distributed
+
+    start_distributed()
+    try:
+        shape = deepspeed.batch_shape
+        loader = train_benchmark.measure_loader(reader, vocabulary, shape, _LOADER_RATE)
+        peaks = train_benchmark.peaks(deepspeed.precision, arguments.matmul_roofline)
+        figures = train_benchmark.compare_steps(
+            arguments.against,
+            reader,
+            model,
+            deepspeed,
+            rounds=arguments.rounds,
+            device_peak=peaks["peak_tflops"] * 1e12,
+            report=_say,
+        )
+    finally:
+        shut_down(None)
+    for row in figures["steps"].values():
+        if "matmul_tflops" in peaks:
+            row["share_of_roofline"] = row["mfu"] * peaks["peak_tflops"] / peaks["matmul_tflops"]
+    return {
+        **figures,
+        f"loader at {_LOADER_RATE:,.0f} samples/s and rank": {"ours": loader},
+        "device": {"one": peaks},
+    }
+
+
+def _say(text: str) -> None:
+    if is_first_rank():
+        print(text, flush=True)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 1")
     return int(text)
 
 
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+    command.add_argument("--dry_run", action="store_true", help="print the settings and stop")
+
+
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it, first
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     command = commands.add_parser("prepare", description=_PREPARE, help="preparation and reader")
     command.set_defaults(measure=prepare)
@@ -118,8 +192,37 @@ if __name__ == "__main__":
         default=32_768,
         help="samples that the readers are compared on, by whole shards (default: 32768)",
     )
-    command.add_argument("--json", metavar="FILE", help="also write the figures here")
-    command.add_argument("--dry_run", action="store_true", help="print the settings and stop")
+    _add_common(command)
+    command = commands.add_parser("train", description=_TRAIN, help="training step and loader")
+    command.set_defaults(measure=train)
+    command.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
+    command.add_argument(
+        "--deepspeed_config",
+        default="configs/zero1.json",
+        help="DeepSpeed JSON (default: %(default)s)",
+    )
+    command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
+    command.add_argument(
+        "--train_batch_size", type=_count, help="instead of the DeepSpeed JSON's, over all ranks"
+    )
+    command.add_argument("--micro_batch_size", type=_count, help="likewise, of one rank")
+    command.add_argument(
+        "--against",
+        nargs="*",
+        choices=("plain_torch", "transformers", "transformers_sorted"),
+        default=["transformers", "transformers_sorted"],
+        help="what ours is compared with (default: both of transformers)",
+    )
+    command.add_argument(
+        "--rounds", type=_count, default=3, help="of which the median counts (default: 3)"
+    )
+    command.add_argument(
+        "--matmul_roofline",
+        action="store_true",
+        help="measure the largest rate of matrix products on this device, and compare with it",
+    )
+    add_flags(command, ModelConfig)
+    _add_common(command)
     arguments, unknown = parser.parse_known_args()
     if unknown:
         commands.choices[arguments.command].parse_args(unknown)  # names them, and the known ones

@@ -1,18 +1,30 @@
 """The count of operations against torch's own, on the real model."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_bert.config import ModelConfig
 from dist_bert.flops import measured_matmul_flops, peak_flops, training_flops
-from dist_bert.model import BertForPreTraining
+from dist_bert.model import BertEncoder, BertForPreTraining, SampleLayout, locate_samples
 from tests.synthetic import TINY_MODEL
 
 MODEL = dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+@pytest.fixture(autouse=True)
+def padded_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs without the varlen kernel: on CPU the backward pass computes scores again."""
+
+    def layout(encoder: Any, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
+        return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen=False)
+
+    monkeypatch.setattr(BertEncoder, "_layout", layout)
 
 
 def counted_flops(model: ModelConfig, lengths: list[int], num_masked: int) -> int:
@@ -62,7 +74,7 @@ def test_of_samples_of_equal_length_it_is_the_exact_count(
 
 
 def test_of_samples_of_different_lengths_it_leaves_padding_out() -> None:
-    """On CPU the attention works on the padded view: 3 x 13 x 13 pairs for 243 real ones."""
+    """The padded view has 3 x 13 x 13 pairs for 243 real ones."""
     lengths = [13, 7, 5]
     pairs = sum(length**2 for length in lengths)
     padded_pairs = len(lengths) * max(lengths) ** 2

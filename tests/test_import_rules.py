@@ -18,7 +18,16 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
-        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "prefetch"),
+        (
+            "confidence",
+            "errors",
+            "figures",
+            "files",
+            "hashing",
+            "interrupts",
+            "kernels",
+            "prefetch",
+        ),
         (
             "agreement",
             "cli",
@@ -37,8 +46,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("deepspeed_config", "loader_benchmark"),
         ("inference", "fragments"),
         ("job", "evaluate", "fill_mask", "embed", "checkpoint", "initial_weights"),
-        ("engine", "vector_files"),
-        ("progress",),
+        ("engine", "step_profile", "vector_files"),
+        ("progress", "train_benchmark"),
         ("pretrain",),
     ),
     "data_prep": (
@@ -78,6 +87,7 @@ HOMES = {
     "tensorboard": {"dist_bert.metrics"},
     "torch.utils.tensorboard": {"dist_bert.metrics"},
     "warcio": {"data_prep.readers.wet"},
+    "transformers": {"dist_bert.train_benchmark"},
     "webdataset": {"dist_bert.loader_benchmark"},
     "zstandard": {"data_prep.readers.source"},
 }

@@ -171,9 +171,12 @@ def test_linear_cross_entropy_agrees_with_torch(
 def test_gradients_of_linear_cross_entropy_in_bf16_scale_exactly() -> None:
     """1/3 rounded to bf16 would be 0.2 % off; the product may round, but not the factor."""
     hidden, weight = (random(*s, dtype=torch.float32) for s in ((64, 8), (101, 8)))
-    inputs = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight, weight[:, 0])]
+    hidden, weight, bias = (
+        x.detach().bfloat16().requires_grad_() for x in (hidden, weight, weight[:, 0])
+    )
+    inputs = (hidden, weight, bias)
     labels = torch.arange(64)
-    loss, _ = linear_cross_entropy(*inputs, labels)
+    loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
     ones = torch.autograd.grad(loss, inputs, retain_graph=True)
     thirds = torch.autograd.grad(loss / 3.0, inputs)
     for one, third in zip(ones, thirds, strict=True):

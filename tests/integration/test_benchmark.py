@@ -20,7 +20,7 @@ from dist_bert.loader_benchmark import content, samples_per_second
 from dist_bert.reader import Columns
 from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardRecord
 from tests.corpus import write_text_files
-from tests.integration.conftest import run_script
+from tests.integration.conftest import TINY_MODEL, launcher, run_script
 
 SCRIPT = "launch/benchmark.py"
 LOADERS = [
@@ -45,7 +45,7 @@ def test_a_small_run_writes_every_figure_that_it_prints(tmp_path: Path) -> None:
     assert printed == "".join(f"\n{table(name, rows)}\n" for name, rows in figures.items())
     first_line = made.stdout.splitlines()[0]
     assert list(written["machine"]) == [
-        "cpu", "cores", "python", "numpy", "sentencepiece", "webdataset",
+        "cpu", "cores", "python", "numpy", "sentencepiece", "webdataset", "torch", "deepspeed",
     ]  # fmt: skip
     assert all(f"{name} {value}" in first_line for name, value in written["machine"].items())
     assert written["settings"]["loader_samples"] == 307
@@ -61,6 +61,50 @@ def test_a_small_run_writes_every_figure_that_it_prints(tmp_path: Path) -> None:
             assert min(row.values()) > 0
             ours = loaders["ours"]["samples_per_cpu_second"]
             assert row["ours_divided_by_it"] == ours / row["samples_per_cpu_second"]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_training_is_compared_on_real_batches(
+    data_set: Path, tmp_path: Path, num_ranks: int
+) -> None:
+    against = ["plain_torch", "transformers"] if num_ranks == 1 else ["transformers_sorted"]
+    size_flags = [f"--{name}={size}" for name, size in TINY_MODEL.items()]
+    made = run_script(
+        *launcher(num_ranks), SCRIPT, "train", "--shards", data_set, "--rounds", "2",
+        "--train_batch_size", "24", "--micro_batch_size", "6", "--against", *against,
+        "--matmul_roofline", "--json", tmp_path / "figures.json", *size_flags,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    steps = figures["steps"]
+    assert list(steps) == ["ours", *against]
+    assert steps["ours"]["ours_is_faster"] == 1.0
+    device = figures["device"]["one"]
+    for row in steps.values():
+        assert row["samples_per_second"] == pytest.approx(24 / row["seconds"])
+        tokens_per_sample = row["tokens_per_second"] / row["samples_per_second"]
+        assert tokens_per_sample == pytest.approx(
+            steps["ours"]["tokens_per_second"] / steps["ours"]["samples_per_second"]
+        )
+        assert row["mfu"] > 0 and row["ours_is_faster"] > 0 and row["peak_gib"] >= 0
+        roofline = row["mfu"] * device["peak_tflops"] / device["matmul_tflops"]
+        assert row["share_of_roofline"] == pytest.approx(roofline)
+    parts = figures["parts"]["ours"]
+    assert sum(parts.values()) == pytest.approx(1.0)
+    named = {name for name, share in parts.items() if share > 0.003}
+    assert {"embedding", "attention", "feed_forward", "heads", "optimizer"} <= named
+    assert num_ranks == 1 or "communication" in named
+    (loader,) = (rows["ours"] for name, rows in figures.items() if name.startswith("loader"))
+    assert 0 <= loader["data_wait_share"] < 1 and loader["samples_per_second_at_most"] > 0
+    assert "ours is faster" in made.stdout and made.stdout.count("\nsteps") == 1
+
+
+def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:
+    made = run_script(
+        *launcher(2), SCRIPT, "train", "--shards", data_set, "--against", "plain_torch"
+    )
+    assert made.returncode != 0
+    assert "error: --against plain_torch: compares one rank" in made.stderr
 
 
 def check_text_to_shards(mb_of_text: float, rows: dict[str, dict[str, float]]) -> None:
