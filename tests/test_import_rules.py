@@ -18,10 +18,13 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
-        ("errors", "figures", "files", "hashing", "interrupts", "prefetch"),
+        ("curves", "errors", "figures", "files", "hashing", "interrupts", "limits", "prefetch"),
         ("agreement", "cli", "config", "guard", "heartbeat", "masking", "run_dir", "watchdog"),
-        ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops", "weight_source"),
+        ("trials", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
+        ("doctor", "run_history", "weight_source"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files"),
+        ("report_figures", "report_tables"),
+        ("report",),
         ("data",),
         ("deepspeed_config", "loader_benchmark"),
         ("inference", "fragments"),
@@ -61,6 +64,7 @@ HOMES = {
     "ftfy": {"data_prep.quality"},
     "mpi4py": {"data_prep.workers"},
     "mwparserfromhell": {"data_prep.readers.wiki_markup"},
+    "plotly": {"dist_bert.report_figures"},
     "pyarrow": {"data_prep.readers.parquet"},
     "sentencepiece": {"dist_bert.tokenizer", "data_prep.benchmark"},
     "tensorboard": {"dist_bert.metrics"},
@@ -75,6 +79,8 @@ TORCHLESS = {
     "interrupts",
     "data",
     "reader",
+    "report",
+    "doctor",
     "deepspeed_config",
     "job",
     "run_dir",
