@@ -1,9 +1,12 @@
 """A metric's values as a few points that can be drawn: nothing that stands out is lost.
 
 Raw points are all values, or the lowest and the highest of each of some equal stretches; the smooth
-curve is the mean of each of some longer stretches. Values that are NaN (skipped steps) are left
+curve is the mean of each of some longer stretches, of 10 rows at 600 and more at more. Values that are NaN (skipped steps) are left
 out. Not for: drawing (`dist_bert.report_figures`).
 """
+
+import itertools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ Floats = NDArray[np.float64]
 
 MAX_RAW_POINTS = 2_000
 MAX_MEANS = 200
+_MEANS_PER_ROOT = 2.5  # of the number of rows: short runs are smoothed, too, but keep their shape
 
 
 def raw_rows(values: Floats) -> NDArray[np.int64]:
@@ -22,7 +26,7 @@ def raw_rows(values: Floats) -> NDArray[np.int64]:
     edges = stretches(len(rows), MAX_RAW_POINTS // 2)
     shown = [
         start + extreme(values[rows[start:stop]])
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
+        for start, stop in itertools.pairwise(edges)
         for extreme in (np.argmin, np.argmax)
     ]
     return rows[np.unique(shown)]
@@ -36,21 +40,24 @@ def means(values: Floats, *places: Floats) -> tuple[Floats, ...]:
         places: (N,) each; where the rows stand on an axis.
 
     Returns:
-        (M,) for `values` and for each of `places`, M at most `MAX_MEANS`.
+        (M,) for `values` and for each of `places`, M as `num_means` says.
     """
     rows = np.flatnonzero(~np.isnan(values))
     if not len(rows):
         return tuple(np.zeros(0) for _ in (values, *places))
-    edges = stretches(len(rows), MAX_MEANS)
+    edges = stretches(len(rows), num_means(len(rows)))
     sizes = np.diff(edges)
-    return tuple(
-        np.add.reduceat(column[rows], edges[:-1]) / sizes for column in (values, *places)
-    )
+    return tuple(np.add.reduceat(column[rows], edges[:-1]) / sizes for column in (values, *places))
+
+
+def num_means(num_rows: int) -> int:
+    """How many means are shown of so many rows."""
+    return min(MAX_MEANS, math.ceil(_MEANS_PER_ROOT * math.sqrt(num_rows)))
 
 
 def mean_length(num_rows: int) -> int:
     """How many rows a mean is of, rounded up."""
-    return -(-num_rows // MAX_MEANS)
+    return -(-num_rows // num_means(num_rows))
 
 
 def stretches(num_rows: int, most: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ may crash or hang. Not for: a run's own settings and shards (`launch/pretrain.py
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -98,7 +99,7 @@ def examine(output_dir: str) -> list[Finding]:
     ]
     with ThreadPoolExecutor() as pool:
         trials = [
-            pool.submit(_isolated, name, lambda run=run: _trial(name, run))  # type: ignore[misc]
+            pool.submit(_isolated, name, functools.partial(_trial, name, run))
             for name, run in _TRIALS.items()
         ]
         facts = [finding for check in at_once for finding in _isolated(check.__name__, check)]
@@ -265,7 +266,11 @@ def _disks(output_dir: str) -> Iterator[Finding]:
         )
         temporary = ""
     asked = os.environ.get("TMPDIR", "")
-    if temporary and asked and not os.path.samefile(temporary, asked if os.path.isdir(asked) else "/"):
+    if (
+        temporary
+        and asked
+        and not os.path.samefile(temporary, asked if os.path.isdir(asked) else "/")
+    ):
         yield Finding(
             "disks",
             "$TMPDIR",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert import files, report_tables
-from dist_bert.curves import MAX_MEANS, MAX_RAW_POINTS
+from dist_bert.curves import MAX_RAW_POINTS, mean_length
 from dist_bert.report_figures import AXES, color_of, figures, plotly_source
 from dist_bert.run_history import RunHistory, read_histories
 
@@ -35,9 +35,10 @@ th { border-bottom-color: #999; }
        padding: 6px 0; display: flex; flex-wrap: wrap; gap: 2px 20px; }
 .bar label { margin-right: 9px; white-space: nowrap; }
 .swatch { display: inline-block; width: 18px; height: 4px; vertical-align: middle; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 6px; }
-.plot { min-width: 0; height: 280px; break-inside: avoid; }
-@media print { .bar { position: static; border: 0; } h2, h3, .text { break-after: avoid; } }
+.plots { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px; }
+.plot { break-inside: avoid; }
+@media print { .bar { position: static; border: 0; } h2, h3, .text { break-after: avoid; }
+               .modebar { display: none; } }
 """
 # Draws all figures anew for whatever is chosen in the bar; plotly keeps what has not changed.
 _SCRIPT = """
@@ -52,7 +53,7 @@ function draw() {
       visible: runs.includes(String(trace.meta.run)) && kinds.includes(trace.meta.kind)}));
     const layout = {...figure.layout, uirevision: axis,
       xaxis: {...figure.layout.xaxis, title: {text: titles[axis], standoff: 4}}};
-    Plotly.react(`plot-${i}`, traces, layout, {responsive: true, displaylogo: false,
+    Plotly.react(`plot-${i}`, traces, layout, {displaylogo: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
   });
 }
@@ -90,7 +91,8 @@ def page(histories: Sequence[RunHistory]) -> str:
         _of_each("Validations", histories, report_tables.validations),
     ]
     if any(history.predictions for history in histories):
-        body.append(_of_each("Answers to the same texts", histories, report_tables.predictions))
+        answered = [history for history in histories if history.predictions]
+        body.append(_of_each("Answers to the same texts", answered, report_tables.predictions))
     body += [
         _of_each("Starts", histories, report_tables.starts),
         "<h2>Configuration</h2>" if len(histories) == 1 else "<h2>Settings that differ</h2>",
@@ -139,9 +141,7 @@ def _bar(histories: Sequence[RunHistory]) -> str:
 
 def _choice(kind: str, name: str, value: str, label: str, is_chosen: bool) -> str:
     checked = " checked" if is_chosen else ""
-    return (
-        f'<label><input type="{kind}" name="{name}" value="{value}"{checked}> {label}</label>'
-    )
+    return f'<label><input type="{kind}" name="{name}" value="{value}"{checked}> {label}</label>'
 
 
 def _how_drawn(histories: Sequence[RunHistory]) -> str:
@@ -149,11 +149,14 @@ def _how_drawn(histories: Sequence[RunHistory]) -> str:
     lines = []
     for history in histories:
         num_rows = len(history.train["step"])
-        each = -(-num_rows // MAX_MEANS)
         raw = "every step"
         if num_rows > MAX_RAW_POINTS:
-            raw = f"the lowest and the highest of every {-(-num_rows * 2 // MAX_RAW_POINTS):,} steps"
-        lines.append(f"{html.escape(history.name)}: means of {each:,}, raw is {raw}")
+            raw = (
+                f"the lowest and the highest of every {-(-num_rows * 2 // MAX_RAW_POINTS):,} steps"
+            )
+        lines.append(
+            f"{html.escape(history.name)}: means of {mean_length(num_rows):,}, raw is {raw}"
+        )
     return (
         '<p class="note">Thick: means over steps in a row. Thin: raw. '
         f"{'; '.join(lines)} (steps without a value left out)."

@@ -20,6 +20,7 @@ from dist_bert.run_history import Columns, RunHistory, column
 # Told apart also by people who see no red or green, and in grey (Okabe and Ito 2008).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
 AXES = {"step": "optimizer step", "tokens": "tokens", "hours": "hours of training steps"}
+MAX_MARKERS = 60  # of validations; more would hide the curve
 _SHARE = ".0%"
 
 
@@ -144,7 +145,7 @@ def _validation(panel: Panel, run: int, history: RunHistory) -> dict[str, Any]:
     return {
         **_points(run, "validation", rows[panel.validation], {axis: rows[axis] for axis in AXES}),
         "name": f"{name}, validation",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if len(rows["step"]) <= MAX_MARKERS else "lines",
         "line": {"color": color, "width": 1.5, "dash": "dot"},
         "marker": {"color": "white", "size": 6, "line": {"color": color, "width": 1.5}},
     }
@@ -182,6 +183,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
     return {
         "title": {"text": panel.title, "font": {"size": 14}, "x": 0.02, "xanchor": "left"},
         "font": {"family": "system-ui, sans-serif", "size": 11, "color": "#222"},
+        "width": 500,  # two of them fit on a laptop and on a page
         "height": 280,
         "margin": {"l": 62, "r": 12, "t": 36, "b": 40},
         "showlegend": False,
@@ -193,6 +195,6 @@ def _layout(panel: Panel) -> dict[str, Any]:
         "yaxis": {
             **axis,
             "tickformat": panel.tick_format,
-            "type": "log" if panel.is_log else "linear",
+            **({"type": "log", "dtick": "D2"} if panel.is_log else {}),  # D2: at 1, 2 and 5
         },
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_bert.curves import MAX_MEANS, spread
+from dist_bert.curves import mean_length, spread
 from dist_bert.figures import number
 from dist_bert.run_history import RunHistory, column
 
@@ -155,10 +155,10 @@ def _standing(history: RunHistory) -> dict[str, str]:
         "samples": _count(column(train, "progress/samples")[-1]),
         "hours of training steps": number(float(train["hours"][-1])),
     }
-    last = -(-len(train["step"]) // MAX_MEANS)
+    last = mean_length(len(train["step"]))
     for kind, form in (("loss", "{:.4f}"), ("accuracy", "{:.2%}")):
         values = column(train, f"train/mlm_{kind}")
-        standing[f"training MLM {kind}, last {_steps(last)}"] = _mean(values[-last:], form)
+        standing[f"training MLM {kind}"] = f"{_mean(values[-last:], form)} (last {_steps(last)})"
     if history.validation:
         standing |= _validation_standing(history)
     seconds = column(train, "throughput/step_seconds")

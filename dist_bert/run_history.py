@@ -138,7 +138,7 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
                 value = json.loads(line)
             except ValueError:
                 value = None
-            if not isinstance(value, dict) or "step" not in value and "time" not in value:
+            if not (isinstance(value, dict) and "step" in value):
                 raise UserError(f"{path}: line {number:,} is damaged; remove it")
             yield value
 

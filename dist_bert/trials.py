@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-
 TIME_LIMIT_SECONDS = 60.0  # a cold disk takes half a minute to give torch
 _INSTALL = "pip install -c constraints.txt -e . in the repository, with this python"
 Outcome = tuple[str, str, str]
@@ -46,7 +45,7 @@ import json
 from mpi4py import MPI
 ranks = MPI.COMM_WORLD.allgather(MPI.COMM_WORLD.Get_rank())
 if MPI.COMM_WORLD.Get_rank() == 0:
-    library = MPI.Get_library_version().split("\\n")[0].strip("\\0 ")
+    library = " ".join(MPI.Get_library_version().split("\\n")[0].strip("\\0").split())
     print(json.dumps({"ranks": ranks, "library": library}))
 """
 _GLOO = """

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from dist_bert import report_tables
-from dist_bert.curves import MAX_MEANS, MAX_RAW_POINTS, means, raw_rows, spread, stretches
+from dist_bert.curves import (
+    MAX_MEANS,
+    MAX_RAW_POINTS,
+    means,
+    num_means,
+    raw_rows,
+    spread,
+    stretches,
+)
 from dist_bert.errors import UserError
 from dist_bert.report import page, write_report
 from dist_bert.run_history import read_histories, read_history
@@ -194,12 +202,16 @@ def figures(parsed: Page) -> list[dict[str, Any]]:
 def test_the_figures_hold_the_metrics(figures: list[dict[str, Any]]) -> None:
     traces = traces_of(figures, "MLM loss")
     steps = [step for step in range(1, 41) if step not in (12, 13)]
-    for kind in ("raw", "mean"):  # so few steps are their own means
-        trace = traces[0, kind]
-        assert trace["y"] == [9.0 / step for step in steps]
-        assert trace["x"] == trace["meta"]["step"] == steps
-        assert trace["meta"]["tokens"] == [3_001 * step for step in steps]
-        assert trace["meta"]["hours"] == pytest.approx([step / 100 for step in steps])
+    raw = traces[0, "raw"]
+    assert raw["y"] == [9.0 / step for step in steps]
+    assert raw["x"] == raw["meta"]["step"] == steps
+    assert raw["meta"]["tokens"] == [3_001 * step for step in steps]
+    assert raw["meta"]["hours"] == pytest.approx([step / 100 for step in steps])
+    smooth = traces[0, "mean"]
+    assert len(smooth["y"]) == num_means(38) == 16
+    assert smooth["y"][:2] == pytest.approx([(9 + 4.5) / 2, (3 + 2.25) / 2])
+    assert smooth["meta"]["step"][:2] == [1.5, 3.5]
+    assert smooth["meta"]["tokens"][0] == pytest.approx(4_501.5, abs=0.51)
     validation = traces[0, "validation"]
     assert validation["y"] == [0.8, 0.4, 8 / 30, 0.2]
     assert validation["meta"]["step"] == [10, 20, 30, 40]
@@ -222,11 +234,13 @@ def test_restarts_and_skipped_steps_are_marked_on_the_curve(figures: list[dict[s
     traces = traces_of(figures, "MLM loss")
     restarts = traces[0, "restart"]
     assert restarts["meta"]["step"] == [8, 25]
-    assert restarts["y"] == pytest.approx([9 / 8, 9 / 25])
+    smooth = traces[0, "mean"]
+    on_curve = np.interp([8, 25], smooth["meta"]["step"], smooth["y"])
+    assert restarts["y"] == pytest.approx(on_curve, rel=1e-2)
+    assert restarts["y"] == pytest.approx([9 / 8, 9 / 25], rel=0.05)
     assert restarts["meta"]["tokens"] == [8 * 3_001, 25 * 3_001]
     assert traces[0, "skipped"]["meta"]["step"] == [12, 13]
-    between = 9 / 11 + (9 / 14 - 9 / 11) / 3
-    assert traces[0, "skipped"]["y"][0] == pytest.approx(between)
+    assert 9 / 14 < traces[0, "skipped"]["y"][0] < 9 / 11
     assert not {(1, "restart"), (1, "skipped")} & traces.keys()
 
 
@@ -244,7 +258,8 @@ def test_the_figures_at_the_top(parsed: Page) -> None:
     assert parsed.row("MFU") == ["25.0%", "25.0%"]
     assert parsed.row("restarts") == ["2", "not recorded"]
     assert parsed.row("skipped steps") == ["2", "0"]
-    assert parsed.row("training MLM loss, last step") == [f"{9 / 40:.4f}", f"{9 / 30:.4f}"]
+    last = (9 / 38 + 9 / 39 + 9 / 40) / 3
+    assert parsed.row("training MLM loss")[0] == f"{last:.4f} (last 3 steps)"
 
 
 def test_the_tables_below(parsed: Page) -> None:
@@ -318,7 +333,7 @@ def test_a_run_whose_steps_were_all_skipped(tmp_path: Path) -> None:
     ]
     run = write_run(tmp_path / "run", [*rows, {"step": 3, "validation/nsp_loss": 0.5}])
     parsed = Page(page([read_history(run, "run")]))
-    assert parsed.row("training MLM loss, last step") == ["all skipped"]
+    assert parsed.row("training MLM loss") == ["all skipped (last step)"]
     assert parsed.row("skipped steps") == ["3"]
 
 
@@ -389,9 +404,7 @@ def test_many_validations_and_predictions_are_thinned_out_and_said(tmp_path: Pat
     assert len(shown.rows) - 1 <= report_tables.MAX_VALIDATION_ROWS + 2
 
 
-def test_without_plotly_one_line_says_how_to_get_it(
-    two_runs: list[str], tmp_path: Path
-) -> None:
+def test_without_plotly_one_line_says_how_to_get_it(two_runs: list[str], tmp_path: Path) -> None:
     (tmp_path / "plotly").mkdir()
     (tmp_path / "plotly/__init__.py").write_text("raise ModuleNotFoundError('plotly')")
     made = subprocess.run(
@@ -433,5 +446,3 @@ def test_a_browser_draws_it_without_complaint(two_runs: list[str], tmp_path: Pat
     # Lines of both runs in the first figure: raw, means, and the validations of one.
     first = dom[dom.index('id="plot-0"') : dom.index('id="plot-1"')]
     assert first.count('class="js-line"') == 5
-
-
