@@ -1,7 +1,7 @@
 """A metric's values as a few points that can be drawn: nothing that stands out is lost.
 
 Raw points are all values, or the lowest and the highest of each of some equal stretches; the smooth
-curve is the mean of each of some longer stretches, of 10 rows at 600 and more at more. Values that are NaN (skipped steps) are left
+curve is the mean of each of some longer stretches. Values that are NaN (skipped steps) are left
 out. Not for: drawing (`dist_bert.report_figures`).
 """
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 MAX_RAW_POINTS = 2_000
 MAX_MEANS = 200
-_MEANS_PER_ROOT = 2.5  # of the number of rows: short runs are smoothed, too, but keep their shape
+_MEANS_PER_ROOT = 2.5  # root of the number of rows: 600 rows are 61 means of 10
 
 
 def raw_rows(values: Floats) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ them. Its content security policy forbids the browser to load anything.
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,7 @@ def page(histories: Sequence[RunHistory]) -> str:
         _of_each("Validations", histories, report_tables.validations),
     ]
     if any(history.predictions for history in histories):
-        answered = [history for history in histories if history.predictions]
-        body.append(_of_each("Answers to the same texts", answered, report_tables.predictions))
+        body.append(_of_each("Answers to the same texts", histories, report_tables.predictions))
     body += [
         _of_each("Starts", histories, report_tables.starts),
         "<h2>Configuration</h2>" if len(histories) == 1 else "<h2>Settings that differ</h2>",
@@ -165,12 +164,14 @@ def _how_drawn(histories: Sequence[RunHistory]) -> str:
     )
 
 
-def _of_each(title: str, histories: Sequence[RunHistory], make: Any) -> str:
-    parts = [
-        (f"<h3>{html.escape(history.name)}</h3>" if len(histories) > 1 else "") + make(history)
-        for history in histories
-    ]
-    return f"<h2>{title}</h2>" + "\n".join(parts)
+def _of_each(title: str, histories: Sequence[RunHistory], make: Callable[[RunHistory], str]) -> str:
+    """A section with what `make` makes of each run; nothing of a run that has nothing."""
+    parts = [f"<h2>{title}</h2>"]
+    for history in histories:
+        if made := make(history):
+            parts += [f"<h3>{html.escape(history.name)}</h3>"] if len(histories) > 1 else []
+            parts.append(made)
+    return "\n".join(parts)
 
 
 def _data(name: str, value: Any) -> str:

@@ -26,14 +26,16 @@ def diagnose(
     figures = tmp_path / "doctor.json"
     environment = {**os.environ, "PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
-        [sys.executable, ROOT / "launch/doctor.py", "--output_dir", tmp_path / "runs/new"]
-        + ["--json", figures],
+        [
+            sys.executable, ROOT / "launch/doctor.py",
+            "--output_dir", tmp_path / "runs/new", "--json", figures,
+        ],
         env={**environment, **variables},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=150,
-    )
+    )  # fmt: skip
     assert figures.exists(), ended.stderr
     told = json.loads(figures.read_text())
     assert told["works"] == (ended.returncode == 0)
