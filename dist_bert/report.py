@@ -37,7 +37,7 @@ th { border-bottom-color: #999; }
 .swatch { display: inline-block; width: 18px; height: 4px; vertical-align: middle; }
 .plots { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px; }
 .plot { break-inside: avoid; }
-@media print { .bar { position: static; border: 0; } h2, h3, .text { break-after: avoid; }
+@media print { .bar { position: static; border: 0; } h2, h3, .bar, .text { break-after: avoid; }
                .modebar { display: none; } }
 """
 # Draws all figures anew for whatever is chosen in the bar; plotly keeps what has not changed.

@@ -126,7 +126,7 @@ class Page(HTMLParser):
         return next(row[1:] for row in self.rows if row[:1] == [name])
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "script":
+        if tag in ("script", "td", "th"):
             self._open = ""
 
 
