@@ -334,6 +334,8 @@ def _environment_problem(name: str) -> tuple[str, ...]:
             "is set though no launcher has started this: a script would wait for other ranks",
             f"unset {name}",
         )
+    if name == "MPI4PY_MPIABI" and not value:
+        return ("is empty: from mpi4py import MPI fails", f"unset {name}")
     if name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         here = [interface for _, interface in socket.if_nameindex()]
         asked = value.lstrip("=^").split(",")

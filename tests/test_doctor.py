@@ -71,6 +71,7 @@ def test_many_faults_at_once_are_all_named(tmp_path: Path) -> None:
             TMPDIR=str(tmp_path / "small"),
             GLOO_SOCKET_IFNAME="nowhere0",
             WORLD_SIZE="4",
+            MPI4PY_MPIABI="",
             SLURM_JWT="not to be shown",
         )
     assert ended.returncode == 1
@@ -84,7 +85,8 @@ def test_many_faults_at_once_are_all_named(tmp_path: Path) -> None:
     assert not findings["temporary files"]["is_fatal"]
     assert "no such network interface" in findings["GLOO_SOCKET_IFNAME"]["problem"]
     assert findings["gloo, 2 ranks"]["is_fatal"], "gloo takes the interface at its word"
-    assert findings["WORLD_SIZE"]["remedy"] == "unset WORLD_SIZE"
+    for name in ("WORLD_SIZE", "MPI4PY_MPIABI"):
+        assert findings[name]["remedy"] == f"unset {name}"
     assert "SLURM_JWT" not in findings and "not to be shown" not in ended.stdout
     assert findings["c++"]["value"].startswith("not found; needed only by")
     fatal = [line for line in ended.stdout.splitlines() if line.startswith("does not work: ")]

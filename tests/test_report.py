@@ -291,7 +291,7 @@ def test_answers_change_with_the_steps_and_are_no_markup(parsed: Page, two_runs:
     made = report_tables.predictions(read_history(two_runs[0], "base"))
     assert "<b>cat 50%</b>" in made and "<b>&lt;unk" not in made
     assert not [tag for tag, _ in parsed.tags if tag in ("i", "unk")]
-    # Three of data and code, two of JSON, none of a run's making.
+    # Figures, axes, plotly, our own: none of a run's making.
     assert sum(tag == "script" for tag, _ in parsed.tags) == 4
 
 
@@ -301,7 +301,7 @@ def test_nothing_is_loaded_from_anywhere(parsed: Page) -> None:
     assert not [tag for tag, _ in parsed.tags if tag in ("link", "iframe", "img", "object", "base")]
     (policy,) = [a["content"] for _, a in parsed.tags if "http-equiv" in a]
     assert policy is not None and policy.startswith("default-src 'none';")
-    assert "http" not in policy and "url(" not in page.__globals__["_STYLE"]
+    assert "http" not in policy and "url(" not in parsed.text  # the style is in it
     sources = [text for text in parsed.scripts.values() if "plotly.js v" in text]
     assert len(sources) == 1, "plotly's JavaScript, once"
 
