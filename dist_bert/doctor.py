@@ -179,17 +179,17 @@ def _system_name() -> str:
 
 def _devices() -> Iterator[Finding]:
     yield Finding("devices", "processor", cpu_model())
-    cores, quota = len(os.sched_getaffinity(0)), cgroup_cores()
-    limit = "" if quota is None else f", and time of {quota:g} by the cgroup"
-    yield Finding(
-        "devices",
-        "cores",
-        f"{cores} of {os.cpu_count()} allowed{limit}",
-        *(
-            (f"{cores} cores share the time of {quota:g}", "raise the container's CPU limit")
-            if quota is not None and quota < cores
-            else ()
+    cores, quota = len(os.sched_getaffinity(0)), cgroup_cores() or float("inf")
+    yield _judged(
+        Finding(
+            "devices",
+            "cores",
+            f"{cores} of {os.cpu_count()} allowed"
+            + (f", and the time of {quota:g} by the cgroup" if quota < float("inf") else ""),
         ),
+        quota < cores,
+        f"{cores} cores share the time of {quota:g}",
+        "raise the container's CPU limit",
     )
     flags = [flag for flag in _BF16_FLAGS if flag in _cpu_flags()]
     yield Finding(
@@ -216,45 +216,32 @@ def _limits() -> Iterator[Finding]:
     total, free = memory_bytes()
     limit = cgroup_memory_bytes()
     may_use = total if limit is None else min(total, limit)
-    yield Finding(
-        "limits",
-        "memory",
-        f"{total / gib:.1f} GiB, {free / gib:.1f} available"
-        + (f"; the cgroup allows {limit / gib:.1f}" if limit is not None else ""),
-        *(
-            (
-                f"{may_use / gib:.1f} GiB are less than two small ranks take",
-                "raise the container's limit, or train on one rank: deepspeed --num_gpus 1",
-            )
-            if may_use < LEAST_MEMORY_GIB * gib
-            else ()
-        ),
+    cgroup = "" if limit is None else f"; the cgroup allows {limit / gib:.1f}"
+    yield _judged(
+        Finding("limits", "memory", f"{total / gib:.1f} GiB, {free / gib:.1f} available{cgroup}"),
+        may_use < LEAST_MEMORY_GIB * gib,
+        f"{may_use / gib:.1f} GiB are less than two small ranks take",
+        "raise the container's limit, or train on one rank: deepspeed --num_gpus 1",
     )
-    shared = shared_memory_bytes()
-    yield Finding(
-        "limits",
-        "shared memory",
-        f"{shared / 2**20:,.0f} MiB in /dev/shm",
-        *(
-            (
-                f"less than {LEAST_SHARED_MEMORY_MIB} MiB: MPI and NCCL exchange through it",
-                "docker run --shm-size 8g, or mount a larger /dev/shm",
-            )
-            if shared < LEAST_SHARED_MEMORY_MIB * 2**20
-            else ()
-        ),
+    shared = shared_memory_bytes() / 2**20
+    yield _judged(
+        Finding("limits", "shared memory", f"{shared:,.0f} MiB in /dev/shm"),
+        shared < LEAST_SHARED_MEMORY_MIB,
+        f"less than {LEAST_SHARED_MEMORY_MIB} MiB: MPI and NCCL exchange through it",
+        "docker run --shm-size 8g, or mount a larger /dev/shm",
     )
     soft, hard = open_files()
-    yield Finding(
-        "limits",
-        "open files",
-        f"{soft:,} (at most {hard:,})",
-        *(
-            ("a data set of many shards needs more", f"ulimit -n {min(hard, 65_536)}")
-            if soft < LEAST_OPEN_FILES
-            else ()
-        ),
+    yield _judged(
+        Finding("limits", "open files", f"{soft:,} (at most {hard:,})"),
+        soft < LEAST_OPEN_FILES,
+        "every shard that is mapped takes one",
+        f"ulimit -n {min(hard, 65_536)}",
     )
+
+
+def _judged(finding: Finding, is_bad: bool, problem: str, remedy: str) -> Finding:
+    """The finding, with a warning where it is bad."""
+    return dataclasses.replace(finding, problem=problem, remedy=remedy) if is_bad else finding
 
 
 def _disks(output_dir: str) -> Iterator[Finding]:
@@ -266,11 +253,7 @@ def _disks(output_dir: str) -> Iterator[Finding]:
         )
         temporary = ""
     asked = os.environ.get("TMPDIR", "")
-    if (
-        temporary
-        and asked
-        and not os.path.samefile(temporary, asked if os.path.isdir(asked) else "/")
-    ):
+    if temporary and asked and os.path.realpath(asked) != os.path.realpath(temporary):
         yield Finding(
             "disks",
             "$TMPDIR",
@@ -291,7 +274,8 @@ def _disk(name: str, folder: str) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     value = f"{free:,.1f} GiB free on the disk of {folder}"
     if not os.access(folder, os.W_OK):
-        return Finding("disks", name, value, "is not writable", "give another folder", True)
+        is_fatal = name != "current folder"  # where nothing need be written
+        return Finding("disks", name, value, "is not writable", "give another folder", is_fatal)
     if free < LEAST_DISK_GIB:
         return Finding(
             "disks",
@@ -323,13 +307,14 @@ def _tools() -> Iterator[Finding]:
 def _environment() -> Iterator[Finding]:
     for name in sorted(os.environ):
         if name.startswith(_VARIABLES) and not any(secret in name for secret in _SECRETS):
-            yield Finding("environment", name, os.environ[name], *_environment_problem(name))
+            problem, remedy = _environment_problem(name)
+            yield Finding("environment", name, os.environ[name], problem, remedy)
 
 
-def _environment_problem(name: str) -> tuple[str, ...]:
-    """What is wrong with a variable, and the remedy; empty if nothing is."""
+def _environment_problem(name: str) -> tuple[str, str]:
+    """What is wrong with a variable, and the remedy; both empty if nothing is."""
     value = os.environ[name]
-    if name in ("RANK", "WORLD_SIZE") and value not in ("0" if name == "RANK" else "1"):
+    if value != {"RANK": "0", "WORLD_SIZE": "1"}.get(name, value):
         return (
             "is set though no launcher has started this: a script would wait for other ranks",
             f"unset {name}",
@@ -343,7 +328,7 @@ def _environment_problem(name: str) -> tuple[str, ...]:
             i == a or (name.startswith("NCCL") and i.startswith(a)) for a in asked for i in here
         ):
             return (f"there is no such network interface, only {', '.join(here)}", f"unset {name}")
-    return ()
+    return "", ""
 
 
 def _trial(name: str, run: Callable[[], tuple[str, str, str]]) -> Iterator[Finding]:
