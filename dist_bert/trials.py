@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 TIME_LIMIT_SECONDS = 60.0  # a cold disk takes half a minute to give torch
 _INSTALL = "pip install -c constraints.txt -e . in the repository, with this python"
@@ -132,11 +133,11 @@ def try_gloo() -> Outcome:
     return f"all_reduce: {seconds:.1f} s", "", ""
 
 
-def _python(program: str, *arguments: str) -> tuple[float, dict | str]:  # type: ignore[type-arg]
+def _python(program: str, *arguments: str) -> tuple[float, dict[str, Any] | str]:
     return _answer([sys.executable, "-c", program, *arguments])
 
 
-def _answer(command: Sequence[str]) -> tuple[float, dict | str]:  # type: ignore[type-arg]
+def _answer(command: Sequence[str]) -> tuple[float, dict[str, Any] | str]:
     """Seconds, and the JSON of the last line that a command prints, or how it failed."""
     start = time.monotonic()
     output, problem = _end(_start(command), start + TIME_LIMIT_SECONDS)
