@@ -86,9 +86,12 @@ def predictions(history: RunHistory) -> str:
         by_text.setdefault(row["text"], []).append(row)
     parts = []
     for text, rows in by_text.items():
-        expected = [piece.lstrip("▁") for piece in rows[-1]["expected"]]
+        expected = rows[-1]["expected"]
         shown = [rows[i] for i in spread(len(rows), MAX_PREDICTION_STEPS)]
-        header = ["step", *(f"[MASK] {i}: {piece}" for i, piece in enumerate(expected, start=1))]
+        header = [
+            "step",
+            *(f"[MASK] {i}: {_bare(piece)}" for i, piece in enumerate(expected, start=1)),
+        ]
         body = [
             [
                 cell(f"{row['step']:,}"),
@@ -191,10 +194,14 @@ def _validation_standing(history: RunHistory) -> dict[str, str]:
 def _answers(answers: Sequence[dict[str, Any]], expected: str) -> str:
     marked = []
     for answer in answers:
-        piece = answer["piece"].lstrip("▁")
-        text = f"{html.escape(piece)} {answer['probability']:.0%}"
-        marked.append(f"<b>{text}</b>" if piece == expected else text)
+        text = f"{html.escape(_bare(answer['piece']))} {answer['probability']:.0%}"
+        marked.append(f"<b>{text}</b>" if answer["piece"] == expected else text)
     return f"<td>{' · '.join(marked)}</td>"
+
+
+def _bare(piece: str) -> str:
+    """A piece without the sign of a space before it, unless it is nothing else."""
+    return piece.lstrip("▁") or piece
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
