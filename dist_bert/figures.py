@@ -13,11 +13,18 @@ _CPU_INFO = Path("/proc/cpuinfo")  # of Linux; other systems name the processor 
 def machine() -> dict[str, str | int]:
     """Processor, number of cores that this process may use, and versions."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in _PACKAGES},
     }
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -52,9 +59,3 @@ def _aligned(cells: list[str], widths: Iterable[int]) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _cpu_model() -> str:
-    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -68,6 +68,7 @@ def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
         "evaluate": ("--checkpoint", "c", "--shards", "d"),
         "fill_mask": ("--checkpoint", "c", "a [MASK]"),
         "embed": ("--checkpoint", "c", "a"),
+        "report": ("r",),
         "save_weights": ("--checkpoint", "c", "--output", "f"),
     }
     ended = launch(script, *needed.get(script.stem, ()), "--no_such_flag")

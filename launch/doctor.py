@@ -1,0 +1,45 @@
+"""Looks at this machine: versions, devices, limits, MPI, gloo; says what would not work, and why.
+
+python launch/doctor.py
+
+Exit code 0: preparing, training and resuming work, if perhaps with warnings. 1: they do not.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from dist_bert.cli import Parser, run
+from dist_bert.errors import UserError
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Examines the machine, prints what was found and writes it as JSON where asked."""
+    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: its folder does not exist; make it first")
+    if arguments.dry_run:
+        print(json.dumps({"output_dir": arguments.output_dir, "json": arguments.json}, indent=2))
+        return 0
+    from dist_bert.doctor import examine, report, works
+    from dist_bert.files import write_json
+
+    findings = examine(arguments.output_dir)
+    print(report(findings))
+    if arguments.json:
+        rows = [dataclasses.asdict(finding) for finding in findings]
+        write_json(arguments.json, {"works": works(findings), "findings": rows})
+    return 0 if works(findings) else 1
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--output_dir",
+        default="runs/pretrain",
+        metavar="DIR",
+        help="where runs will be written (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the findings here")
+    parser.add_argument("--dry_run", action="store_true", help="print the settings and stop")
+    run(main, parser.parse_args())

@@ -1,0 +1,37 @@
+"""Writes one HTML file with the curves and figures of one or several runs, side by side.
+
+python launch/report.py runs/pretrain runs/other --output report.html
+
+It opens in any browser without a network. A run may still be training.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from dist_bert.cli import Parser, run
+from dist_bert.errors import UserError
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Reads the runs and writes the report."""
+    if not Path(arguments.output).resolve().parent.is_dir():
+        raise UserError(f"--output {arguments.output}: its folder does not exist; make it first")
+    if arguments.dry_run:
+        print(json.dumps({"runs": arguments.run, "output": arguments.output}, indent=2))
+        return
+    from dist_bert.report import write_report
+
+    write_report(arguments.run, arguments.output)
+    size = Path(arguments.output).stat().st_size
+    print(f"{arguments.output}: {size / 1e6:.1f} MB, open it in a browser")
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--output", default="report.html", metavar="FILE", help="(default: %(default)s)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print what would be read and stop")
+    run(main, parser.parse_args())
