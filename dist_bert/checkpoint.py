@@ -8,6 +8,7 @@ move. Every function here is called by all ranks together.
 
 import contextlib
 import dataclasses
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from dist_bert.run_dir import (
     WEIGHTS_NAME,
     checkpoints_newest_first,
 )
+
+_LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.console`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +195,7 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
             return reader
         damaged.append(f"{path.name}: {problem}")
         if rank == 0:
-            print(f"warning: {path} is damaged and put aside: {damaged[-1]}", flush=True)
+            _LOG.warning("%s is damaged and put aside: %s", path, damaged[-1])
             path.rename(path.with_name(f"{DAMAGED_PREFIX}{path.name}"))
     if damaged:
         raise UserError(

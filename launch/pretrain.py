@@ -12,6 +12,7 @@ import os
 
 from dist_bert.cli import Parser, is_first_rank, run
 from dist_bert.config import ModelConfig, RunConfig, add_flags
+from dist_bert.console import Console
 from dist_bert.interrupts import Interrupts
 
 
@@ -27,9 +28,11 @@ def main(arguments: argparse.Namespace) -> int:
     interrupts = Interrupts(job.run.max_minutes)
     interrupts.catch_signals()
     interrupts.follow_launcher()
+    console = Console()
+    console.take_over_warnings()
     from dist_bert.pretrain import pretrain  # takes seconds
 
-    return pretrain(job, interrupts)
+    return pretrain(job, interrupts, console)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,17 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
-        ("errors", "figures", "files", "hashing", "interrupts", "prefetch"),
+        ("console", "errors", "figures", "files", "hashing", "interrupts", "prefetch"),
         ("agreement", "cli", "config", "guard", "heartbeat", "masking", "run_dir", "watchdog"),
         ("tokenizer_config", "shard_format", "metrics", "model", "optim", "flops", "weight_source"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files"),
         ("data",),
         ("deepspeed_config", "loader_benchmark"),
         ("inference", "fragments"),
-        ("job", "evaluate", "fill_mask", "checkpoint", "initial_weights"),
-        ("engine",),
+        ("job", "evaluate", "fill_mask", "checkpoint", "initial_weights", "predictions"),
+        ("engine", "assembly", "run_record"),
         ("progress",),
-        ("pretrain",),
+        ("preflight", "pretrain"),
     ),
     "data_prep": (
         ("inputs", "pairs", "prepare_config", "progress", "sentences", "workers"),
@@ -65,6 +65,7 @@ HOMES = {
     "sentencepiece": {"dist_bert.tokenizer", "data_prep.benchmark"},
     "tensorboard": {"dist_bert.metrics"},
     "torch.utils.tensorboard": {"dist_bert.metrics"},
+    "tqdm": {"dist_bert.console"},
     "warcio": {"data_prep.readers.wet"},
     "webdataset": {"dist_bert.loader_benchmark"},
     "zstandard": {"data_prep.readers.source"},
@@ -72,6 +73,7 @@ HOMES = {
 # Not even through what they import: preparation, configuration and every refusal come at once.
 TORCHLESS = {
     *SHARED,
+    "console",
     "interrupts",
     "data",
     "reader",
