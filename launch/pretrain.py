@@ -18,9 +18,16 @@ from dist_bert.interrupts import Interrupts
 
 def main(arguments: argparse.Namespace) -> int:
     """Resolves the job, then trains; returns the exit code: 0, or 85 if it was interrupted."""
-    from dist_bert.job import PretrainingJob
+    from dist_bert.job import Examination
 
-    job = PretrainingJob.from_arguments(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    console = Console()
+    console.take_over_warnings()
+    examination = Examination.of(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    if arguments.check:
+        from dist_bert.preflight import check  # takes seconds
+
+        return check(examination, console)
+    job = examination.require_job()
     if arguments.dry_run:
         if is_first_rank():
             print(json.dumps(job.resolved(), indent=2))
@@ -28,8 +35,6 @@ def main(arguments: argparse.Namespace) -> int:
     interrupts = Interrupts(job.run.max_minutes)
     interrupts.catch_signals()
     interrupts.follow_launcher()
-    console = Console()
-    console.take_over_warnings()
     from dist_bert.pretrain import pretrain  # takes seconds
 
     return pretrain(job, interrupts, console)
@@ -49,6 +54,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("--config", metavar="FILE", help="run JSON (default: the flags' defaults)")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved job and stop")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="try everything that the run will do, in about a minute, list all problems and stop",
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     add_flags(parser, RunConfig)
     add_flags(parser, ModelConfig)

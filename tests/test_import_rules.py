@@ -28,7 +28,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("job", "evaluate", "fill_mask", "checkpoint", "initial_weights", "predictions"),
         ("engine", "assembly", "run_record"),
         ("progress",),
-        ("preflight", "pretrain"),
+        ("pretrain", "rehearsal"),
+        ("preflight",),
     ),
     "data_prep": (
         ("inputs", "pairs", "prepare_config", "progress", "sentences", "workers"),

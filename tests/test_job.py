@@ -10,7 +10,7 @@ import pytest
 
 from dist_bert.config import ModelConfig, RunConfig, add_flags
 from dist_bert.errors import UserError
-from dist_bert.job import PretrainingJob
+from dist_bert.job import Examination, PretrainingJob
 from tests.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
 
 DEEPSPEED = {
@@ -49,7 +49,7 @@ def make_job(
         f"--shards={folder / 'shards'}",
         *flags,
     ]
-    return PretrainingJob.from_arguments(parser.parse_args(arguments), world_size)
+    return Examination.of(parser.parse_args(arguments), world_size).require_job()
 
 
 def refusal(folder: Path, *flags: str, **others: Any) -> str:
