@@ -170,7 +170,7 @@ class Rehearsal:
         dist.barrier()  # all have read: the folder may go
         self._free_bytes = shutil.disk_usage(folder).free + self._checkpoint_bytes
         self._say(
-            f"checked  a checkpoint of {self._checkpoint_bytes / _GIB:.3g} GiB: saved in"
+            f"checked  a checkpoint of {_size(self._checkpoint_bytes)}: saved in"
             f" {self._save_seconds:.3g} s, loaded and compared bit for bit"
         )
         return [] if is_equal else [f"{folder}: a loaded checkpoint is not what was saved"]
@@ -190,7 +190,7 @@ class Rehearsal:
         # Those that are kept, the best one, the one that is being written.
         needed = (run.keep_checkpoints + 2) * self._checkpoint_bytes
         available = self._free_bytes + _bytes_below(Path(run.output_dir) / CHECKPOINTS_NAME)
-        figures = f"{needed / _GIB:.3g} GiB for checkpoints, {available / _GIB:.3g} GiB"
+        figures = f"{_size(needed)} for checkpoints, {_size(available)}"
         self._say(f"estimate {figures} available")
         if needed <= available:
             return []
@@ -219,6 +219,10 @@ def _leave_out(state: TrainState) -> None:
 def _bits(tensor: Tensor) -> Tensor:
     """A copy on the CPU that is equal only to what is bit for bit: NaN to itself, 0 not to -0."""
     return tensor.to("cpu", copy=True).view(torch.int32)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.1f} GiB" if num_bytes >= _GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _bytes_below(folder: Path) -> int:
