@@ -136,7 +136,7 @@ def test_a_checkpoint_that_does_not_fit_and_a_section_that_deepspeed_refuses(
     found = errors(
         check(
             tmp_path / "c", data_set, "--output_dir", run_dir, "--seed", "7",
-            "--num_train_steps", "14", data_types={"grad_accum_dtyp": "fp32"},
+            zero_optimization={"stage": 1, "typo": 1},
         )
     )  # fmt: skip
     expected = [

@@ -220,12 +220,12 @@ def test_the_answers_to_fixed_sentences_are_the_models(trained: Path, data_set: 
     rows = [row for row in read_rows(trained / "predictions.jsonl") if row["step"] == 14]
     assert len(rows) == 6
     lengths = []
-    for row in rows:
-        assert row["text"].count("[MASK]") == len(row["expected"]) == len(row["answers"])
-        length, pieces, probabilities = told[tuple(row["expected"])]
+    for asked in rows:
+        assert asked["text"].count("[MASK]") == len(asked["expected"]) == len(asked["answers"])
+        length, pieces, probabilities = told[tuple(asked["expected"])]
         lengths.append(length)
-        assert [[answer["piece"] for answer in mask] for mask in row["answers"]] == pieces
-        found = [answer["probability"] for mask in row["answers"] for answer in mask]
+        assert [[answer["piece"] for answer in mask] for mask in asked["answers"]] == pieces
+        found = [answer["probability"] for mask in asked["answers"] for answer in mask]
         assert found == pytest.approx(probabilities, abs=2e-6)
     assert lengths == sorted(lengths) and 16 <= lengths[0] < lengths[-1] < 30
 
