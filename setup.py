@@ -38,6 +38,7 @@ setup(
         "mpi4py>=4.0",
         "mpich>=5.0",  # an MPI without root; a cluster's own is used when its mpiexec comes first
         "tensorboard>=2.19",
+        "tqdm>=4.66",
         "webdataset>=1.0.2",  # reads the shards too: docs/data-format.md
     ],
     extras_require={

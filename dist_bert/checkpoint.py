@@ -8,6 +8,7 @@ move. Every function here is called by all ranks together.
 
 import contextlib
 import dataclasses
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from dist_bert.run_dir import (
     WEIGHTS_NAME,
     checkpoints_newest_first,
 )
+
+_LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.console`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,7 @@ def load(
     reader = _newest_whole(run_dir)
     if reader is None:
         return TrainState()
-    saved = {**reader.contents["identity"], **{name: identity[name] for name in may_differ}}
-    check_identity(reader.folder, saved, identity)
+    check_identity(reader, identity, may_differ)
     fragments.create_states(engine)
     for fragment in fragments.fragments(engine):
         for what, values in fragment.tensors.items():
@@ -123,12 +125,41 @@ def load(
     return TrainState(**reader.contents["state"])
 
 
-def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+def examine(
+    run_dir: str | Path, identity: dict[str, Any], may_differ: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """What a resume would find, without changing anything; the arguments are those of `load`.
+
+    Returns:
+        The path of the newest checkpoint, "" where there is none, and all that is wrong with it.
+    """
+    newest = next(iter(checkpoints_newest_first(run_dir)), None)
+    if newest is None:
+        return "", []
+    problems = []
+    try:
+        reader = CheckpointReader(newest)
+    except UserError as error:
+        return str(newest), [str(error)]
+    problem = _first_problem(_damage(reader))
+    if problem:
+        problems.append(f"{newest}: is damaged ({problem}): a start would put it aside")
+    try:
+        check_identity(reader, identity, may_differ)
+    except UserError as error:
+        problems.append(str(error))
+    return str(newest), problems
+
+
+def check_identity(
+    reader: CheckpointReader, current: dict[str, Any], may_differ: Sequence[str] = ()
+) -> None:
     """Refuses to mix two runs.
 
     Raises:
         UserError: names every fact in which the checkpoint differs from the run.
     """
+    saved = {**reader.contents["identity"], **{name: current[name] for name in may_differ}}
     differences = [
         f"{key} is {current.get(key)!r}, the checkpoint has {saved.get(key)!r}"
         for key in sorted(saved.keys() | current.keys())
@@ -136,8 +167,8 @@ def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -
     ]
     if differences:
         raise UserError(
-            f"{path}: cannot resume: {'; '.join(differences)}. Use the same settings, or another"
-            " --output_dir for a new run"
+            f"{reader.folder}: cannot resume: {'; '.join(differences)}. Use the same settings, or"
+            " another --output_dir for a new run"
         )
 
 
@@ -177,28 +208,32 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     damaged = []
     for path in checkpoints_newest_first(run_dir):
         problem = ""
         try:
             reader = CheckpointReader(path)
-            own = reader.files[rank::world_size]  # hashing is shared out
-            problem = next(filter(None, (file.problem(path) for file in own)), "")
+            problem = _damage(reader)
         except UserError as error:
             problem = str(error)
         problem = _first_problem(problem)
         if not problem:
             return reader
         damaged.append(f"{path.name}: {problem}")
-        if rank == 0:
-            print(f"warning: {path} is damaged and put aside: {damaged[-1]}", flush=True)
+        if dist.get_rank() == 0:
+            _LOG.warning("%s is damaged and put aside: %s", path, damaged[-1])
             path.rename(path.with_name(f"{DAMAGED_PREFIX}{path.name}"))
     if damaged:
         raise UserError(
             f"{run_dir}: no checkpoint is whole ({'; '.join(damaged)}); give another --output_dir"
         )
     return None
+
+
+def _damage(reader: CheckpointReader) -> str:
+    """What is wrong with this rank's share of a checkpoint's files; empty if nothing is."""
+    own = reader.files[dist.get_rank() :: dist.get_world_size()]  # hashing is shared out
+    return next(filter(None, (file.problem(reader.folder) for file in own)), "")
 
 
 def _full_shape(parameter: Any) -> torch.Size:

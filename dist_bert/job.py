@@ -6,15 +6,19 @@ No torch here, so `--dry_run` and every refusal come at once. Not for: running i
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.errors import UserError
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import TOKENIZER_NAME, Manifest
 from dist_bert.weight_source import WeightSource
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +29,6 @@ class PretrainingJob:
     run: RunConfig
     deepspeed: DeepSpeedConfig
     manifest: Manifest
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace, world_size: int) -> "PretrainingJob":
-        """Resolves the command line of launch/pretrain.py.
-
-        Raises:
-            UserError: the first configuration that is wrong, with all that is wrong in it.
-        """
-        run = resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments))
-        model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
-        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size)
-        job = cls(model, run, deepspeed, Manifest.load(run.shards))
-        raise_all("pretraining", job._problems())
-        return job
 
     @property
     def tokenizer_path(self) -> Path:
@@ -79,7 +69,8 @@ class PretrainingJob:
         """Facts of the identity in which a checkpoint may differ, because the run says so."""
         return ["train_batch_size"] if self.run.change_batch_size else []
 
-    def _problems(self) -> list[str]:
+    def problems(self) -> list[str]:
+        """All in which its parts do not fit each other."""
         problems = []
         vocab_size = self.manifest.tokenizer["vocab_size"]
         if self.model.vocab_size < vocab_size:
@@ -106,3 +97,47 @@ class PretrainingJob:
                 " one there, or prepare the shards again"
             )
         return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """What a command line of launch/pretrain.py amounts to; what is wrong is None and a problem."""
+
+    run: RunConfig | None
+    manifest: Manifest | None
+    job: PretrainingJob | None
+    problems: list[str]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, world_size: int) -> "Examination":
+        """Resolves a command line as far as it can be."""
+        problems: list[str] = []
+
+        def attempt(make: Callable[[], T]) -> T | None:
+            try:
+                return make()
+            except UserError as error:
+                problems.append(str(error))
+                return None
+
+        run = attempt(lambda: resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments)))
+        model = attempt(
+            lambda: resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
+        )
+        deepspeed = attempt(lambda: DeepSpeedConfig.load(arguments.deepspeed_config, world_size))
+        manifest = attempt(lambda: Manifest.load(run.shards)) if run else None
+        job = None
+        if run and model and deepspeed and manifest:
+            job = PretrainingJob(model, run, deepspeed, manifest)
+            attempt(lambda: raise_all("pretraining", job.problems()))
+        return cls(run, manifest, job, problems)
+
+    def require_job(self) -> PretrainingJob:
+        """The job.
+
+        Raises:
+            UserError: all that is wrong with it.
+        """
+        if self.job is None or self.problems:
+            raise UserError("; ".join(self.problems))
+        return self.job

@@ -1,8 +1,5 @@
 """Pretraining, assembled: shards, model, engine, checkpoint, loop. See launch/pretrain.py."""
 
-import importlib.metadata
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +9,11 @@ import torch.distributed as dist
 
 from dist_bert import checkpoint, files
 from dist_bert.agreement import Agreement
+from dist_bert.assembly import new_model, training_stream
 from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
-from dist_bert.data import (
-    WINDOW_BLOCKS,
-    FreshMasks,
-    MicroBatch,
-    SampleOrder,
-    StepBatch,
-    count_validation_samples,
-    piece_counts,
-    training_batches,
-    validation_batches,
-)
+from dist_bert.console import Console
+from dist_bert.data import MicroBatch, count_validation_samples, validation_batches
 from dist_bert.engine import (
     build_engine,
     shut_down,
@@ -34,9 +23,7 @@ from dist_bert.engine import (
     validation_is_due,
 )
 from dist_bert.errors import UserError
-from dist_bert.hashing import hash64
 from dist_bert.heartbeat import Heartbeat
-from dist_bert.initial_weights import load_initial_weights
 from dist_bert.interrupts import (
     INTERRUPTED_EXIT_CODE,
     INTERRUPTED_NAME,
@@ -45,20 +32,18 @@ from dist_bert.interrupts import (
     end_with_error,
 )
 from dist_bert.job import PretrainingJob
-from dist_bert.metrics import MetricsWriter, read_metrics
-from dist_bert.model import BertForPreTraining
+from dist_bert.metrics import read_metrics
+from dist_bert.predictions import FixedSentences
 from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
 from dist_bert.reader import SampleReader
-from dist_bert.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, TOKENIZER_NAME, latest_checkpoint
+from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, latest_checkpoint
+from dist_bert.run_record import open_run
 from dist_bert.tokenizer import Tokenizer
 from dist_bert.watchdog import Watchdog
-from dist_bert.weight_source import WeightSource
-
-_VERSIONS_KEPT = ("torch", "deepspeed", "numpy", "sentencepiece")
 
 
-def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
+def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> int:
     """Trains until the last step, going on from the latest checkpoint where there is one.
 
     Called by every rank of the launcher.
@@ -66,6 +51,7 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
     Args:
         job: what to train.
         interrupts: notes the reasons to stop earlier.
+        console: of this rank.
 
     Returns:
         The exit code: 0, or `INTERRUPTED_EXIT_CODE` when the same job is to be started again.
@@ -85,21 +71,16 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
         start_distributed(run.timeout_seconds)
         heartbeat = Heartbeat(run.heartbeat_seconds)
         watchdog.beat("making model and engine")
-        engine = build_engine(_new_model(job, training), job.deepspeed)
+        engine = build_engine(new_model(job, training, console.say), job.deepspeed)
         watchdog.beat("loading the checkpoint")
         state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
         watchdog.beat("starting the loop")
-        writer = _open_run(job, state) if dist.get_rank() == 0 else None
-        rows = read_metrics(run.output_dir) if dist.get_rank() == 0 and state.step else []
-        progress = Progress(
-            engine, job.model, run, training.has_pairs, writer, _skipped_steps(rows)
-        )
         stop = Agreement(lambda: interrupts.noted)
-        parts = _Parts(job, engine, held_out, progress, stop, watchdog)
+        parts = _Parts(job, engine, state, training.has_pairs, held_out, stop, watchdog, console)
         stop.begin()
-        if not stop.end() and _lacks_validation(rows, state, run):
+        if not stop.end() and parts.lacks_validation(state):
             parts.validate(state)  # the one during which the run was interrupted
-        batches = prefetch(_training_stream(job, training, state))
+        batches = prefetch(training_stream(job, training, state))
         state = train(
             engine,
             batches,
@@ -108,30 +89,34 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts) -> int:
             job.deepspeed.peak_lr,
             stop=stop,
             beat=watchdog.beat,
-            report=progress.add,
+            report=parts.progress.add,
             validate=parts.validate,
             save=parts.save,
             roll_back=parts.roll_back,
         )
         batches.close()
         watchdog.beat("ending")
-        if writer is not None:
-            writer.close()
+        parts.close()
         if state.step == run.num_train_steps:
             checkpoint.write_weights(run.output_dir)
-        _tell_end(run, state, stop.reason)
+        _tell_end(run, state, stop.reason, console)
         heartbeat.stop()
         dist.barrier()  # a rank that still beats would miss those that have left
-    except UserError:  # raised by all ranks together; after any other error the peers may hang
+    except UserError as error:  # raised by all ranks together; after any other one peers may hang
+        console.note(f"error: {error}")
+        console.close()
         watchdog.stop()
         if heartbeat is not None:
             heartbeat.stop()
         shut_down(engine)
         raise
     except Exception as error:
+        console.note(f"error: rank 0 failed: {type(error).__name__}: {error}")
+        console.close()
         end_with_error(error)
     shut_down(engine)
     watchdog.stop()
+    console.close()
     return INTERRUPTED_EXIT_CODE if stop.reason else 0
 
 
@@ -142,36 +127,68 @@ class _Parts:
         self,
         job: PretrainingJob,
         engine: Any,
+        state: TrainState,
+        has_pairs: bool,
         held_out: SampleReader,
-        progress: Progress,
         stop: Agreement,
         watchdog: Watchdog,
+        console: Console,
     ) -> None:
+        """Opens the run's folder, and says where the run begins."""
         self._job = job
         self._engine = engine
         self._held_out = held_out
-        self._progress = progress
         self._stop = stop
         self._watchdog = watchdog
+        self._console = console
+        self._sentences = FixedSentences(held_out, Tokenizer(job.tokenizer_path))
         self._validation_losses: dict[int, float] = {}  # of the last step that had a validation
         self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
+        run = job.run
+        is_first = dist.get_rank() == 0
+        self._writer = open_run(job, state) if is_first else None
+        self._rows = read_metrics(run.output_dir) if is_first and state.step else []
+        self.progress = Progress(
+            engine, job.model, run, has_pairs, self._writer, console, _skipped_steps(self._rows)
+        )
+        if is_first:
+            console.open_log(Path(run.output_dir) / LOG_NAME)
+        console.say(_first_line(job, state, engine.device))
+        console.start_bar(run.num_train_steps, state.step)
+
+    def lacks_validation(self, state: TrainState) -> bool:
+        """Whether the checkpoint's validation was interrupted; on all ranks, by rank 0's rows."""
+        if not (state.step and validation_is_due(state.step, self._job.run)):
+            return False
+        is_written = any(
+            row["step"] == state.step and "validation/mlm_loss" in row for row in self._rows[-2:]
+        )
+        answer = [is_written]
+        dist.broadcast_object_list(answer, src=0)
+        return not answer[0]
+
+    def close(self) -> None:
+        """Ends the run's files."""
+        if self._writer is not None:
+            self._writer.close()
 
     def validate(self, state: TrainState) -> None:
-        """Writes the scores on held-out samples, unless a stop is agreed on meanwhile."""
-        self._progress.flush()
+        """Writes scores and answers on held-out samples, unless a stop is agreed on meanwhile."""
+        self.progress.flush()
         run, shape = self._job.run, self._job.deepspeed.batch_shape
         batches = validation_batches(self._held_out, shape, dist.get_rank(), run.validation_samples)
         doing = f"in the validation at step {state.step:,}"
         metrics = validate(self._engine, self._stop.until_stop(self._watched(batches, doing)))
         if not self._stop.reason:
-            loss = self._progress.validation(state.step, metrics)
+            predictions = self._sentences.ask(self._engine)
+            loss = self.progress.validation(state.step, metrics, predictions)
             self._validation_losses = {state.step: loss}
-        self._progress.restart_clock()
+        self.progress.restart_clock()
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint."""
         run = self._job.run
-        self._progress.flush()  # a resumed run writes only what follows its checkpoint
+        self.progress.flush()  # a resumed run writes only what follows its checkpoint
         self._watchdog.beat(f"saving step {state.step:,}")
         checkpoint.save(
             self._engine,
@@ -182,9 +199,9 @@ class _Parts:
             self._validation_losses.get(state.step),
         )
         self._watchdog.beat(f"behind step {state.step:,}")
-        _say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")
+        self._console.say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")
         self._has_rolled_back = False
-        self._progress.restart_clock()
+        self.progress.restart_clock()
 
     def roll_back(self, state: TrainState) -> None:
         """Takes back all updates since the last checkpoint; step and position in the data go on.
@@ -195,7 +212,7 @@ class _Parts:
         Raises:
             UserError: that did not help, or there is no checkpoint.
         """
-        self._progress.flush()
+        self.progress.flush()
         run = self._job.run
         size = self._job.deepspeed.batch_shape.global_batch_size
         first = state.samples - run.max_skipped_steps * size
@@ -212,7 +229,7 @@ class _Parts:
         job = self._job
         from_state = checkpoint.load(self._engine, run.output_dir, job.identity(), job.may_differ)
         self._has_rolled_back = True
-        _say(
+        self._console.say(
             f"{problem}: going on behind them with the weights of step {from_state.step:,};"
             f" the updates since then are taken back"
         )
@@ -229,80 +246,26 @@ def _skipped_steps(rows: list[dict[str, float]]) -> int:
     return int(next(counts, 0))
 
 
-def _lacks_validation(rows: list[dict[str, float]], state: TrainState, run: RunConfig) -> bool:
-    """Whether the checkpoint's validation was interrupted; on all ranks, by the rows of rank 0."""
-    if not (state.step and validation_is_due(state.step, run)):
-        return False
-    is_written = any(r["step"] == state.step and "validation/mlm_loss" in r for r in rows[-2:])
-    answer = [is_written]
-    dist.broadcast_object_list(answer, src=0)
-    return not answer[0]
+def _first_line(job: PretrainingJob, state: TrainState, device: torch.device) -> str:
+    """What begins."""
+    shape = job.deepspeed.batch_shape
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    return (
+        f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
+        f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
+        f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
+        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {job.deepspeed.precision},"
+        f" on {name}"
+    )
 
 
-def _tell_end(run: RunConfig, state: TrainState, reason: int) -> None:
+def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) -> None:
     """Rank 0 says that the run is done or, also in a file for batch scripts, interrupted."""
     if reason and dist.get_rank() == 0:
         text = f"stopped at step {state.step:,} of {run.num_train_steps:,}: {REASONS[reason]}"
         files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
-        print(f"{text}; the same command goes on from the last checkpoint", flush=True)
+        console.say(f"{text}; the same command goes on from the last checkpoint")
     elif not reason:
-        _say(f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens")
-
-
-def _new_model(job: PretrainingJob, reader: SampleReader) -> BertForPreTraining:
-    """The model at step 0, the same on all ranks."""
-    run = job.run
-    torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
-    model = BertForPreTraining(job.model)
-    model.encoder.activation_checkpointing = run.activation_checkpointing
-    has_mlm_head = False
-    if run.init_from and latest_checkpoint(run.output_dir) is None:
-        loaded = load_initial_weights(model, job.model, WeightSource.find(run.init_from))
-        has_mlm_head = loaded.has_mlm_head
-        _say(loaded.description)
-    if not has_mlm_head:
-        counts = piece_counts(reader, job.manifest.tokenizer["vocab_size"], WINDOW_BLOCKS)
-        model.start_from_frequencies(torch.from_numpy(counts))
-    return model
-
-
-def _training_stream(
-    job: PretrainingJob, reader: SampleReader, state: TrainState
-) -> Iterator[StepBatch]:
-    """This rank's steps from where the run stands."""
-    order = SampleOrder(reader.shard_of_block, reader.block_sizes, job.run.seed)
-    fresh_masks = None
-    if job.run.masks == "fresh":
-        tokenizer = Tokenizer(job.tokenizer_path)
-        config = job.manifest.config
-        vocabulary = tokenizer.masking_vocabulary(config["whole_words"], config["mean_span_length"])
-        fresh_masks = FreshMasks(vocabulary, job.run.seed)
-    shape = job.deepspeed.batch_shape
-    return training_batches(reader, order, shape, dist.get_rank(), state.samples, fresh_masks)
-
-
-def _open_run(job: PretrainingJob, state: TrainState) -> MetricsWriter:
-    """Rank 0: the run's folder with all that its use needs later, and its metrics."""
-    run_dir = Path(job.run.output_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / INTERRUPTED_NAME).unlink(missing_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONS_KEPT}
-    resolved: dict[str, Any] = {**job.resolved(), "versions": versions}
-    files.write_json(run_dir / CONFIG_NAME, resolved)
-    shutil.copyfile(job.tokenizer_path, run_dir / TOKENIZER_NAME)
-    writer = MetricsWriter(run_dir, state.step)
-    writer.text(state.step, "config", f"```json\n{json.dumps(resolved, indent=2)}\n```")
-    shape = job.deepspeed.batch_shape
-    print(
-        f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
-        f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
-        f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
-        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {job.deepspeed.precision}",
-        flush=True,
-    )
-    return writer
-
-
-def _say(text: str) -> None:
-    if dist.get_rank() == 0:
-        print(text, flush=True)
+        console.say(
+            f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens"
+        )

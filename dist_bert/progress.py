@@ -7,15 +7,18 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dist_bert.config import ModelConfig, RunConfig
+from dist_bert.console import Console
 from dist_bert.engine import StepRecord
 from dist_bert.flops import peak_flops, training_flops
 from dist_bert.metrics import MetricsWriter, scores_of
+from dist_bert.predictions import Prediction, as_table
 
 
 class Progress:
@@ -28,6 +31,7 @@ class Progress:
         run: RunConfig,
         has_pairs: bool,
         writer: MetricsWriter | None,
+        console: Console,
         num_skipped: int = 0,
     ) -> None:
         """Measures the device's peak where it is not known.
@@ -38,6 +42,7 @@ class Progress:
             run: gives the log interval and the number of steps.
             has_pairs: whether samples have a next-sentence label.
             writer: on rank 0; None elsewhere.
+            console: of this rank.
             num_skipped: steps that were skipped so far, on rank 0.
         """
         self._engine = engine
@@ -45,6 +50,7 @@ class Progress:
         self._run = run
         self._has_pairs = has_pairs
         self._writer = writer
+        self._console = console
         self._num_skipped = num_skipped
         dtype = next(engine.module.parameters()).dtype
         self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
@@ -62,12 +68,12 @@ class Progress:
         if record.is_skipped and self._writer is not None:
             self._num_skipped += 1
             first = record.state.samples - record.batch.num_samples
-            print(
+            self._console.say(
                 f"step {step:,}: skipped, loss or gradient is not finite (samples {first:,} to"
                 f" {record.state.samples - 1:,} of the stream; {self._num_skipped:,} steps skipped"
-                " in all)",
-                flush=True,
+                " in all)"
             )
+        self._console.advance()
         is_due = step % self._run.log_interval == 0 or step == self._run.num_train_steps
         if is_due or self._is_first_step:
             self.flush()
@@ -89,19 +95,22 @@ class Progress:
                 row = {**self._step_values(record, values), "train/skipped_steps": num_skipped}
                 self._writer.scalars(record.state.step, _finite({**row, **common}))
             self._writer.flush()
-            self._print_line({**self._step_values(self._pending[-1], metrics[-1]), **common})
+            self._tell({**self._step_values(self._pending[-1], metrics[-1]), **common})
         self._pending = []
         self._interval_start = time.perf_counter()
 
-    def validation(self, step: int, metrics: dict[str, float]) -> float:
-        """Writes the result of a validation; returns the loss."""
+    def validation(
+        self, step: int, metrics: dict[str, float], predictions: Sequence[Prediction]
+    ) -> float:
+        """Writes the result of a validation and the answers after it; returns the loss."""
         metrics = self._with_loss(metrics)
         if self._writer is not None:
             row = {f"validation/{name}": value for name, value in metrics.items()}
             self._writer.scalars(step, _finite(row))
+            self._writer.predictions(step, predictions, as_table(predictions))
             self._writer.flush()
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            print(f"validation at step {step:,}  {values}", flush=True)
+            self._console.say(f"validation at step {step:,}  {values}")
         return metrics["loss"]
 
     def restart_clock(self) -> None:
@@ -147,10 +156,10 @@ class Progress:
             "throughput/samples_per_second": num_samples / seconds,
             "throughput/mfu": flops / seconds / self._peak_flops,
             "throughput/data_wait_fraction": data_wait / seconds,
-            "memory/peak_gib": _peak_memory_bytes(self._engine.device) / 2**30,
+            "memory/peak_gib": peak_memory_bytes(self._engine.device) / 2**30,
         }
 
-    def _print_line(self, values: dict[str, float]) -> None:
+    def _tell(self, values: dict[str, float]) -> None:
         step = self._pending[-1].state.step
         losses = ", ".join(
             f"{name.removeprefix('train/').removesuffix('_loss')} {value:.4f}"
@@ -158,12 +167,11 @@ class Progress:
             if name.endswith("_loss")
         )
         remaining = (self._run.num_train_steps - step) * values["throughput/step_seconds"]
-        print(
-            f"step {step:,}/{self._run.num_train_steps:,}"
-            f"  loss {values['train/loss']:.4f} ({losses})  lr {values['train/lr']:.2e}"
+        self._console.tell_progress(
+            f"step {step:,}/{self._run.num_train_steps:,}",
+            f"loss {values['train/loss']:.4f} ({losses})  lr {values['train/lr']:.2e}"
             f"  {values['throughput/tokens_per_second']:,.0f} tokens/s"
-            f"  MFU {values['throughput/mfu']:.1%}  {_duration(remaining)} left",
-            flush=True,
+            f"  MFU {values['throughput/mfu']:.1%}  {duration(remaining)} left",
         )
 
 
@@ -172,12 +180,13 @@ def _finite(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, 1:02:03."""
     hours, rest = divmod(round(seconds), 3_600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Peak of the device's allocator; on CPU, of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -3,6 +3,9 @@
 RUN/config.json        resolved configuration and versions
 RUN/tokenizer.model    the tokenizer that made the shards
 RUN/metrics.jsonl      the metrics, one object a step
+RUN/predictions.jsonl  answers to the fixed sentences, one object a sentence and validation
+RUN/starts.jsonl       one object for each start of the run
+RUN/log.txt            what the run said, with times, over all starts
 RUN/tensorboard/       the same for TensorBoard
 RUN/checkpoints/       step-NNNNNNNNN folders; `latest` and `best`, which name one of them each
 RUN/model.safetensors  the weights in float32, when the run has ended
@@ -15,6 +18,9 @@ from dist_bert.errors import UserError
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.model"
 METRICS_NAME = "metrics.jsonl"
+PREDICTIONS_NAME = "predictions.jsonl"
+STARTS_NAME = "starts.jsonl"
+LOG_NAME = "log.txt"
 TENSORBOARD_NAME = "tensorboard"
 CHECKPOINTS_NAME = "checkpoints"
 LATEST_NAME = "latest"

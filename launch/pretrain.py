@@ -12,14 +12,22 @@ import os
 
 from dist_bert.cli import Parser, is_first_rank, run
 from dist_bert.config import ModelConfig, RunConfig, add_flags
+from dist_bert.console import Console
 from dist_bert.interrupts import Interrupts
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Resolves the job, then trains; returns the exit code: 0, or 85 if it was interrupted."""
-    from dist_bert.job import PretrainingJob
+    from dist_bert.job import Examination
 
-    job = PretrainingJob.from_arguments(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    console = Console()
+    console.take_over_warnings()
+    examination = Examination.of(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    if arguments.check:
+        from dist_bert.preflight import check  # takes seconds
+
+        return check(examination, console)
+    job = examination.require_job()
     if arguments.dry_run:
         if is_first_rank():
             print(json.dumps(job.resolved(), indent=2))
@@ -29,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     interrupts.follow_launcher()
     from dist_bert.pretrain import pretrain  # takes seconds
 
-    return pretrain(job, interrupts)
+    return pretrain(job, interrupts, console)
 
 
 if __name__ == "__main__":
@@ -46,6 +54,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("--config", metavar="FILE", help="run JSON (default: the flags' defaults)")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved job and stop")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="try everything that the run will do, in about a minute, list all problems and stop",
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     add_flags(parser, RunConfig)
     add_flags(parser, ModelConfig)

@@ -19,8 +19,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("confidence", "curves", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
-        ("agreement", "cli", "config", "guard", "heartbeat", "limits", "masking", "pictures"),
-        ("prefetch", "run_dir", "text_batches", "watchdog"),
+        ("agreement", "cli", "config", "console", "guard", "heartbeat", "limits", "masking"),
+        ("pictures", "prefetch", "run_dir", "text_batches", "watchdog"),
         ("trials", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("doctor", "run_history", "weight_source"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files", "layer_states"),
@@ -29,10 +29,11 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("data",),
         ("deepspeed_config", "loader_benchmark"),
         ("inference", "fragments"),
-        ("job", "evaluate", "fill_mask", "embed", "checkpoint", "initial_weights"),
-        ("engine", "step_profile", "vector_files"),
+        ("job", "evaluate", "fill_mask", "embed", "checkpoint", "initial_weights", "predictions"),
+        ("engine", "assembly", "run_record", "step_profile", "vector_files"),
         ("progress", "train_benchmark"),
-        ("pretrain",),
+        ("pretrain", "rehearsal"),
+        ("preflight",),
     ),
     "data_prep": (
         ("inputs", "pairs", "prepare_config", "progress", "sentences", "workers"),
@@ -71,6 +72,7 @@ HOMES = {
     "sentencepiece": {"dist_bert.tokenizer", "data_prep.benchmark"},
     "tensorboard": {"dist_bert.metrics"},
     "torch.utils.tensorboard": {"dist_bert.metrics"},
+    "tqdm": {"dist_bert.console"},
     "warcio": {"data_prep.readers.wet"},
     "transformers": {"dist_bert.train_benchmark"},
     "webdataset": {"dist_bert.loader_benchmark"},
@@ -79,6 +81,7 @@ HOMES = {
 # Not even through what they import: preparation, configuration and every refusal come at once.
 TORCHLESS = {
     *SHARED,
+    "console",
     "interrupts",
     "data",
     "reader",

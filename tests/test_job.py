@@ -10,7 +10,7 @@ import pytest
 
 from dist_bert.config import ModelConfig, RunConfig, add_flags
 from dist_bert.errors import UserError
-from dist_bert.job import PretrainingJob
+from dist_bert.job import Examination, PretrainingJob
 from tests.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
 
 DEEPSPEED = {
@@ -49,7 +49,7 @@ def make_job(
         f"--shards={folder / 'shards'}",
         *flags,
     ]
-    return PretrainingJob.from_arguments(parser.parse_args(arguments), world_size)
+    return Examination.of(parser.parse_args(arguments), world_size).require_job()
 
 
 def refusal(folder: Path, *flags: str, **others: Any) -> str:
@@ -198,3 +198,12 @@ def test_mistakes_in_the_parts_come_out(tmp_path: Path, data_set: DataSet) -> No
     assert "hidden_size = 25 is not divisible" in refusal(tmp_path, "--hidden_size", "25")
     assert "train_batch_size = 12 is not a multiple" in refusal(tmp_path, world_size=5)
     assert "unknown key typo" in refusal(tmp_path, deepspeed={"typo": 1})
+
+
+def test_the_problems_of_all_configurations_come_together(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    flags = ["--num_train_steps", "1", "--hidden_size", "25"]
+    message = refusal(tmp_path, *flags, deepspeed={"typo": 1}, world_size=5)
+    for part in ("warmup_steps = 2 is above", "hidden_size = 25", "typo", "train_batch_size = 12"):
+        assert part in message

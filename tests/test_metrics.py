@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+    plugin_event_accumulator,
+)
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
-from dist_bert.metrics import MetricsWriter, read_metrics, scores_of
+from dist_bert.metrics import MetricsWriter, read_metrics, read_rows, scores_of
 
 Curve = dict[int, float]
 
@@ -34,6 +37,19 @@ def curves(run_dir: Path) -> dict[str, Curve]:
         assert len({point.step for point in points}) == len(points), "one point a step"
         assert [p.step for p in points] == sorted(p.step for p in points)
         result[name] = {point.step: point.value for point in points}
+    return result
+
+
+def texts(run_dir: Path) -> dict[str, dict[int, str]]:
+    """Name -> step -> text, as TensorBoard's server reads them: `EventAccumulator` keeps all."""
+    board = plugin_event_accumulator.EventAccumulator(str(run_dir / "tensorboard"), {"tensors": 0})
+    board.Reload()
+    result = {}
+    for name in board.PluginTagToContent("text"):
+        events = board.Tensors(name)
+        told = {event.step: event.tensor_proto.string_val[0].decode() for event in events}
+        assert len(told) == len(events), "one text a step"
+        result[name.removesuffix("/text_summary")] = told
     return result
 
 
@@ -86,6 +102,28 @@ def test_texts_are_written(tmp_path: Path) -> None:
     (event,) = board.Tensors("config/text_summary")
     assert event.step == 5
     assert event.tensor_proto.string_val == [b"```json\n{}\n```"]
+
+
+def test_answers_and_marks_after_a_checkpoint_are_dropped_like_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+    for number, resumed_step in enumerate((0, 6, 6, 3)):
+        monkeypatch.setattr("time.time", lambda number=number: start + 3 * number)
+        writer = MetricsWriter(tmp_path, resumed_step)
+        writer.mark(resumed_step + 1, "progress/restarts", number)
+        writer.text(resumed_step + 1, "starts", f"start {number}")
+        for step in range(resumed_step + 1, 9):
+            writer.predictions(step, [{"text": f"{number} ü"}], f"table {number}")
+        writer.close()
+    rows = read_rows(tmp_path / "predictions.jsonl")
+    numbers = {step: 0 if step <= 3 else 3 for step in range(1, 9)}
+    assert rows == [{"step": step, "text": f"{n} ü"} for step, n in numbers.items()]
+    assert curves(tmp_path) == {"progress/restarts": {1: 0, 4: 3}}
+    assert texts(tmp_path) == {
+        "predictions": {step: f"table {number}" for step, number in numbers.items()},
+        "starts": {1: "start 0", 4: "start 3"},
+    }
 
 
 @pytest.mark.parametrize("resumed_step", [0, 1, 5, 7, 8])

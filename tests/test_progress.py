@@ -11,6 +11,7 @@ import torch.distributed as dist
 from dist_bert import progress as progress_module
 from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
+from dist_bert.console import Console
 from dist_bert.data import StepBatch
 from dist_bert.engine import StepRecord
 from dist_bert.model import METRIC_NAMES
@@ -18,6 +19,20 @@ from dist_bert.progress import Progress
 from tests.synthetic import TINY_MODEL
 
 METRICS = (7.25, 0.75, 0.5, 0.625)
+PREDICTIONS = [
+    {
+        "text": "A [MASK] | a[MASK].",
+        "expected": ["\u2581lamp", "|"],
+        "answers": [
+            [{"piece": "\u2581lamp", "probability": 0.5}, {"piece": "x", "probability": 0.25}],
+            [{"piece": "s", "probability": 0.125}, {"piece": "|", "probability": 0.0625}],
+        ],
+    }
+]
+TABLE = """| input | answer | model |
+|---|---|---|
+| A [MASK] \\| a[MASK]. | **\u2581lamp** | \u2581lamp 50.0%, x 25.0% |
+|  | \\| | s 12.5%, \\| 6.2% |"""
 BATCH = StepBatch([{"num_masked": 11}], num_samples=3, num_tokens=41, num_token_pairs=601)
 
 
@@ -29,6 +44,9 @@ class Writer:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self.rows.append({"step": step, **values})
+
+    def predictions(self, step: int, rows: Any, markdown: str) -> None:
+        self.answers = (step, rows, markdown)
 
     def flush(self) -> None:
         pass
@@ -52,10 +70,11 @@ def told(has_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[st
     engine = SimpleNamespace(module=module, device=device, fp16_enabled=lambda: False)
     run = dataclasses.replace(RunConfig(), num_train_steps=1, warmup_steps=0)
     writer: Any = Writer()
-    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer)
+    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer, Console())
     state = TrainState(step=1, samples=3, tokens=41)
     progress.add(StepRecord(state, BATCH, torch.tensor(METRICS), 2.5, 1e-3, 0.0))
-    progress.validation(1, dict(zip(METRIC_NAMES, METRICS, strict=True)))
+    progress.validation(1, dict(zip(METRIC_NAMES, METRICS, strict=True)), PREDICTIONS)
+    assert writer.answers == (1, PREDICTIONS, TABLE)
     return writer.rows, counted
 
 

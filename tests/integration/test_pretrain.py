@@ -5,11 +5,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
-from dist_bert.metrics import read_metrics
+from dist_bert.inference import TrainedRun
+from dist_bert.metrics import read_metrics, read_rows
+from dist_bert.model import unpad
+from dist_bert.reader import SampleReader
 from dist_bert.run_dir import latest_checkpoint
+from dist_bert.shard_format import Manifest
+from dist_bert.tokenizer import MASK_ID
 from tests.integration.conftest import (
     BIN,
     ROOT,
@@ -19,6 +26,7 @@ from tests.integration.conftest import (
     launcher,
     run_script,
 )
+from tests.test_metrics import curves, rows_as_curves, texts
 
 RUN = {
     "num_train_steps": 14,
@@ -85,6 +93,12 @@ def test_killed_and_resumed_equals_never_stopped(
         for folder in (whole, broken)
     ]
     assert validations[0] == validations[1] and [r["step"] for r in validations[0]] == [7, 14]
+    predictions = [read_rows(folder / "predictions.jsonl") for folder in (whole, broken)]
+    assert predictions[0] == predictions[1] and len(predictions[0]) == 12
+    assert [row["text"] for row in predictions[0][:6]] == [
+        row["text"] for row in predictions[0][6:]
+    ]
+    assert_each_step_once(broken, starts_at=[0, 4])
     weights = []
     for folder in (whole, broken):
         checkpoint = latest_checkpoint(folder)
@@ -94,6 +108,27 @@ def test_killed_and_resumed_equals_never_stopped(
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     kept = sorted(path.name for path in (broken / "checkpoints").glob("*step-*"))
     assert kept == ["step-000000012", "step-000000014"]
+
+
+def assert_each_step_once(run_dir: Path, starts_at: list[int]) -> None:
+    """TensorBoard and the files of a run tell the same, however often it was started."""
+    shown = curves(run_dir)
+    restarts = shown.pop("progress/restarts")
+    assert restarts == {step + 1: number for number, step in enumerate(starts_at)}
+    told = rows_as_curves(run_dir)
+    assert shown.keys() == told.keys() and set(shown["train/loss"]) == set(range(1, 15))
+    for name, curve in told.items():
+        assert shown[name] == pytest.approx(curve, rel=1e-6)  # TensorBoard keeps float32
+    starts = read_rows(run_dir / "starts.jsonl")
+    assert [start["step"] for start in starts] == starts_at
+    told_texts = texts(run_dir)
+    first_steps = {step + 1 for step in starts_at}
+    assert all(told_texts[name].keys() == first_steps for name in ("config", "starts", "code"))
+    assert told_texts["predictions"].keys() == {7, 14}
+    last = told_texts["starts"][starts_at[-1] + 1]
+    assert last.count("\n") == len(starts_at) + 1 and starts[-1]["time"] in last
+    resolved = json.loads((run_dir / "config.json").read_text())
+    assert json.dumps(resolved, indent=2) in told_texts["config"][starts_at[-1] + 1]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +190,44 @@ def test_fill_mask_answers(trained: Path) -> None:
     for mask in answers:
         probabilities = [answer["probability"] for answer in mask]
         assert probabilities == sorted(probabilities, reverse=True) and probabilities[0] < 1
+
+
+def test_the_answers_to_fixed_sentences_are_the_models(trained: Path, data_set: Path) -> None:
+    """Those of the last step, by another way: from the checkpoint, a sample at a time, padded."""
+    run = TrainedRun.load(trained)
+    reader = SampleReader(data_set, Manifest.load(data_set), "validation")
+    size = reader.block_sizes[0]
+    columns = reader.gather(np.zeros(size, np.int64), np.arange(size))
+    told = {}
+    for row in range(len(columns["num_tokens"])):
+        ids = columns["input_ids"][row, : columns["num_tokens"][row]].astype(np.int64)
+        count = columns["num_masked"][row]
+        positions = columns["masked_lm_positions"][row, :count].astype(np.int64)
+        labels = columns["masked_lm_labels"][row, :count]
+        ids[positions] = MASK_ID
+        types = np.arange(ids.size) >= columns["segment_b_start"][row]
+        batch = unpad(
+            torch.from_numpy(ids)[None],
+            torch.ones(1, ids.size),
+            torch.from_numpy(types.astype(np.int64))[None],
+        )
+        with torch.no_grad():
+            hidden = run.model.encoder(**batch)[torch.from_numpy(positions)]
+            best = run.model.mlm_logits(hidden).softmax(-1).topk(3)
+        pieces = [[run.tokenizer.piece(i) for i in indices] for indices in best.indices.tolist()]
+        expected = tuple(run.tokenizer.piece(int(label)) for label in labels)
+        told[expected] = (ids.size, pieces, best.values.flatten().tolist())
+    rows = [row for row in read_rows(trained / "predictions.jsonl") if row["step"] == 14]
+    assert len(rows) == 6
+    lengths = []
+    for asked in rows:
+        assert asked["text"].count("[MASK]") == len(asked["expected"]) == len(asked["answers"])
+        length, pieces, probabilities = told[tuple(asked["expected"])]
+        lengths.append(length)
+        assert [[answer["piece"] for answer in mask] for mask in asked["answers"]] == pieces
+        found = [answer["probability"] for mask in asked["answers"] for answer in mask]
+        assert found == pytest.approx(probabilities, abs=2e-6)
+    assert lengths == sorted(lengths) and 16 <= lengths[0] < lengths[-1] < 30
 
 
 @pytest.mark.parametrize("script", ["evaluate", "fill_mask"])

@@ -1,0 +1,141 @@
+"""`launch/pretrain.py --check`: in about a minute what would otherwise fail after hours.
+
+Lists every problem that it finds, of all ranks. An existing run stays as it is.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_bert import checkpoint
+from dist_bert.cli import USER_ERROR_EXIT_CODE
+from dist_bert.console import Console
+from dist_bert.data import count_validation_samples
+from dist_bert.engine import shut_down, start_distributed
+from dist_bert.errors import UserError
+from dist_bert.interrupts import end_with_error
+from dist_bert.job import Examination, PretrainingJob
+from dist_bert.reader import SampleReader
+from dist_bert.rehearsal import Rehearsal
+from dist_bert.shard_format import Manifest, ShardFile
+from dist_bert.tokenizer import Tokenizer
+from dist_bert.watchdog import Watchdog
+
+_TIMEOUT_SECONDS = 900.0  # where the run configuration is what is wrong
+
+
+def check(found: Examination, console: Console) -> int:
+    """Checks a job, as far as there is one; called by every rank of the launcher.
+
+    Args:
+        found: the job's parts, and the problems of its configurations.
+        console: of this rank.
+
+    Returns:
+        The exit code: 0, or 2 where there are problems.
+    """
+    run, job = found.run, found.job
+    watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
+    try:
+        start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
+        if job is not None:
+            console.say(json.dumps(job.resolved(), indent=2))
+        problems = _told(found.problems)
+        if run is not None and found.manifest is not None:
+            watchdog.beat("opening the shards")
+            problems += _told(_of_all_ranks(_shard_problems(run.shards, found.manifest)))
+            num_shards = sum(map(len, found.manifest.splits.values()))
+            console.say(f"checked  {num_shards} shards: sizes and first blocks")
+        if job is not None and not problems:
+            problems += _told(_of_all_ranks(_start_problems(job)))
+        can_rehearse = job is not None and not problems
+        if job is not None:
+            watchdog.beat("reading the checkpoint")
+            name, misfits = checkpoint.examine(job.run.output_dir, job.identity(), job.may_differ)
+            console.say(f"checked  {name or 'no checkpoint: the run starts from step 0'}")
+            problems += _told(misfits)
+        if job is not None and can_rehearse:
+            rehearsal = Rehearsal(job, console.say, watchdog.beat)
+            problems += _told(_of_all_ranks(rehearsal.problems(may_resume=not problems)))
+        else:
+            console.say("left out steps, a save and a validation: they need what is wrong")
+    except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
+        _end_out_of_memory(job)
+    except Exception as error:
+        end_with_error(error)
+    shut_down(None)
+    watchdog.stop()
+    console.say(f"problems found: {len(problems) or 'none'}")
+    return USER_ERROR_EXIT_CODE if problems else 0
+
+
+def _told(problems: list[str]) -> list[str]:
+    """The same problems, each shown as an error, on rank 0."""
+    if dist.get_rank() == 0:
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+    return list(problems)
+
+
+def _of_all_ranks(problems: list[str]) -> list[str]:
+    """The problems of all ranks, each once."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, problems)
+    return list(dict.fromkeys(problem for own in gathered for problem in own))
+
+
+def _problem_of(work: Callable[[], Any]) -> list[str]:
+    """The mistake in which a piece of work ends, if it does."""
+    try:
+        work()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _shard_problems(folder: str, manifest: Manifest) -> list[str]:
+    """Of all shards, as this rank's host sees them; their first blocks are shared out."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    records = [record for split in manifest.splits.values() for record in split]
+    problems = []
+    for number, record in enumerate(records):
+
+        def look(record: Any = record, is_own: bool = number % world_size == rank) -> None:
+            shard = ShardFile(folder, record, manifest.field_types)
+            if is_own and record.blocks:
+                shard.block(0)
+
+        problems += _problem_of(look)
+    return problems
+
+
+def _start_problems(job: PretrainingJob) -> list[str]:
+    """What a start would refuse once it has torch: device, splits, tokenizer."""
+    run, shape = job.run, job.deepspeed.batch_shape
+
+    def open_held_out() -> None:
+        held_out = SampleReader(run.shards, job.manifest, "validation")
+        count_validation_samples(held_out, shape.world_size, run.validation_samples)
+
+    return [
+        *_problem_of(lambda: job.deepspeed.check_device(torch.cuda.is_available())),
+        *_problem_of(lambda: SampleReader(run.shards, job.manifest, "train")),
+        *_problem_of(open_held_out),
+        *_problem_of(lambda: Tokenizer(job.tokenizer_path)),
+    ]
+
+
+def _end_out_of_memory(job: PretrainingJob | None) -> None:
+    assert job is not None
+    os.write(
+        2,
+        f"error: rank {dist.get_rank()}: out of GPU memory: lower train_micro_batch_size_per_gpu"
+        f" (now {job.deepspeed.batch_shape.micro_batch_size}), or set activation_checkpointing, a"
+        " higher ZeRO stage or offload\n".encode(),
+    )
+    os._exit(USER_ERROR_EXIT_CODE)
