@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from dist_bert.config import read_json
 from dist_bert.errors import UserError
 from dist_bert.interrupts import INTERRUPTED_NAME
-from dist_bert.run_dir import CONFIG_NAME, METRICS_NAME
+from dist_bert.run_dir import CONFIG_NAME, METRICS_NAME, PREDICTIONS_NAME, STARTS_NAME
 
-STARTS_NAME = "starts.jsonl"
-PREDICTIONS_NAME = "predictions.jsonl"
 Columns = dict[str, NDArray[np.float64]]  # metric -> a value a row, NaN where a row has none
 _NAN = float("nan")
 
