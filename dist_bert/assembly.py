@@ -15,6 +15,7 @@ from dist_bert.data import (
     training_batches,
 )
 from dist_bert.hashing import hash64
+from dist_bert.inference import pinned
 from dist_bert.initial_weights import load_initial_weights
 from dist_bert.job import PretrainingJob
 from dist_bert.model import BertForPreTraining
@@ -38,6 +39,8 @@ def new_model(
     torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
     model = BertForPreTraining(job.model)
     model.encoder.activation_checkpointing = run.activation_checkpointing
+    if run.compile_layers:
+        model.encoder.compile_layers()
     has_mlm_head = False
     if run.init_from and latest_checkpoint(run.output_dir) is None:
         loaded = load_initial_weights(model, job.model, WeightSource.find(run.init_from))
@@ -61,4 +64,5 @@ def training_stream(
         vocabulary = tokenizer.masking_vocabulary(config["whole_words"], config["mean_span_length"])
         fresh_masks = FreshMasks(vocabulary, job.run.seed)
     shape = job.deepspeed.batch_shape
-    return training_batches(reader, order, shape, dist.get_rank(), state.samples, fresh_masks)
+    steps = training_batches(reader, order, shape, dist.get_rank(), state.samples, fresh_masks)
+    return pinned(steps) if torch.cuda.is_available() else steps

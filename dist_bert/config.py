@@ -152,6 +152,11 @@ class RunConfig:
     activation_checkpointing: bool = setting(
         False, "compute layers again in the backward pass: less memory, about a third more time"
     )
+    compile_layers: bool = setting(
+        False,
+        "torch.compile the layers: on GPUs, at ZeRO 0 to 2; launch/benchmark.py train --against"
+        " compiled tells whether it pays",
+    )
 
     def __post_init__(self) -> None:
         problems = [

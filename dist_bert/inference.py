@@ -1,7 +1,7 @@
 """A trained run as a model to use, and batches as tensors. Not for: training or scores."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.config import ModelConfig, from_dict, read_json
-from dist_bert.data import MicroBatch
+from dist_bert.data import MicroBatch, StepBatch
 from dist_bert.deepspeed_config import precision_of
 from dist_bert.model import BertForPreTraining
 from dist_bert.run_dir import (
@@ -68,11 +68,29 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
-    """Arrays of a micro-batch as tensors on the device; plain integers stay what they are."""
+    """Arrays of a micro-batch as tensors on the device; plain integers stay what they are.
+
+    From page-locked memory (`pinned`) the copies are only started, ahead of what needs them.
+    """
     return {
-        name: value if isinstance(value, int) else torch.from_numpy(value).to(device)
+        name: value
+        if isinstance(value, int)
+        else torch.as_tensor(value).to(device, non_blocking=True)
         for name, value in micro_batch.items()
     }
+
+
+def pinned(steps: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    """Steps with their arrays as tensors in page-locked memory; run it in the prefetch thread.
+
+    The host, which is ahead of the GPU, then never waits for a copy.
+    """
+    for step in steps:
+        micro_batches = [
+            {n: v if isinstance(v, int) else torch.from_numpy(v).pin_memory() for n, v in m.items()}
+            for m in step.micro_batches
+        ]
+        yield dataclasses.replace(step, micro_batches=micro_batches)
 
 
 @torch.no_grad()

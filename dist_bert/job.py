@@ -69,6 +69,19 @@ class PretrainingJob:
         """Facts of the identity in which a checkpoint may differ, because the run says so."""
         return ["train_batch_size"] if self.run.change_batch_size else []
 
+    def check_device(self, has_gpu: bool) -> None:
+        """Refuses what works on GPUs alone.
+
+        Raises:
+            UserError: there is none, and something needs one.
+        """
+        self.deepspeed.check_device(has_gpu)
+        if self.run.compile_layers and not has_gpu:
+            raise UserError(
+                "compile_layers = True: needs a GPU, and there is none here; on CPU attention works"
+                " sample by sample, which cannot be compiled"
+            )
+
     def problems(self) -> list[str]:
         """All in which its parts do not fit each other."""
         problems = []
@@ -88,6 +101,11 @@ class PretrainingJob:
         if run.init_from and latest_checkpoint(run.output_dir) is None:  # else it goes on from that
             source = WeightSource.find(run.init_from)
             problems += source.problems(self.model, self.manifest.tokenizer, run.extend_positions)
+        if run.compile_layers and self.deepspeed.zero_stage == 3:
+            problems.append(
+                "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
+                " of what would be compiled"
+            )
         path = self.tokenizer_path
         if not path.exists():
             problems.append(f"{path} is missing: prepare the shards again")

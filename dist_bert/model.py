@@ -208,6 +208,14 @@ class BertEncoder(nn.Module):
                 hidden = layer(hidden, layout)
         return hidden
 
+    def compile_layers(self) -> None:
+        """Lets torch.compile fuse what lies between a layer's matrix products; names stay.
+
+        For any number of tokens; micro-batches round it up, so that few shapes occur.
+        """
+        for layer in self.layers:
+            layer.compile(dynamic=True)
+
     def _layout(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
         """Chooses how attention is computed in this forward."""
         dropout_p = self.attention_dropout_prob if self.training else 0.0

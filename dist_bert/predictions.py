@@ -18,12 +18,11 @@ from dist_bert.data import unpad
 from dist_bert.inference import to_device
 from dist_bert.masking import restore
 from dist_bert.reader import SampleReader
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPACE, Tokenizer
 
 _NUM_SENTENCES = 6
 _MIN_TOKENS = 16  # below it a sample is a heading or a few names rather than a sentence
 _TOP = 3
-_SPACE = "\u2581"  # SentencePiece's mark for the space before a word
 
 Prediction = dict[str, Any]  # text, expected, answers: a row of predictions.jsonl
 
@@ -147,4 +146,4 @@ def _readable(tokenizer: Tokenizer, ids: Sequence[int], originals: Sequence[int]
 
 
 def _space_before(tokenizer: Tokenizer, index: int) -> str:
-    return " " if tokenizer.piece(int(index)).startswith(_SPACE) else ""
+    return " " if tokenizer.piece(int(index)).startswith(SPACE) else ""

@@ -123,7 +123,7 @@ def _start_problems(job: PretrainingJob) -> list[str]:
         count_validation_samples(held_out, shape.world_size, run.validation_samples)
 
     return [
-        *_problem_of(lambda: job.deepspeed.check_device(torch.cuda.is_available())),
+        *_problem_of(lambda: job.check_device(torch.cuda.is_available())),
         *_problem_of(lambda: SampleReader(run.shards, job.manifest, "train")),
         *_problem_of(open_held_out),
         *_problem_of(lambda: Tokenizer(job.tokenizer_path)),

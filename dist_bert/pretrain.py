@@ -60,7 +60,7 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
         UserError: the checkpoint or the shards do not fit the job, or training has diverged.
     """
     run = job.run
-    job.deepspeed.check_device(torch.cuda.is_available())
+    job.check_device(torch.cuda.is_available())
     training = SampleReader(run.shards, job.manifest, "train")
     held_out = SampleReader(run.shards, job.manifest, "validation")
     world_size = job.deepspeed.batch_shape.world_size

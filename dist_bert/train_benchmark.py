@@ -1,6 +1,7 @@
 """Our training step beside what one would take instead: the same samples, in turns, in one process.
 
 - ours: unpadded micro-batches, sorted by length over the global batch, in DeepSpeed's engine
+- compiled: ours with compiled layers (GPUs)
 - plain_torch: the same model and micro-batches without DeepSpeed: what the engine costs (one rank)
 - transformers: its `BertForPreTraining` in DeepSpeed's engine, micro-batches as the samples come,
   padded to the longest of each, with torch's best attention
@@ -49,7 +50,8 @@ from dist_bert.reader import SampleReader
 from dist_bert.step_profile import shares_of_parts
 
 OURS = "ours"
-NAMES = (OURS, "plain_torch", "transformers", "transformers_sorted")
+COMPILED = "compiled"
+NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _STATUS = Path("/proc/self/status")  # Linux
 
@@ -196,8 +198,11 @@ def _make(
     deepspeed: DeepSpeedConfig,
 ) -> Contestant:
     torch.manual_seed(0)
-    if name == OURS:
-        engine = build_engine(BertForPreTraining(model), deepspeed)
+    if name in (OURS, COMPILED):
+        bert = BertForPreTraining(model)
+        if name == COMPILED:
+            bert.encoder.compile_layers()
+        engine = build_engine(bert, deepspeed)
         return Contestant(lambda: _our_step(engine, batch.micro_batches), engine)
     if name == "plain_torch":
         return Contestant(_plain_torch_step(BertForPreTraining(model), batch, deepspeed))

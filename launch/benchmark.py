@@ -26,7 +26,7 @@ up to 2 GB in a temporary folder (TMPDIR names its place), which is removed.
 """
 _TRAIN = """Measures optimizer steps on real batches, beside what one would take instead.
 
-Ours, the same model without DeepSpeed (plain_torch, on one rank), and transformers'
+Ours, also with compiled layers or without DeepSpeed (plain_torch, on one rank), and transformers'
 BertForPreTraining, padded as its samples come or sorted by length as ours are, take turns on one
 global batch, in the precision and with the optimizer of the DeepSpeed JSON. Then: where the time of
 our step goes, and how long training would wait for data at 10,000 samples a second and rank.
@@ -109,6 +109,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "plain_torch" in arguments.against and world_size > 1:
         raise UserError("--against plain_torch: compares one rank; leave it out with several")
+    if "compiled" in arguments.against and not list(Path("/dev").glob("nvidia[0-9]*")):
+        raise UserError("--against compiled: layers are compiled on GPUs alone, and there is none")
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     sizes = {
         "train_batch_size": arguments.train_batch_size,
@@ -209,7 +211,7 @@ if __name__ == "__main__":
     command.add_argument(
         "--against",
         nargs="*",
-        choices=("plain_torch", "transformers", "transformers_sorted"),
+        choices=("compiled", "plain_torch", "transformers", "transformers_sorted"),
         default=["transformers", "transformers_sorted"],
         help="what ours is compared with (default: both of transformers)",
     )

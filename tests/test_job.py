@@ -170,6 +170,19 @@ def test_another_or_no_tokenizer_is_refused(tmp_path: Path, data_set: DataSet) -
     assert f"{path} is missing: prepare the shards again" in refusal(tmp_path)
 
 
+def test_layers_are_compiled_on_gpus_alone_and_not_at_zero_3(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    job = make_job(tmp_path, "--compile_layers", "true")
+    job.check_device(has_gpu=True)
+    with pytest.raises(UserError, match="compile_layers = True: needs a GPU"):
+        job.check_device(has_gpu=False)
+    make_job(tmp_path).check_device(has_gpu=False)
+    stage_3 = {"zero_optimization": {"stage": 3}}
+    message = refusal(tmp_path, "--compile_layers", "true", deepspeed=stage_3)
+    assert "compile_layers = True: works at ZeRO 0 to 2" in message
+
+
 def test_all_that_does_not_fit_comes_at_once(tmp_path: Path, data_set: DataSet) -> None:
     (data_set.folder / "tokenizer.model").unlink()
     message = refusal(tmp_path, "--vocab_size", "7", "--max_position_embeddings", "5")

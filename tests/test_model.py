@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dist_bert import model as model_module
 from dist_bert.config import ModelConfig
-from dist_bert.data import NO_LABEL
+from dist_bert.data import NO_LABEL, StepBatch
 from dist_bert.hf_names import to_published
+from dist_bert.inference import pinned, to_device
 from dist_bert.kernels import group_samples
 from dist_bert.model import (
     BertEncoder,
@@ -655,3 +656,43 @@ def test_the_varlen_kernel_agrees_with_the_padded_view() -> None:
     for name, gradient in gradients.items():
         error = (half_gradients[name].float() - gradient).norm()
         assert error < 0.08 * gradient.norm(), name  # bf16 alone, on CPU: at most 0.025
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_layers_agree_and_are_compiled_once_for_all_lengths() -> None:
+    config = dataclasses.replace(TINY, hidden_size=32)
+    plain, compiled = (make_model(config).cuda().bfloat16() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compiled.encoder.compile_layers()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    torch._dynamo.utils.counters.clear()
+    for lengths in (LENGTHS, (3, 11, 8, 2), (9, 4, 17, 6, 2)):
+        batch = {
+            k: v.cuda() if isinstance(v, Tensor) else v for k, v in make_batch(lengths).items()
+        }
+        loss, _, _ = backward(plain, batch)
+        compiled_loss, _, _ = backward(compiled, batch)
+        assert compiled_loss == pytest.approx(loss, abs=0.02)
+    num_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert num_graphs <= 2 * config.num_hidden_layers  # static first, then for any size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_the_gpu_never_waits_for_it() -> None:
+    """Forward and backward, from pinned batches on: torch raises at what synchronises."""
+    config = dataclasses.replace(TINY, hidden_size=32)
+    model = make_model(config).cuda().bfloat16()
+    arrays = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in make_batch().items()}
+    step = StepBatch([arrays], num_samples=3, num_tokens=25, num_token_pairs=243)
+    (step,) = pinned(iter([step]))
+    model(**to_device(step.micro_batches[0], torch.device("cuda")))[0].backward()  # set-up
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(2):
+            loss, _ = model(**to_device(step.micro_batches[0], torch.device("cuda")))
+            loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
