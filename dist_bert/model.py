@@ -274,9 +274,9 @@ class BertForPreTraining(nn.Module):
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all pieces at masked positions: (P, H) to (P, V), -inf at padded rows of V."""
-        return F.linear(*self._mlm_decoder_inputs(hidden))
+        return F.linear(*self.mlm_decoder_inputs(hidden))
 
-    def _mlm_decoder_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mlm_decoder_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Transformed (P, H), the tied decoder's weight (V, H) and bias (V,)."""
         hidden = self.mlm_norm(self.mlm_activation(self.mlm_dense(hidden)))
         # The tied decoder is read from the module that owns it: ZeRO-3 gathers it on this access.
@@ -328,7 +328,7 @@ class BertForPreTraining(nn.Module):
         hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
         masked = hidden.index_select(0, masked_lm_positions)  # (P, H)
         mlm_loss, num_correct = linear_cross_entropy(
-            *self._mlm_decoder_inputs(masked), masked_lm_labels
+            *self.mlm_decoder_inputs(masked), masked_lm_labels
         )
         mlm_loss = mlm_loss / num_masked
         cls_positions = cu_seqlens[: len(next_sentence_label)]  # (B,)

@@ -8,10 +8,11 @@ Letters: B samples, P masked positions of all of them, V padded vocabulary.
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_bert.data import unpad
@@ -115,17 +116,18 @@ def _kept_mlm_logits(module: nn.Module) -> Iterator[list[Tensor]]:
     The whole forward, because at ZeRO-3 only within it there are weights.
     """
     kept: list[Tensor] = []
-    compute: Any = module.mlm_logits
+    compute: Any = module.mlm_decoder_inputs
 
-    def compute_and_keep(hidden: Tensor) -> Tensor:
-        kept.append(compute(hidden))
-        return kept[-1]
+    def compute_and_keep(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = compute(hidden)
+        kept.append(F.linear(*inputs))
+        return cast(tuple[Tensor, Tensor, Tensor], inputs)
 
-    module.mlm_logits = compute_and_keep  # type: ignore[assignment]
+    module.mlm_decoder_inputs = compute_and_keep  # type: ignore[assignment]
     try:
         yield kept
     finally:
-        del module.mlm_logits  # the instance's, which hid the class's
+        del module.mlm_decoder_inputs  # the instance's, which hid the class's
 
 
 def _readable(tokenizer: Tokenizer, ids: Sequence[int], originals: Sequence[int]) -> str:
