@@ -3,18 +3,20 @@
 Model FLOPs (no recomputation counted), per real token, forward and backward (factor 3 of the
 forward): 6 for every weight of the encoder's matrices, 12 * hidden_size * layers for each pair of
 tokens that attend to each other, 6 for every weight of the MLM head and its decoder at each masked
-position. See docs/performance.md.
+position. See docs/performance.md. Counting needs no torch.
 """
 
 import re
 import time
-
-import torch
+from typing import TYPE_CHECKING
 
 from dist_bert.config import ModelConfig
 
+if TYPE_CHECKING:  # torch takes seconds, and only the measuring needs it
+    import torch
+
 # Dense bf16 peaks from the makers' data sheets, by whole words of the device's name.
-_PEAK_BF16_FLOPS = {
+PEAK_BF16_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -56,21 +58,25 @@ def training_flops(
     )
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops(device: "torch.device", dtype: "torch.dtype") -> float:
     """Peak operations per second of one device: the data sheet's for known GPUs, else measured.
 
     The measured one is the best of a few products of 2,048-wide square matrices in `dtype` (0.3 s).
     """
+    import torch
+
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
-        for part, peak in _PEAK_BF16_FLOPS.items():
+        for part, peak in PEAK_BF16_FLOPS.items():
             if re.search(rf"\b{part}\b", name):
                 return peak
     return measured_matmul_flops(device, dtype, size=2_048)
 
 
-def measured_matmul_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+def measured_matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int) -> float:
     """Best operations per second over 5 products of two (size, size) matrices."""
+    import torch
+
     a = torch.ones(size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(6):  # the first one pays for set-up
