@@ -84,6 +84,7 @@ def plan_communication(layout: ZeroLayout) -> CommunicationPlan:
     ZeRO-1 reduces gradients once an update, ZeRO-2 and 3 once a micro-step. ZeRO-1 and 2 reduce by
     an all-reduce of whole buckets, of which every rank keeps its part, although a reduce-scatter
     would do: then all ranks get the new weights. So they send half as much again as ZeRO-0.
+    ZeRO-3 gathers the weights once a micro-step, and keeps them until the backward pass is over.
     """
     size, steps = layout.weight_bytes, layout.accumulation_steps
     if layout.stage == 0:
@@ -122,18 +123,21 @@ def _of_zero3(layout: ZeroLayout) -> tuple[Collective, ...]:
         for whole, n in zip(padded, layout.sizes, strict=True)
         if n <= layout.persistence_threshold
     )
-    num_gathered = sum(n > layout.persistence_threshold for n in layout.sizes)
-    passes = steps * (2 if layout.gathers_twice else 1)
-    hiding_share = (1.0 if layout.gathers_twice else _FORWARD) if layout.overlaps else 0.0
     return (
         Collective(
             "all_gather_into_tensor",
             "weights",
-            size * passes * (sum(padded) - persistent),
-            passes * num_gathered,  # at most: neighbours may go together
-            hiding_share,
+            size * steps * (sum(padded) - persistent),
+            steps * _num_prefetches(layout),
+            _FORWARD if layout.overlaps else 0.0,
         ),
-        Collective("all_gather_into_tensor", "small weights", size * persistent, 1, 0.0),
+        Collective(
+            "all_gather_into_tensor",
+            "small weights",
+            size * persistent,
+            sum(n <= layout.persistence_threshold for n in layout.sizes),  # one by one
+            0.0,
+        ),
         Collective(
             "reduce_scatter_tensor",
             "gradients",
@@ -152,3 +156,12 @@ def _num_buckets(layout: ZeroLayout) -> int:
             num_buckets, filled = num_buckets + 1, 0
         filled += size
     return num_buckets
+
+
+def _num_prefetches(layout: ZeroLayout) -> int:
+    """Messages of one gathering: parameters are added until a message has its size."""
+    num_messages, filled = 0, 0
+    for size in (n for n in layout.sizes if n > layout.persistence_threshold):
+        num_messages += filled == 0
+        filled = 0 if filled + size >= layout.prefetch_size else filled + size
+    return num_messages

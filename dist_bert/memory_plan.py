@@ -105,9 +105,7 @@ def buffer_bytes(layout: ZeroLayout) -> dict[str, int]:
     if layout.stage == 0:
         return {}  # gradients are reduced after the backward pass: see `update_bytes`
     if layout.stage == 3:
-        # Kept from forward to backward where reuse is near; else a few layers at a time.
-        held = min(total, layout.reuse_distance + layout.prefetch_size)
-        return {"gathered weights": size * (held if layout.gathers_twice else total)}
+        return {"gathered weights": size * total}  # kept until the backward pass is over
     # Buckets are allocated whole, whatever the model's size; a message is flattened once more.
     message = size * min(layout.bucket_size, total)
     return {

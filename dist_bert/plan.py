@@ -150,26 +150,45 @@ def make_plan(
     """
     batch_size = micro_batch_size * layout.num_ranks * layout.accumulation_steps
     step = time_of_step(layout, micro_batch_size, workload, hardware)
+    checkpointing = run.activation_checkpointing
+    largest = {
+        is_checkpointing: largest_micro_batch(
+            layout, workload.longest_sample, is_checkpointing, hardware.memory_bytes
+        )
+        for is_checkpointing in (False, True)
+    }
+    memory = plan_memory(layout, workload.longest_sample, micro_batch_size, checkpointing)
     return {
         "parameters": layout.num_parameters,
-        "memory": _memory(layout, micro_batch_size, run.activation_checkpointing, workload)
-        | {"largest_micro_batch": _largest(layout, workload, hardware)}
-        | {"available_bytes": hardware.memory_bytes},
+        "memory": {
+            **dataclasses.asdict(memory),
+            "framework_assumed": FRAMEWORK_BYTES,
+            "peak_bytes": memory.peak,
+            "available_bytes": hardware.memory_bytes,
+            "margin": MARGIN,
+            "micro_batch_size": micro_batch_size,
+            "activation_checkpointing": checkpointing,
+            "largest_micro_batch": largest[False],
+            "largest_micro_batch_with_checkpointing": largest[True],
+        },
         "run": _run(layout, batch_size, run, workload, step),
         "communication": _communication(plan_communication(layout), hardware.link, step),
         "scaling": [
-            _step_as_json(t) for t in scaling(layout, micro_batch_size, workload, hardware)
+            _step_as_json(time)
+            for time in scaling(layout, batch_size, micro_batch_size, workload, hardware)
         ],
         "scaling_ends": {
             f"zero{stage}": {
-                str(batch_size * factor): scaling_end(
-                    dataclasses.replace(layout, stage=stage, overlaps=stage > 0),
-                    micro_batch_size,
-                    factor,
-                    workload,
-                    hardware,
+                str(size): scaling_end(
+                    scaling(
+                        dataclasses.replace(layout, stage=stage, overlaps=stage > 0),
+                        size,
+                        max(micro_batch_size, largest[checkpointing]),
+                        workload,
+                        hardware,
+                    )
                 )
-                for factor in _BATCH_FACTORS
+                for size in (batch_size * factor for factor in _BATCH_FACTORS)
             }
             for stage in range(4)
         },
@@ -196,44 +215,34 @@ def time_of_step(
 
 
 def scaling(
-    layout: ZeroLayout, micro_batch_size: int, workload: Workload, hardware: Hardware
+    layout: ZeroLayout,
+    batch_size: int,
+    most_samples: int,
+    workload: Workload,
+    hardware: Hardware,
 ) -> list[StepTime]:
-    """The same global batch on 1, 2, 4, ... GPUs, until each has one sample of it.
+    """One global batch on 1, 2, 4, ... GPUs, as long as they get equal parts of it.
 
-    A GPU takes the largest part of its samples at once that is no more than `micro_batch_size`.
+    Args:
+        layout: model and ZeRO; its number of ranks and accumulation do not matter.
+        batch_size: samples of the global batch.
+        most_samples: of a micro-batch; a GPU takes the largest part of its samples that is no more.
+        workload: what a sample is.
+        hardware: what each of the GPUs is.
     """
-    batch_size = micro_batch_size * layout.num_ranks * layout.accumulation_steps
     times = []
     num_gpus = 1
     while batch_size % num_gpus == 0:
         own = batch_size // num_gpus
-        size = next(n for n in range(min(own, micro_batch_size), 0, -1) if own % n == 0)
+        size = next(n for n in range(min(own, most_samples), 0, -1) if own % n == 0)
         part = dataclasses.replace(layout, num_ranks=num_gpus, accumulation_steps=own // size)
         times.append(time_of_step(part, size, workload, hardware))
         num_gpus *= 2
     return times
 
 
-def scaling_end(
-    layout: ZeroLayout,
-    micro_batch_size: int,
-    batch_factor: int,
-    workload: Workload,
-    hardware: Hardware,
-) -> int:
-    """Most GPUs, of 1, 2, 4, ..., at which communication with overlap is at most 20 % of a step.
-
-    Args:
-        layout: as in `scaling`, as is `micro_batch_size`.
-        micro_batch_size: samples.
-        batch_factor: times the global batch of `layout`.
-        workload: what a sample is.
-        hardware: of any number of GPUs.
-    """
-    larger = dataclasses.replace(
-        layout, accumulation_steps=layout.accumulation_steps * batch_factor
-    )
-    times = scaling(larger, micro_batch_size, workload, hardware)
+def scaling_end(times: list[StepTime]) -> int:
+    """Most GPUs at which communication, with overlap, is at most 20 % of the step."""
     return max(time.num_gpus for time in times if time.share <= MOST_COMMUNICATION)
 
 
@@ -250,30 +259,6 @@ def measured_mfu(run_dir: str) -> float:
             " a run of launch/pretrain.py, or --mfu"
         )
     return statistics.median(rows)
-
-
-def _memory(
-    layout: ZeroLayout, micro_batch_size: int, checkpointing: bool, workload: Workload
-) -> dict[str, Any]:
-    plan = plan_memory(layout, workload.longest_sample, micro_batch_size, checkpointing)
-    return {
-        **dataclasses.asdict(plan),
-        "framework_assumed": FRAMEWORK_BYTES,
-        "peak_bytes": plan.peak,
-        "micro_batch_size": micro_batch_size,
-        "activation_checkpointing": checkpointing,
-    }
-
-
-def _largest(layout: ZeroLayout, workload: Workload, hardware: Hardware) -> dict[str, Any]:
-    sample = workload.longest_sample
-    return {
-        "margin": MARGIN,
-        **{
-            name: largest_micro_batch(layout, sample, checkpointing, hardware.memory_bytes)
-            for name, checkpointing in (("plain", False), ("activation_checkpointing", True))
-        },
-    }
 
 
 def _run(

@@ -58,17 +58,17 @@ def _memory(memory: dict[str, Any]) -> str:
         items.update({name: _gib(size) for name, size in memory[part].items()})
     items["framework (assumed)"] = _gib(memory["framework_assumed"])
     peak, available = memory["peak_bytes"], memory["available_bytes"]
-    largest = memory["largest_micro_batch"]
-    budget = available * (1 - largest["margin"])
+    budget = available * (1 - memory["margin"])
     items["in the update instead"] = ", ".join(
         f"{name} {size / 2**30:.2f}" for name, size in memory["update"].items()
     )
     items["peak"] = f"{_gib(peak)}  of {available / 2**30:.1f} GiB"
     if peak > budget:
-        items["peak"] += f": does not fit, with {largest['margin']:.0%} left free"
+        items["peak"] += f": does not fit, with {memory['margin']:.0%} left free"
     items["largest micro-batch"] = (
-        f"{largest['plain']:>8,}  samples of full length; with --activation_checkpointing true"
-        f" {largest['activation_checkpointing']:,}"
+        f"{memory['largest_micro_batch']:8,}  with {memory['margin']:.0%} left free;"
+        " with --activation_checkpointing true"
+        f" {memory['largest_micro_batch_with_checkpointing']:,}"
     )
     checkpointing = " with activation checkpointing" * memory["activation_checkpointing"]
     size = memory["micro_batch_size"]
@@ -126,7 +126,9 @@ def _scaling_ends(ends: dict[str, dict[str, int]]) -> str:
         stage.replace("zero", "ZeRO-"): {f"batch {int(size):,}": most for size, most in row.items()}
         for stage, row in ends.items()
     }
-    return table(f"most GPUs with communication of at most {MOST_COMMUNICATION:.0%}", rows)
+    title = f"most GPUs with at most {MOST_COMMUNICATION:.0%} communication*"
+    note = "* at the largest micro-batch that fits, with overlap"
+    return f"{table(title, rows)}\n{note}"
 
 
 def _disk(disk: dict[str, Any]) -> str:

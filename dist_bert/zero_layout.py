@@ -20,8 +20,8 @@ _DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
     "stage3_param_persistence_threshold": 100_000,
-    "stage3_max_reuse_distance": 1_000_000_000,
 }
+_MAX_LIVE = 1_000_000_000  # its stage3_max_live_parameters
 _COVERED = {"stage", "overlap_comm", "contiguous_gradients", "allgather_bucket_size", *_DEFAULTS}
 _NOT_COVERED = ("torch_autocast", "data_types", "communication_data_type", "aio")
 
@@ -40,7 +40,6 @@ class ZeroLayout:
     bucket_size: int  # elements
     prefetch_size: int  # elements; ZeRO-3
     persistence_threshold: int  # smaller parameters stay whole at ZeRO-3
-    reuse_distance: int  # elements within which a gathered weight is kept at ZeRO-3
 
     @classmethod
     def of(cls, model: ModelConfig, config: DeepSpeedConfig) -> "ZeroLayout":
@@ -50,7 +49,14 @@ class ZeroLayout:
             UserError: it asks for something that is not planned here.
         """
         zero: dict[str, Any] = config.values.get("zero_optimization", {})
-        raise_all("plan", [*_not_covered(config.values), *_not_covered_zero(zero)])
+        problems = [*_not_covered(config.values), *_not_covered_zero(zero)]
+        size = sum(map(math.prod, parameter_shapes(model).values()))
+        if config.zero_stage == 3 and size > _MAX_LIVE:
+            problems.append(
+                f"ZeRO-3 of {size:,} parameters: is planned for up to {_MAX_LIVE:,}, beyond which"
+                " DeepSpeed gives weights back between forward and backward pass; use ZeRO-2"
+            )
+        raise_all("plan", problems)
         sizes = {name: int(zero.get(name, default)) for name, default in _DEFAULTS.items()}
         stage = config.zero_stage
         overlaps = stage > 0 and bool(zero.get("overlap_comm", stage == 3))
@@ -67,7 +73,6 @@ class ZeroLayout:
             bucket_size=sizes["reduce_bucket_size"],
             prefetch_size=sizes["stage3_prefetch_bucket_size"],
             persistence_threshold=sizes["stage3_param_persistence_threshold"],
-            reuse_distance=sizes["stage3_max_reuse_distance"],
         )
 
     @property
@@ -84,8 +89,8 @@ class ZeroLayout:
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Elements of every parameter."""
-        return self.groups[0] + self.groups[1]
+        """Elements of every parameter, in the model's order."""
+        return tuple(map(math.prod, parameter_shapes(self.model).values()))
 
     @functools.cached_property
     def num_parameters(self) -> int:
@@ -133,11 +138,6 @@ class ZeroLayout:
                     held[rank] += size
                 start += size
         return max(held)
-
-    @property
-    def gathers_twice(self) -> bool:
-        """Whether ZeRO-3 gives gathered weights back between forward and backward."""
-        return 2 * self.num_parameters > self.reuse_distance
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -24,10 +24,18 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tokenizer", "reader", "hf_names", "checkpoint_files"),
         ("data",),
         ("deepspeed_config", "loader_benchmark"),
-        ("inference", "fragments"),
-        ("job", "evaluate", "fill_mask", "checkpoint", "initial_weights"),
-        ("engine",),
-        ("progress",),
+        ("inference", "fragments", "zero_layout"),
+        (
+            "job",
+            "evaluate",
+            "fill_mask",
+            "checkpoint",
+            "initial_weights",
+            "memory_plan",
+            "communication_plan",
+        ),
+        ("engine", "plan"),
+        ("progress", "plan_text"),
         ("pretrain",),
     ),
     "data_prep": (
@@ -79,6 +87,12 @@ TORCHLESS = {
     "job",
     "run_dir",
     "weight_source",
+    "flops",
+    "zero_layout",
+    "memory_plan",
+    "communication_plan",
+    "plan",
+    "plan_text",
 }
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
