@@ -83,10 +83,10 @@ def _run(run: dict[str, Any]) -> str:
         "FLOPs": f"{run['flops']:.3g}, a step {run['flops_per_step']:.3g}",
         "step": f"{run['step_seconds'] * 1e3:,.1f} ms, {run['samples_per_second']:,.0f} samples/s,"
         f" {run['tokens_per_second']:,.0f} tokens/s",
-        "hours": f"{run['hours']:,.1f}, of all GPUs {run['gpu_hours']:,.0f}",
+        "hours": f"{number(run['hours'])}, of all GPUs {number(run['gpu_hours'])}",
     }
     if run["epochs"] is not None:
-        rows["epochs"] = f"{run['epochs']:,.2f}"
+        rows["epochs"] = number(run["epochs"])
     return _rows("the run", rows)
 
 

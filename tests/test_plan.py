@@ -12,6 +12,7 @@ import pytest
 from dist_bert.communication_plan import Collective, Link, plan_communication
 from dist_bert.config import ModelConfig, RunConfig
 from dist_bert.errors import UserError
+from dist_bert.figures import number
 from dist_bert.flops import PEAK_BF16_FLOPS, training_flops
 from dist_bert.plan import (
     GPU_MEMORY_GBYTES,
@@ -141,7 +142,7 @@ def test_the_script_prints_a_plan_and_writes_it(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "plan.json").read_text())
     plan = written["plan"]
     assert plan["parameters"] == 110_111_036 and "110,111,036" in ended.stdout
-    assert f"{plan['run']['hours']:,.1f}, of all GPUs" in ended.stdout
+    assert f"{number(plan['run']['hours'])}, of all GPUs" in ended.stdout
     assert f"{plan['memory']['peak_bytes'] / 2**30:.2f}  of 131.3 GiB" in ended.stdout
     assert written["settings"]["hardware"]["mfu"] == 0.45
     largest = plan["memory"]["largest_micro_batch"]

@@ -180,7 +180,9 @@ def bytes_held(engine: Any) -> Counter[str]:
 
 
 def memory_of(tensor: torch.Tensor) -> dict[int, int]:
-    """Address and bytes of what a tensor is a view of."""
+    """Address and bytes of what a tensor is a view of; DeepSpeed keeps shapes as meta tensors."""
+    if tensor.is_meta:
+        return {}
     storage = tensor.untyped_storage()
     return {storage.data_ptr(): storage.nbytes()}
 

@@ -1,14 +1,19 @@
 """The plan against what engines on real ranks hold and send, and what its script prints."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_bert.communication_plan import plan_communication
 from dist_bert.memory_plan import buffer_bytes, state_bytes
+from dist_bert.plan import Workload
+from dist_bert.reader import SampleReader
+from dist_bert.shard_format import Manifest
 from dist_bert.zero_layout import ZeroLayout
 from tests.integration.conftest import launcher, run_script
 from tests.integration.plan_worker import MODEL, Case, cases
@@ -41,6 +46,27 @@ def by_owner(case: Case, num_ranks: int) -> dict[str, int]:
     }
 
 
+def test_it_takes_the_means_of_prepared_shards(data_set: Path, tmp_path: Path) -> None:
+    """And their squares from a histogram, whose bins are wide for samples of 53 tokens."""
+    ended = run_script(
+        sys.executable, "launch/plan.py", "--gpus", "2", "--gpu", "L4", "--shards", data_set,
+        "--json", tmp_path / "plan.json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    settings = json.loads((tmp_path / "plan.json").read_text())["settings"]
+    workload = Workload(**settings["workload"])
+    reader = SampleReader(data_set, Manifest.load(data_set), "train")
+    blocks = np.repeat(np.arange(reader.block_sizes.size), reader.block_sizes)
+    rows = np.concatenate([np.arange(size) for size in reader.block_sizes])
+    counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
+    lengths = counts["num_tokens"].astype(np.float64)
+    assert (workload.sequence_length, workload.samples_per_epoch) == (53, lengths.size)
+    assert workload.tokens_per_sample == pytest.approx(lengths.mean())
+    assert workload.masked_per_sample == pytest.approx(counts["num_masked"].mean())
+    assert workload.token_pairs_per_sample == pytest.approx((lengths**2).mean(), rel=0.2)
+    assert workload.tokens_per_sample < workload.longest_sample.num_tokens == 53
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_ranks", "first_accumulation"), [(2, 2), (4, 1)])
 def test_engines_hold_and_send_what_is_planned(
@@ -58,4 +84,4 @@ def test_engines_hold_and_send_what_is_planned(
         for rank in measured:
             assert rank["sent"] == by_operation(case, num_ranks), case
         held = {name: max(rank["held"][name] for rank in measured) for name in measured[0]["held"]}
-        assert held == pytest.approx(by_owner(case, num_ranks), rel=0.02), case
+        assert held == pytest.approx(by_owner(case, num_ranks), rel=0.001), case
