@@ -97,8 +97,12 @@ class DeepSpeedConfig:
             UserError: all that is wrong with it, at once.
         """
         given = {name: size for name, size in (sizes or {}).items() if size is not None}
-        values = {**read_json(path), **given}
-        raise_all(str(path), _section_problems(values))  # the other checks look into sections
+        return cls.from_values({**read_json(path), **given}, str(path), world_size)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], origin: str, world_size: int) -> "DeepSpeedConfig":
+        """Checks the contents of a DeepSpeed JSON; `origin` names their source in errors."""
+        raise_all(origin, _section_problems(values))  # the other checks look into sections
         problems = [f"{key}: {_ELSEWHERE[key]}; remove it" for key in values if key in _ELSEWHERE]
         unknown = [key for key in values if key not in _KNOWN_KEYS and key not in _ELSEWHERE]
         if unknown:
@@ -109,8 +113,8 @@ class DeepSpeedConfig:
         try:
             shape = _batch_shape(values, world_size)
         except UserError as error:
-            raise_all(str(path), [*problems, str(error)])
-        raise_all(str(path), problems)
+            raise_all(origin, [*problems, str(error)])
+        raise_all(origin, problems)
         sizes = {
             "train_batch_size": shape.global_batch_size,
             "train_micro_batch_size_per_gpu": shape.micro_batch_size,

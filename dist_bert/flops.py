@@ -3,15 +3,17 @@
 Model FLOPs (no recomputation counted), per real token, forward and backward (factor 3 of the
 forward): 6 for every weight of the encoder's matrices, 12 * hidden_size * layers for each pair of
 tokens that attend to each other, 6 for every weight of the MLM head and its decoder at each masked
-position. See docs/performance.md.
+position. See docs/performance.md. Counting needs no torch.
 """
 
 import re
 import time
-
-import torch
+from typing import TYPE_CHECKING
 
 from dist_bert.config import ModelConfig
+
+if TYPE_CHECKING:  # torch takes seconds, and only the measuring needs it
+    import torch
 
 # Dense bf16 peaks from the makers' data sheets, by whole words of the device's name.
 PEAK_BF16_FLOPS = {
@@ -56,11 +58,13 @@ def training_flops(
     )
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops(device: "torch.device", dtype: "torch.dtype") -> float:
     """Peak operations per second of one device: the data sheet's for known GPUs, else measured.
 
     The measured one is the best of a few products of 2,048-wide square matrices in `dtype` (0.3 s).
     """
+    import torch
+
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         for part, peak in PEAK_BF16_FLOPS.items():
@@ -69,14 +73,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return measured_matmul_flops(device, dtype, size=2_048)
 
 
-def matmul_roofline(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_roofline(device: "torch.device", dtype: "torch.dtype") -> float:
     """The best operations per second of square matrix products of several sizes on one device."""
     sizes = (1_024, 2_048, 4_096) if device.type == "cpu" else (4_096, 8_192, 16_384)
     return max(measured_matmul_flops(device, dtype, size) for size in sizes)
 
 
-def measured_matmul_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+def measured_matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int) -> float:
     """Best operations per second over 5 products of two (size, size) matrices."""
+    import torch
+
     a = torch.randn(size, size, device=device).to(dtype)  # of zeros and ones, some chips go faster
     seconds = []
     for _ in range(6):  # the first one pays for set-up

@@ -28,11 +28,12 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("report",),
         ("data",),
         ("deepspeed_config", "loader_benchmark"),
-        ("inference", "fragments"),
+        ("inference", "fragments", "zero_layout"),
         ("job", "evaluate", "fill_mask", "embed", "checkpoint", "initial_weights", "predictions"),
         ("engine", "assembly", "run_record", "step_profile", "vector_files"),
-        ("progress", "train_benchmark"),
-        ("pretrain", "rehearsal"),
+        ("memory_plan", "communication_plan"),
+        ("progress", "train_benchmark", "plan"),
+        ("pretrain", "rehearsal", "plan_text"),
         ("preflight",),
     ),
     "data_prep": (
@@ -91,6 +92,12 @@ TORCHLESS = {
     "job",
     "run_dir",
     "weight_source",
+    "flops",
+    "zero_layout",
+    "memory_plan",
+    "communication_plan",
+    "plan",
+    "plan_text",
 }
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
