@@ -87,6 +87,7 @@ def plan_communication(layout: ZeroLayout) -> CommunicationPlan:
     ZeRO-3 gathers the weights once a micro-step, and keeps them until the backward pass is over.
     """
     size, steps = layout.weight_bytes, layout.accumulation_steps
+    collectives: tuple[Collective, ...]
     if layout.stage == 0:
         calls = math.ceil(layout.num_parameters / _FALLBACK_BUCKET)
         message = size * layout.num_parameters

@@ -17,6 +17,7 @@ from dist_bert.zero_layout import ZeroLayout
 FRAMEWORK_BYTES = 2 * 2**30  # assumed: CUDA context, NCCL's buffers, cuBLAS workspaces
 MARGIN = 0.08  # assumed: share of the memory that fragmentation and the unforeseen may take
 _MOMENT_BYTES = 8  # AdamW's two moments, in float32
+LOGITS_AT_ONCE = 1 << 25  # of dist_bert.kernels, which needs torch
 _MOST_SAMPLES = 1 << 20  # where the search for the largest micro-batch ends
 
 
@@ -130,8 +131,7 @@ def activation_bytes(
 ) -> dict[str, int]:
     """What autograd holds at the end of the forward pass on a GPU, by part of the model.
 
-    `loss` is counted with what the first steps of the backward pass add to it: the gradients of
-    log-softmax and of the logits.
+    `loss` is the gradient of the MLM logits, and what makes it in float32, a part at a time.
     """
     num_tokens = num_samples * sample.num_tokens
     num_masked = round(num_samples * sample.num_masked)
@@ -145,7 +145,9 @@ def activation_bytes(
     if checkpointing:
         items["the layer computed again"] = layer - kept_input
     items["heads"] = head_bytes(model, weight_bytes, num_samples, num_masked)
-    items["loss"] = 3 * logit_bytes(model, num_masked)
+    logits = num_masked * model.padded_vocab_size
+    items["loss"] = weight_bytes * logits
+    items["part of the loss in float32"] = 2 * 4 * min(logits, LOGITS_AT_ONCE)
     return items
 
 
@@ -173,9 +175,4 @@ def head_bytes(model: ModelConfig, weight_bytes: int, num_samples: int, num_mask
     """What both heads save up to their logits: 4 H of a masked position, 2 H of a sample."""
     copies = 4 if model.mlm_hidden_act == "gelu" else 3
     rows = copies * num_masked + 2 * num_samples
-    return weight_bytes * model.hidden_size * rows + 24 * num_masked
-
-
-def logit_bytes(model: ModelConfig, num_masked: int) -> int:
-    """The MLM logits, (P, V), in float32 whatever the weights' precision."""
-    return 4 * num_masked * model.padded_vocab_size
+    return weight_bytes * model.hidden_size * rows + 16 * num_masked
