@@ -270,22 +270,7 @@ def _transformers_model(model: ModelConfig) -> nn.Module:
             "transformers is not installed: pip install -c constraints.txt transformers, or leave"
             " it out with --against plain_torch"
         ) from None
-    config = transformers.BertConfig(
-        attn_implementation="sdpa",
-        **{
-            name: getattr(model, name)
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "intermediate_size",
-                "max_position_embeddings",
-                "hidden_dropout_prob",
-                "attention_probs_dropout_prob",
-            )
-        },
-    )
+    config = transformers.BertConfig(attn_implementation="sdpa", **dataclasses.asdict(model))
     made: nn.Module = transformers.BertForPreTraining(config)
     return made
 
