@@ -6,7 +6,9 @@ Letters: B samples, P masked positions of all of them, V padded vocabulary.
 """
 
 import contextlib
+import html
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -101,12 +103,18 @@ def as_table(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         text = prediction["text"]
         for expected, answers in zip(prediction["expected"], prediction["answers"], strict=True):
-            told = ", ".join(f"{answer['piece']} {answer['probability']:.1%}" for answer in answers)
-            is_right = answers[0]["piece"] == expected
-            cells = (text, f"**{expected}**" if is_right else expected, told)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            told = [f"{_plain(answer['piece'])} {answer['probability']:.1%}" for answer in answers]
+            asked = _plain(expected)
+            if answers[0]["piece"] == expected:
+                asked = f"**{asked}**"
+            lines.append(f"| {_plain(text)} | {asked} | {' · '.join(told)} |")
             text = ""  # once is enough
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing means anything to Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
 
 
 @contextlib.contextmanager

@@ -54,10 +54,10 @@ def open_run(job: PretrainingJob, state: TrainState) -> MetricsWriter:
     write_rows(run_dir / STARTS_NAME, starts)  # whole: a line cut off by a kill would stay
     writer = MetricsWriter(run_dir, state.step)
     first = state.step + 1
-    writer.text(first, "config", _code_block("json", json.dumps(resolved, indent=2)))
+    writer.text(first, "run/config", _code_block("json", json.dumps(resolved, indent=2)))
     code = f"commit {commit}" if commit else "no git checkout"
-    writer.text(first, "code", f"{code}\n\n{_code_block('diff', changes)}" if changes else code)
-    writer.text(first, "starts", _as_table(starts))
+    writer.text(first, "run/code", f"{code}\n\n{_code_block('diff', changes)}" if changes else code)
+    writer.text(first, "run/starts", _as_table(starts))
     if state.step < job.run.num_train_steps:
         writer.mark(first, "progress/restarts", len(starts) - 1)
     writer.flush()

@@ -21,18 +21,18 @@ from tests.synthetic import TINY_MODEL
 METRICS = (7.25, 0.75, 0.5, 0.625)
 PREDICTIONS = [
     {
-        "text": "A [MASK] | a[MASK].",
+        "text": "A [MASK] | a[MASK] <b>.",
         "expected": ["\u2581lamp", "|"],
         "answers": [
-            [{"piece": "\u2581lamp", "probability": 0.5}, {"piece": "x", "probability": 0.25}],
+            [{"piece": "\u2581lamp", "probability": 0.5}, {"piece": "x_y", "probability": 0.25}],
             [{"piece": "s", "probability": 0.125}, {"piece": "|", "probability": 0.0625}],
         ],
     }
 ]
-TABLE = """| input | answer | model |
+TABLE = r"""| input | answer | model |
 |---|---|---|
-| A [MASK] \\| a[MASK]. | **\u2581lamp** | \u2581lamp 50.0%, x 25.0% |
-|  | \\| | s 12.5%, \\| 6.2% |"""
+| A \[MASK\] \| a\[MASK\] &lt;b&gt;. | **LAMP** | LAMP 50.0% · x\_y 25.0% |
+|  | \| | s 12.5% · \| 6.2% |""".replace("LAMP", "\u2581lamp")
 BATCH = StepBatch([{"num_masked": 11}], num_samples=3, num_tokens=41, num_token_pairs=601)
 
 

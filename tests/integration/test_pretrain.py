@@ -123,12 +123,14 @@ def assert_each_step_once(run_dir: Path, starts_at: list[int]) -> None:
     assert [start["step"] for start in starts] == starts_at
     told_texts = texts(run_dir)
     first_steps = {step + 1 for step in starts_at}
-    assert all(told_texts[name].keys() == first_steps for name in ("config", "starts", "code"))
+    assert all(
+        told_texts[f"run/{name}"].keys() == first_steps for name in ("config", "starts", "code")
+    )
     assert told_texts["predictions"].keys() == {7, 14}
-    last = told_texts["starts"][starts_at[-1] + 1]
+    last = told_texts["run/starts"][starts_at[-1] + 1]
     assert last.count("\n") == len(starts_at) + 1 and starts[-1]["time"] in last
     resolved = json.loads((run_dir / "config.json").read_text())
-    assert json.dumps(resolved, indent=2) in told_texts["config"][starts_at[-1] + 1]
+    assert json.dumps(resolved, indent=2) in told_texts["run/config"][starts_at[-1] + 1]
 
 
 @pytest.fixture(scope="module")
