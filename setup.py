@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 # What some corpora need, each for itself: `pip install dist-bert[zstd,mediawiki]`, or all of it.
@@ -26,7 +26,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["dist_bert", "data_prep", "data_prep.readers"],
+    packages=find_packages(include=["dist_bert*", "data_prep*"]),
     python_requires=">=3.11",
     # Ranges that should work; constraints.txt has the versions that were tested together.
     install_requires=[

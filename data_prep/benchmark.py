@@ -3,7 +3,7 @@
 Everything that is compared is measured alternately, round by round, because a machine's speed
 changes by the minute; the best round of each counts. Seconds are CPU seconds: those of all
 processes of a launch together, start of the interpreter included. Not for: what the scripts print
-(`dist_bert.figures`), or reading the shards (`dist_bert.loader_benchmark`).
+(`dist_bert.figures`), or reading the shards (`dist_bert.benchmarks.loader`).
 """
 
 import concurrent.futures

@@ -82,7 +82,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         # Not before: it imports torch, and the memory of what is launched is measured from the
         # size of this process.
-        from dist_bert.loader_benchmark import compare_loaders
+        from dist_bert.benchmarks.loader import compare_loaders
 
         for length in benchmark.SAMPLE_LENGTHS:
             figures[f"loader_{length}"] = compare_loaders(
@@ -123,7 +123,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     vocabulary = tokenizer.masking_vocabulary(
         manifest.config["whole_words"], manifest.config["mean_span_length"]
     )
-    from dist_bert import train_benchmark  # imports torch and deepspeed
+    from dist_bert.benchmarks import training as train_benchmark  # imports torch and deepspeed
     from dist_bert.engine import shut_down, start_distributed
 
     start_distributed()

@@ -21,7 +21,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(json.dumps({"output_dir": arguments.output_dir, "json": arguments.json}, indent=2))
         return 0
-    from dist_bert.doctor import examine, report, works
+    from dist_bert.diagnosis.doctor import examine, report, works
     from dist_bert.files import write_json
 
     findings = examine(arguments.output_dir)

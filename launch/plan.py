@@ -24,9 +24,9 @@ def main(arguments: argparse.Namespace) -> None:
     """Resolves the settings, prints the plan and writes it as JSON where asked."""
     from dist_bert.deepspeed_config import DeepSpeedConfig
     from dist_bert.files import write_json
-    from dist_bert.plan import make_plan
-    from dist_bert.plan_text import plan_text
-    from dist_bert.zero_layout import ZeroLayout
+    from dist_bert.planning.plan import make_plan
+    from dist_bert.planning.text import plan_text
+    from dist_bert.planning.zero_layout import ZeroLayout
 
     run_config = resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments))
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _workload(arguments: argparse.Namespace, run_config: RunConfig) -> Any:
-    from dist_bert.plan import Workload
+    from dist_bert.planning.plan import Workload
     from dist_bert.shard_format import MANIFEST_NAME, Manifest
 
     if arguments.sequence_length:
@@ -82,8 +82,8 @@ def _hardware(
     arguments: argparse.Namespace, precision: str, checkpointing: bool
 ) -> tuple[Any, dict[str, str]]:
     """The hardware, and where the figures are from that nobody can look up."""
-    from dist_bert.communication_plan import Link
-    from dist_bert.plan import GPU_MEMORY_GBYTES, Hardware, measured_mfu
+    from dist_bert.planning.communication import Link
+    from dist_bert.planning.plan import GPU_MEMORY_GBYTES, Hardware, measured_mfu
 
     memory_gib, tflops, gpu = arguments.gpu_memory_gib, arguments.peak_tflops, arguments.gpu
     if gpu is None and (memory_gib is None or tflops is None):

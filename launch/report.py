@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(json.dumps({"runs": arguments.run, "output": arguments.output}, indent=2))
         return
-    from dist_bert.report import write_report
+    from dist_bert.reporting.page import write_report
 
     write_report(arguments.run, arguments.output)
     size = Path(arguments.output).stat().st_size

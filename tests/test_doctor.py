@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dist_bert import doctor, limits, trials
-from dist_bert.doctor import Finding, examine, report, works
+from dist_bert.diagnosis import doctor, limits, trials
+from dist_bert.diagnosis.doctor import Finding, examine, report, works
 from tests.integration.conftest import BIN, ROOT, small_disk
 
 FINE = Finding("limits", "memory", "8 GiB")

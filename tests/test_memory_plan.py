@@ -11,7 +11,8 @@ import torch
 from dist_bert import kernels
 from dist_bert import model as model_module
 from dist_bert.config import ModelConfig
-from dist_bert.memory_plan import (
+from dist_bert.model import BertForPreTraining
+from dist_bert.planning.memory import (
     LOGITS_AT_ONCE,
     MARGIN,
     SampleSize,
@@ -20,8 +21,7 @@ from dist_bert.memory_plan import (
     layer_bytes,
     plan_memory,
 )
-from dist_bert.model import BertForPreTraining
-from dist_bert.zero_layout import ZeroLayout
+from dist_bert.planning.zero_layout import ZeroLayout
 
 MODEL = ModelConfig(
     vocab_size=701,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from dist_bert.communication_plan import Collective, Link, plan_communication
 from dist_bert.config import ModelConfig, RunConfig
 from dist_bert.errors import UserError
 from dist_bert.figures import number
 from dist_bert.flops import PEAK_BF16_FLOPS, training_flops
-from dist_bert.plan import (
+from dist_bert.planning.communication import Collective, Link, plan_communication
+from dist_bert.planning.plan import (
     GPU_MEMORY_GBYTES,
     Hardware,
     Workload,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_bert import report_tables
-from dist_bert.curves import (
+from dist_bert.errors import UserError
+from dist_bert.reporting import tables as report_tables
+from dist_bert.reporting.curves import (
     MAX_MEANS,
     MAX_RAW_POINTS,
     means,
@@ -24,9 +25,8 @@ from dist_bert.curves import (
     spread,
     stretches,
 )
-from dist_bert.errors import UserError
-from dist_bert.report import page, write_report
-from dist_bert.run_history import read_histories, read_history
+from dist_bert.reporting.page import page, write_report
+from dist_bert.reporting.run_history import read_histories, read_history
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

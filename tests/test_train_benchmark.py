@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from dist_bert.benchmarks.training import _transformers_model, padded_batches, padded_inputs
 from dist_bert.data import NO_LABEL, BatchShape, unpad
 from dist_bert.hf_names import to_published
 from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
-from dist_bert.train_benchmark import _transformers_model, padded_batches, padded_inputs
 from tests.synthetic import TINY_MODEL, write_data_set
 
 MODEL = dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

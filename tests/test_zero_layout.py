@@ -13,7 +13,7 @@ from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.errors import UserError
 from dist_bert.model import BertForPreTraining
 from dist_bert.optim import parameter_groups
-from dist_bert.zero_layout import ZeroLayout, parameter_shapes
+from dist_bert.planning.zero_layout import ZeroLayout, parameter_shapes
 from tests.synthetic import TINY_MODEL
 from tests.test_memory_plan import make_layout
 

@@ -15,8 +15,8 @@ import pytest
 from data_prep.benchmark import sample_figures, stage_figures
 from data_prep.sentences import split_sentences
 from data_prep.stage_profile import OTHER, STAGES, measured_stages, stage_of
+from dist_bert.benchmarks.loader import content, samples_per_second
 from dist_bert.figures import number, table
-from dist_bert.loader_benchmark import content, samples_per_second
 from dist_bert.reader import Columns
 from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardRecord
 from tests.corpus import write_text_files

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_bert.communication_plan import plan_communication
-from dist_bert.memory_plan import buffer_bytes, state_bytes
-from dist_bert.plan import Workload
+from dist_bert.planning.communication import plan_communication
+from dist_bert.planning.memory import buffer_bytes, state_bytes
+from dist_bert.planning.plan import Workload
+from dist_bert.planning.zero_layout import ZeroLayout
 from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
-from dist_bert.zero_layout import ZeroLayout
 from tests.integration.conftest import launcher, run_script
 from tests.integration.plan_worker import MODEL, Case, cases
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_bert.curves import means, raw_rows
 from dist_bert.errors import UserError
-from dist_bert.run_history import Columns, RunHistory, column
+from dist_bert.reporting.curves import means, raw_rows
+from dist_bert.reporting.run_history import Columns, RunHistory, column
 
 # Told apart also by people who see no red or green, and in grey (Okabe and Ito 2008).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")

@@ -1,6 +1,6 @@
 """What a run will need and take, before any job is queued: memory, hours, traffic, scaling, disk.
 
-Puts together `dist_bert.memory_plan`, `dist_bert.communication_plan` and the count of operations.
+Puts together `memory.py`, `communication.py` and the count of operations.
 Nothing is measured here and torch is not needed: MFU, links and disk are the caller's to know.
 """
 
@@ -8,20 +8,20 @@ import dataclasses
 import statistics
 from typing import Any
 
-from dist_bert.communication_plan import CommunicationPlan, Link, plan_communication
 from dist_bert.config import ModelConfig, RunConfig
 from dist_bert.errors import UserError
 from dist_bert.flops import training_flops
-from dist_bert.memory_plan import (
+from dist_bert.metrics import read_metrics
+from dist_bert.planning.communication import CommunicationPlan, Link, plan_communication
+from dist_bert.planning.memory import (
     FRAMEWORK_BYTES,
     MARGIN,
     SampleSize,
     largest_micro_batch,
     plan_memory,
 )
-from dist_bert.metrics import read_metrics
+from dist_bert.planning.zero_layout import ZeroLayout
 from dist_bert.shard_format import Manifest
-from dist_bert.zero_layout import ZeroLayout
 
 # Of the makers' data sheets, in 10^9 bytes; cards report a few per cent more. The A100 of 40 GB.
 GPU_MEMORY_GBYTES = {

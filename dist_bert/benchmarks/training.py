@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dist_bert.benchmarks.step_profile import shares_of_parts
 from dist_bert.config import ModelConfig
 from dist_bert.data import (
     NO_LABEL,
@@ -47,7 +48,6 @@ from dist_bert.model import BertForPreTraining
 from dist_bert.optim import parameter_groups
 from dist_bert.prefetch import prefetch
 from dist_bert.reader import SampleReader
-from dist_bert.step_profile import shares_of_parts
 
 OURS = "ours"
 COMPILED = "compiled"

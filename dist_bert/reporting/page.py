@@ -1,7 +1,7 @@
 """A report on one or several runs: one HTML file that needs nothing else, not even a network.
 
-Curves in `dist_bert.report_figures`, tables in `dist_bert.report_tables`; here is the page around
-them. Its content security policy forbids the browser to load anything.
+Curves in `plots.py`, tables in `tables.py`; here is the page around them. Its content security
+policy forbids the browser to load anything.
 """
 
 import html
@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_bert import files, report_tables
-from dist_bert.curves import MAX_RAW_POINTS, mean_length
-from dist_bert.report_figures import AXES, color_of, figures, plotly_source
-from dist_bert.run_history import RunHistory, read_histories
+from dist_bert import files
+from dist_bert.reporting import tables
+from dist_bert.reporting.curves import MAX_RAW_POINTS, mean_length
+from dist_bert.reporting.plots import AXES, color_of, figures, plotly_source
+from dist_bert.reporting.run_history import RunHistory, read_histories
 
 _STYLE = """
 @page { size: A4 landscape; margin: 10mm; }
@@ -85,18 +86,18 @@ def page(histories: Sequence[RunHistory]) -> str:
     title = html.escape(f"Training report: {', '.join(history.name for history in histories)}")
     body = [
         f"<h1>{title}</h1>",
-        report_tables.summary(histories),
+        tables.summary(histories),
         f"<h2>Curves</h2>{_bar(histories)}",
         f'<div class="plots">{plots}</div>{_how_drawn(histories)}',
-        _of_each("Validations", histories, report_tables.validations),
+        _of_each("Validations", histories, tables.validations),
     ]
     if any(history.predictions for history in histories):
-        body.append(_of_each("Answers to the same texts", histories, report_tables.predictions))
+        body.append(_of_each("Answers to the same texts", histories, tables.predictions))
     body += [
-        _of_each("Starts", histories, report_tables.starts),
+        _of_each("Starts", histories, tables.starts),
         "<h2>Configuration</h2>" if len(histories) == 1 else "<h2>Settings that differ</h2>",
-        report_tables.differences(histories),
-        f"<h2>Versions at the latest start</h2>{report_tables.versions(histories)}",
+        tables.differences(histories),
+        f"<h2>Versions at the latest start</h2>{tables.versions(histories)}",
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_bert.curves import mean_length, spread
 from dist_bert.figures import number
-from dist_bert.run_history import RunHistory, column
+from dist_bert.reporting.curves import mean_length, spread
+from dist_bert.reporting.run_history import RunHistory, column
 
 MAX_VALIDATION_ROWS = 25
 MAX_PREDICTION_STEPS = 8

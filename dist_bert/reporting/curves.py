@@ -2,7 +2,7 @@
 
 Raw points are all values, or the lowest and the highest of each of some equal stretches; the smooth
 curve is the mean of each of some longer stretches. Values that are NaN (skipped steps) are left
-out. Not for: drawing (`dist_bert.report_figures`).
+out. Not for: drawing (`dist_bert.reporting.plots`).
 """
 
 import itertools

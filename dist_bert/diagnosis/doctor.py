@@ -1,8 +1,8 @@
 """What this machine has, what would not work on it, and what to do about that.
 
 Every check stands for itself: one that fails is a finding, not the end. The standard library alone
-is imported here; torch and the others only by processes of their own (`dist_bert.trials`), which
-may crash or hang. Not for: a run's own settings and shards (`launch/pretrain.py --dry_run`).
+is imported here; torch and the others only by processes of their own (`trials.py`), which may crash
+or hang. Not for: a run's own settings and shards (`launch/pretrain.py --dry_run`).
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dist_bert.figures import cpu_model
-from dist_bert.limits import (
+from dist_bert.diagnosis.limits import (
     cgroup_cores,
     cgroup_memory_bytes,
     memory_bytes,
     open_files,
     shared_memory_bytes,
 )
-from dist_bert.trials import try_deepspeed, try_gloo, try_imports, try_mpi, try_torch
+from dist_bert.diagnosis.trials import try_deepspeed, try_gloo, try_imports, try_mpi, try_torch
+from dist_bert.figures import cpu_model
 
 PACKAGES = (
     "torch",

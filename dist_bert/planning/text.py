@@ -1,10 +1,10 @@
-"""A plan as text for people. Not for: any figure that `dist_bert.plan` has not."""
+"""A plan as text for people. Not for: any figure that `dist_bert.planning.plan` has not."""
 
 from typing import Any
 
 from dist_bert.figures import number, table
-from dist_bert.plan import MOST_COMMUNICATION, Hardware, Workload
-from dist_bert.zero_layout import ZeroLayout
+from dist_bert.planning.plan import MOST_COMMUNICATION, Hardware, Workload
+from dist_bert.planning.zero_layout import ZeroLayout
 
 
 def plan_text(

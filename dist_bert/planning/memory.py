@@ -1,6 +1,6 @@
 """The memory that one rank needs, item by item, and the largest micro-batch that fits.
 
-Model states are exact (`dist_bert.zero_layout`); activations follow from what each operation of
+Model states are exact (`zero_layout.py`); activations follow from what each operation of
 dist_bert/model.py saves for its backward pass. Both are tested against what engines and autograd
 hold. Assumed are what the framework takes and what fragmentation needs, both named below.
 
@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 
 from dist_bert.config import ModelConfig
-from dist_bert.zero_layout import ZeroLayout
+from dist_bert.planning.zero_layout import ZeroLayout
 
 FRAMEWORK_BYTES = 2 * 2**30  # assumed: CUDA context, NCCL's buffers, cuBLAS workspaces
 MARGIN = 0.08  # assumed: share of the memory that fragmentation and the unforeseen may take

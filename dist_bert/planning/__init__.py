@@ -1,0 +1,1 @@
+"""A run before it is queued: memory, messages, hours. Arithmetic, without torch."""

@@ -1,0 +1,1 @@
+"""Runs read back into one HTML page. Without torch."""
