@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import sentencepiece
 
-pytest.importorskip("tokenizers")
-
 from dist_bert.errors import UserError
 from dist_bert.hf_tokenizer import ODD_TEXTS, Comparison, compare, fast_tokenizer, read_model
 from dist_bert.tokenizer import MASK_ID, Tokenizer, train_tokenizer
