@@ -189,8 +189,9 @@ def _check_logits(run: TrainedRun, model: Any, tokenizer: Any, texts: list[str])
         (ours[0][:, :num_pieces], theirs.prediction_logits[is_token]),
         (ours[1], theirs.seq_relationship_logits),
     )
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    largest = max(float(a.abs().max()) for a, _ in pairs)
+    # torch's max keeps a NaN, Python's may lose it
+    difference = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
+    largest = float(torch.stack([a.abs().max() for a, _ in pairs]).max())
     found = (
         f"largest difference {difference:.1e} where they reach {largest:.1f}, float32, at"
         f" {int(is_token.sum()):,} tokens of {len(is_token)} samples"
@@ -264,6 +265,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     """The model and the tokenizer that anyone who has the folder gets from transformers."""
     import transformers
 
+    # its bar and hints are for those who load a model to use it
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

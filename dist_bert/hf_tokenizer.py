@@ -29,7 +29,7 @@ from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPACE, UNK_ID, Tokenize
 from dist_bert.tokenizer_config import SPECIAL_PIECES
 
 _UNIGRAM, _BPE = 1, 2  # model_type, and kinds of pieces, in SentencePiece's protocol
-_NORMAL = 1
+_NORMAL, _BYTE = 1, 6
 _MARKS = r"[\p{M}\x{200C}\x{200D}\x{FF9E}\x{FF9F}]"  # what continues the character before
 _REMOVED = "\x01"  # SentencePiece's table removes it
 _TIE_TOLERANCE = 1e-6  # a few roundings of a float32 sum
@@ -170,6 +170,7 @@ def _is_tie(proto: Any, ids: Sequence[int], fast_ids: Sequence[int]) -> bool:
 def _check(proto: Any, path: Path) -> None:
     """Refuses what no test here has seen."""
     normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
+    others = {piece.type for piece in proto.pieces[len(SPECIAL_PIECES) :]}
     facts = {
         "model_type unigram or bpe": trainer.model_type in (_UNIGRAM, _BPE),
         "a normalization rule": bool(normalizer.precompiled_charsmap),
@@ -178,7 +179,7 @@ def _check(proto: Any, path: Path) -> None:
         "escape_whitespaces": normalizer.escape_whitespaces,
         "split_by_whitespace": trainer.split_by_whitespace,
         "whitespace before words": not trainer.treat_whitespace_as_suffix,
-        "no user-defined symbols": not trainer.user_defined_symbols,
+        "further pieces only of text and bytes": others <= {_NORMAL, _BYTE},
     }
     missing = [name for name, is_so in facts.items() if not is_so]
     if missing:

@@ -20,8 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     pointer = BEST_NAME if arguments.best else LATEST_NAME
     checkpoint = require_checkpoint(arguments.checkpoint, pointer)
     if arguments.dry_run:
-        shown = {name: str(value) for name, value in vars(arguments).items()}
-        print(json.dumps({**shown, "checkpoint": str(checkpoint)}, indent=2))
+        print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2, default=str))
         return
     from dist_bert.export import check_export, export
     from dist_bert.inference import TrainedRun

@@ -166,6 +166,10 @@ def test_other_logits_end_the_export(exported: Exported, tmp_path: Path) -> None
             dataclasses.replace(run, config=gelu), exported.run_dir, tmp_path / "new", None, True
         )
     assert not list(tmp_path.iterdir())
+    (tmp_path / "latin").write_bytes("é".encode("latin-1"))
+    for name, problem in (("none", "cannot be read"), ("latin", "is not UTF-8")):
+        with pytest.raises(UserError, match=f"--sample_text .*{name}: {problem}"):
+            export(run, exported.run_dir, tmp_path / "new", str(tmp_path / name), True)
 
 
 def test_mistakes_are_one_line(exported: Exported, tmp_path: Path) -> None:
