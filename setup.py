@@ -16,6 +16,8 @@ CORPORA = {
 }
 # What draws: matplotlib the pictures (PNG), plotly the report that a browser opens.
 PICTURES = ["matplotlib>=3.9", "plotly>=6.0"]
+# What launch/export_model.py writes for and checks with.
+HUGGINGFACE = ["tokenizers>=0.22", "transformers>=5.0"]
 ALL_CORPORA = [package for packages in CORPORA.values() for package in packages]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
 
@@ -45,6 +47,7 @@ setup(
         **CORPORA,
         "corpora": ALL_CORPORA,
         "pictures": PICTURES,
-        "test": ["pytest>=8.0", "transformers>=5.0", "ruff", "mypy", *ALL_CORPORA, *PICTURES],
+        "huggingface": HUGGINGFACE,
+        "test": ["pytest>=8.0", "ruff", "mypy", *ALL_CORPORA, *PICTURES, *HUGGINGFACE],
     },
 )

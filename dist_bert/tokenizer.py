@@ -195,7 +195,10 @@ class Tokenizer:
 
     def _encode_inside_word(self, text: str) -> list[int]:
         """Ids of a text that no space precedes: read behind a character that no piece contains."""
-        return self.encode(_STRANGER + text)[len(self.encode(_STRANGER)) :]
+        start = len(self.encode(_STRANGER))
+        # Unknown characters in a row are one piece: the text's first ones may be in this one's.
+        is_merged = self._processor.encode(_STRANGER + text, out_type=str)[start - 1] != _STRANGER
+        return self.encode(_STRANGER + text)[start - is_merged :]
 
 
 def train_tokenizer(

@@ -70,6 +70,7 @@ def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
         "fill_mask": ("--checkpoint", "c", "a [MASK]"),
         "embed": ("--checkpoint", "c", "a"),
         "report": ("r",),
+        "export_model": ("--checkpoint", "c", "--output_dir", "d"),
         "save_weights": ("--checkpoint", "c", "--output", "f"),
     }
     ended = launch(script, *needed.get(script.stem, ()), "--no_such_flag")

@@ -79,6 +79,8 @@ def test_masks_are_put_where_they_are_written(tokenizer: Tokenizer) -> None:
         [i for i in tokenizer.encode("安静灯笼") if tokenizer.piece(i) in "灯笼"],
     ]
     assert tokenizer.encode_with_mask("no mask") == tokenizer.encode("no mask")
+    unknown = tokenizer.encode_with_mask("The [MASK]\U0001f600 lamp")  # directly behind a mask
+    assert unknown == [*tokenizer.encode("The"), MASK_ID, UNK_ID, *tokenizer.encode("lamp")]
 
 
 def test_training_depends_on_the_text_alone(tmp_path: Path) -> None:

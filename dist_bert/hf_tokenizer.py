@@ -1,0 +1,240 @@
+"""A SentencePiece tokenizer as the `tokenizers` library's, which needs no SentencePiece.
+
+The same ids come out: where the library's parts do otherwise than SentencePiece, other parts of it
+make good for that, and each says what. `compare` tells how well that goes on given texts. Not for:
+training, which uses `dist_bert.tokenizer` alone.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tokenizers import Tokenizer as FastTokenizer
+
+from dist_bert.errors import UserError
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPACE, UNK_ID, Tokenizer
+from dist_bert.tokenizer_config import SPECIAL_PIECES
+
+_UNIGRAM, _BPE = 1, 2  # model_type, and kinds of pieces, in SentencePiece's protocol
+_NORMAL, _BYTE = 1, 6
+_MARKS = r"[\p{M}\x{200C}\x{200D}\x{FF9E}\x{FF9F}]"  # what continues the character before
+_REMOVED = "\x01"  # SentencePiece's table removes it
+_TIE_TOLERANCE = 1e-6  # a few roundings of a float32 sum
+_WINDOW = 4_096  # texts that are compared at a time
+# All that a text may hold and that is not said otherwise: any of it can end a tokenizer's equality.
+ODD_TEXTS = (
+    "",
+    " ",
+    "  two  spaces,\ttabs\t\tand\nlines\r\nof\x0bany\x0ckind \u3000 \xa0 ",
+    "昨天，老师在桥梁旁边看见了古老的灯笼！中文and English混写。",
+    "繁體字、日本語のカタカナ、ﾊﾝｶｸ ﾊﾟｰﾃｨｰ ｶﾞｷﾞｸﾞ、한국어 한국어",
+    "Ｆｕｌｌ ｗｉｄｔｈ，１２３！～〜~",
+    "👍 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 ❤️ 👍🏽",
+    "\x00\x01control\x07 characters\x1b[0m\x7f \x85 \u200b\u200d\ufeff\u00ad\u2028\ufffd",
+    "naïve, nai\u0308ve, ế, e\u0302\u0301, E\u0323\u0301, Ж\u0301, ｅ\u0301, İstanbul, Straße, ΣΑΣ",
+    "ﬁne ½ ² ™ ① ㎏ ﷺ … — “quotes” ‘single’ «those»",
+    "नमस्ते दुनिया, שָׁלוֹם, السَّلَامُ عَلَيْكُمْ, ภาษาไทย, Việt Nam",
+    "The [MASK] lamp, the [MASK]s and the un[MASK]ed [MASK]",
+    "[MASK]",
+    "[MASK] [MASK][MASK]",
+    "［MASK］ ［CLS］ [mask] [MASK <0x41> <0xE4> ▁ ▁▂▃ <unk> <s> </s>",
+    "http://example.org/a_b?c=d&e=%20f#g user@example.org 3.14159e-10 1,000,000 C++ $x^2$ #!?",
+    "supercalifragilisticexpialidocious" * 5,
+)
+
+
+class Difference(NamedTuple):
+    """A text whose ids are not the same."""
+
+    text: str
+    ids: list[int]  # of the tokenizer that trained
+    fast_ids: list[int]
+    is_tie: bool  # two ways to cut a word that are equally likely, up to the rounding of float32
+
+
+class Comparison(NamedTuple):
+    """What two tokenizers made of many texts."""
+
+    num_compared: int
+    num_special: int  # left out: they spell a special piece other than [MASK]
+    differences: list[Difference]
+
+    @property
+    def num_ties(self) -> int:
+        """Differences in which neither side is wrong."""
+        return sum(difference.is_tie for difference in self.differences)
+
+
+def read_model(path: Path) -> Any:
+    """A model file as SentencePiece's protocol has it.
+
+    Raises:
+        UserError: the model has a setting that launch/train_tokenizer.py never makes.
+    """
+    proto = sentencepiece_model.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    _check(proto, path)
+    return proto
+
+
+def fast_tokenizer(proto: Any) -> FastTokenizer:
+    """Converts what `read_model` gives; `[CLS] A [SEP] B [SEP]` is put around texts and pairs."""
+    is_unigram = proto.trainer_spec.model_type == _UNIGRAM
+    fast = FastTokenizer(_unigram(proto) if is_unigram else _bpe(proto))
+    fast.normalizer = _normalizer(proto.normalizer_spec.precompiled_charsmap)
+    # No piece has a space but at its start, so words can be cut first; the library keeps them.
+    words = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([words, _spelt()]) if is_unigram else words
+    fast.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    cls, sep = SPECIAL_PIECES[CLS_ID], SPECIAL_PIECES[SEP_ID]
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
+    )
+    fast.add_special_tokens([AddedToken(piece, normalized=False) for piece in SPECIAL_PIECES])
+    return fast
+
+
+def compare(
+    tokenizer: Tokenizer,
+    proto: Any,
+    encode: Callable[[list[str]], list[list[int]]],
+    texts: Iterable[str],
+) -> Comparison:
+    """Which texts have other ids.
+
+    A special piece that a text spells is one in every tokenizer of that library; with ours it is
+    plain text, except [MASK] in `encode_with_mask`. Texts with another one are left out.
+
+    Args:
+        tokenizer: ours.
+        proto: its model.
+        encode: ids of texts, without those put around them, of the other one.
+        texts: any number; a window of them at a time is in memory.
+    """
+    special = re.compile("|".join(re.escape(p) for p in SPECIAL_PIECES if p != _piece(MASK_ID)))
+    num_compared = num_special = 0
+    differences = []
+    iterator = iter(texts)
+    while window := list(itertools.islice(iterator, _WINDOW)):
+        plain = [text for text in window if not special.search(text)]
+        num_special += len(window) - len(plain)
+        num_compared += len(plain)
+        for text, fast_ids in zip(plain, encode(plain), strict=True):
+            ids = tokenizer.encode_with_mask(text)
+            if ids != fast_ids:
+                is_tie = _is_tie(proto, ids, fast_ids)
+                differences.append(Difference(text, ids, fast_ids, is_tie))
+    return Comparison(num_compared, num_special, differences)
+
+
+def _piece(index: int) -> str:
+    return SPECIAL_PIECES[index]
+
+
+def _is_tie(proto: Any, ids: Sequence[int], fast_ids: Sequence[int]) -> bool:
+    """Whether two ways to cut one text have equal sums of log probabilities.
+
+    SentencePiece adds them up in float32 and the library in float64, so the last digit decides.
+    """
+    if proto.trainer_spec.model_type != _UNIGRAM:
+        return False
+    ours, theirs = ([proto.pieces[index] for index in side] for side in (ids, fast_ids))
+    if "".join(piece.piece for piece in ours) != "".join(piece.piece for piece in theirs):
+        return False
+    score, fast_score = (math.fsum(piece.score for piece in side) for side in (ours, theirs))
+    return math.isclose(score, fast_score, rel_tol=_TIE_TOLERANCE)
+
+
+def _check(proto: Any, path: Path) -> None:
+    """Refuses what no test here has seen."""
+    normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
+    others = {piece.type for piece in proto.pieces[len(SPECIAL_PIECES) :]}
+    facts = {
+        "model_type unigram or bpe": trainer.model_type in (_UNIGRAM, _BPE),
+        "a normalization rule": bool(normalizer.precompiled_charsmap),
+        "add_dummy_prefix": normalizer.add_dummy_prefix,
+        "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+        "escape_whitespaces": normalizer.escape_whitespaces,
+        "split_by_whitespace": trainer.split_by_whitespace,
+        "whitespace before words": not trainer.treat_whitespace_as_suffix,
+        "further pieces only of text and bytes": others <= {_NORMAL, _BYTE},
+    }
+    missing = [name for name, is_so in facts.items() if not is_so]
+    if missing:
+        raise UserError(
+            f"{path}: cannot be exported without {', '.join(missing)}; launch/train_tokenizer.py"
+            " makes tokenizers that can"
+        )
+
+
+def _unigram(proto: Any) -> models.Unigram:
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    return models.Unigram(scores, UNK_ID, proto.trainer_spec.byte_fallback)
+
+
+def _bpe(proto: Any) -> models.BPE:
+    """SentencePiece joins any two neighbours that are a piece together, the lowest id first."""
+    normal = {piece.piece for piece in proto.pieces if piece.type == _NORMAL}
+    merges = [
+        (piece.piece[:cut], piece.piece[cut:])
+        for piece in proto.pieces
+        if piece.type == _NORMAL
+        for cut in range(1, len(piece.piece))
+        if piece.piece[:cut] in normal and piece.piece[cut:] in normal
+    ]
+    return models.BPE(
+        {piece.piece: index for index, piece in enumerate(proto.pieces)},
+        merges,
+        unk_token=_piece(UNK_ID),
+        fuse_unk=True,
+        byte_fallback=proto.trainer_spec.byte_fallback,
+    )
+
+
+def _normalizer(table: bytes) -> normalizers.Normalizer:
+    """SentencePiece's table, and its rules of spaces.
+
+    The library looks up a character together with its accents, takes the shortest entry that fits
+    and drops the rest; SentencePiece takes the longest. So what can be composed is composed first,
+    and what is left is looked up one by one, held apart by a character that the table removes.
+    """
+    return normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(f"(?={_MARKS})"), _REMOVED),
+            normalizers.Precompiled(table),
+            normalizers.NFC(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            # Not the space at the start: behind a [MASK] it tells that a new word begins.
+            normalizers.Replace(Regex(r" \z"), ""),
+        ]
+    )
+
+
+def _spelt() -> pre_tokenizers.PreTokenizer:
+    """Cuts texts such as "<0x41>" in two: the library would take them for the byte's piece."""
+    names = "|".join(piece.strip("[]") for piece in SPECIAL_PIECES)
+    start = Regex(rf"[<\[](?=(?:0x[0-9A-F]{{2}}|{names})[>\]])")
+    return pre_tokenizers.Split(start, "merged_with_previous")

@@ -1,0 +1,100 @@
+"""The README.md of an exported model: what it is, how it was trained, how it is used.
+
+The licence is the user's to choose. Not for: exporting (`dist_bert.export`).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_bert.run_dir import METRICS_NAME
+
+_SCORES = {  # metric -> (name, format)
+    "validation/mlm_loss": ("masked LM loss (nats)", ".4f"),
+    "validation/mlm_accuracy": ("masked LM accuracy", ".2%"),
+    "validation/nsp_loss": ("next sentence loss (nats)", ".4f"),
+    "validation/nsp_accuracy": ("next sentence accuracy", ".2%"),
+}
+
+
+def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, check: str) -> str:
+    """The text of the card.
+
+    Args:
+        name: of the model's folder.
+        resolved: the run's config.json.
+        step: of the checkpoint.
+        run_dir: for the scores, if a validation was right at that step.
+        check: what the export has compared, a line.
+    """
+    scores = _scores(run_dir, step)
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n"
+        "# license: choose one; the text that the model was trained on matters, too\n---",
+        f"# {name}",
+        "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
+        _usage(name),
+        "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
+        " `BertTokenizer` (WordPiece) must not be used.",
+        "## Training",
+        _table([("", ""), *_training(resolved, step)]),
+    ]
+    if scores:
+        parts += [f"Held-out samples at step {step:,}:", _table([("", ""), *scores])]
+    return "\n\n".join([*parts, "## Checks of the export", check]) + "\n"
+
+
+def _usage(name: str) -> str:
+    return (
+        "```python\nfrom transformers import AutoModel, AutoTokenizer, pipeline\n\n"
+        f'pipeline("fill-mask", "{name}")("A sentence with a [MASK] in it.")\n'
+        f'tokenizer, model = (c.from_pretrained("{name}") for c in (AutoTokenizer, AutoModel))\n'
+        "```"
+    )
+
+
+def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
+    """Names and values; a part of the configuration that a run does not have has no lines."""
+    rows = [("optimizer steps", f"{step:,}")]
+    settings = resolved["deepspeed"]
+    if "train_batch_size" in settings:
+        rows.append(("samples a step", f"{settings['train_batch_size']:,}"))
+    optimizer = settings.get("optimizer")
+    if optimizer:
+        values = ", ".join(f"{key} {value}" for key, value in optimizer["params"].items())
+        rows.append(("optimizer", f"{optimizer['type']} ({values})"))
+    run = resolved.get("run", {})
+    names = ("num_train_steps", "schedule", "warmup_steps", "decay_steps", "seed", "masks")
+    rows += [(name, f"{run[name]}") for name in names if name in run]
+    shards = resolved.get("shards", {})
+    names = (
+        "sequence_length", "pair_objective", "masked_lm_prob", "whole_words", "mean_span_length",
+        "copies",
+    )  # fmt: skip
+    config = shards.get("config", {})
+    rows += [(name, f"{config[name]}") for name in names if name in config]
+    if shards:
+        rows.append(("fingerprint of the data", f"`{shards['fingerprint']}`"))
+        rows.append(("fingerprint of the tokenizer", f"`{shards['tokenizer']['fingerprint']}`"))
+    rows += [(f"{name}", version) for name, version in resolved.get("versions", {}).items()]
+    return rows
+
+
+def _scores(run_dir: Path, step: int) -> list[tuple[str, str]]:
+    """What the validation at a step found; empty if there was none."""
+    path = run_dir / METRICS_NAME
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if '"validation/' in line]
+    found: dict[str, float] = next((row for row in rows[::-1] if row["step"] == step), {})
+    return [
+        (name, format(found[metric], form))
+        for metric, (name, form) in _SCORES.items()
+        if metric in found
+    ]
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    head, *body = [f"| {name} | {value} |" for name, value in rows]
+    return "\n".join([head, "|---|---|", *body])

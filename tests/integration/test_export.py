@@ -1,0 +1,192 @@
+"""A run exported through the script, and loaded by transformers alone."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dist_bert import files, hf_tokenizer
+from dist_bert.config import ModelConfig
+from dist_bert.errors import UserError
+from dist_bert.export import check_export, export
+from dist_bert.hf_names import from_published
+from dist_bert.inference import TrainedRun
+from dist_bert.model import unpad
+from dist_bert.weight_source import WeightSource
+from tests.corpus import chinese_sentences, english_sentences
+from tests.integration.conftest import (
+    TINY_MODEL,
+    assert_one_line_error,
+    environment,
+    run_script,
+)
+from tests.synthetic import write_run
+
+SCRIPT = (sys.executable, "launch/export_model.py")
+MODEL = ModelConfig(**{**TINY_MODEL, "hidden_act": "relu", "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
+LINES = english_sentences(300, seed=8) + chinese_sentences(200, seed=9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A run, the folder made of it, and what the script said."""
+
+    run_dir: Path
+    model: Any
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="module")
+def exported(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """707 rows of the table, 701 of them pieces; 768 with the padded ones."""
+    folder = tmp_path_factory.mktemp("export")
+    model = write_run(folder / "run", data_set / "tokenizer.model", MODEL, {})
+    config = json.loads((folder / "run/config.json").read_text())
+    manifest = json.loads((data_set / "manifest.json").read_text())
+    shards = {
+        "fingerprint": "f00d",
+        "config": manifest["config"],
+        "tokenizer": manifest["tokenizer"],
+    }
+    run = {"shards": str(data_set), "num_train_steps": 29}
+    files.write_json(folder / "run/config.json", {**config, "run": run, "shards": shards})
+    row = {"step": 17, "validation/loss": 3.0, "validation/mlm_loss": 2.5}
+    (folder / "run/metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "new").mkdir()  # empty: may be there
+    made = run_script(*SCRIPT, "--checkpoint", folder / "run", "--output_dir", folder / "new")
+    assert made.returncode == 0 and made.stderr == "", made.stdout + made.stderr
+    return Exported(folder / "run", model, folder / "new", made.stdout)
+
+
+def test_the_export_says_what_it_compared(exported: Exported) -> None:
+    assert "step-000000017: 0.1 M parameters" in exported.output
+    assert "0 differ" in exported.output and "largest difference" in exported.output
+    card = (exported.folder / "README.md").read_text(encoding="utf-8")
+    for fact in ("| optimizer steps | 17 |", "`f00d`", "| sequence_length | 53 |", "2.5000"):
+        assert fact in card
+    assert "texts compared, 0 differ" in card
+    assert {path.name for path in exported.folder.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    }  # fmt: skip
+    assert not list(exported.folder.parent.glob(".*")), "nothing temporary is left"
+
+
+def test_transformers_alone_loads_it(exported: Exported, tmp_path: Path) -> None:
+    """In a process that cannot see our package, and without a network."""
+    program = (
+        "import sys, torch, transformers as t\n"
+        "folder = sys.argv[1]\n"
+        "tokenizer = t.AutoTokenizer.from_pretrained(folder)\n"
+        "model, told = t.AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)\n"
+        "assert not told['missing_keys'], told\n"
+        "for kind in (t.AutoModel, t.AutoModelForPreTraining):\n"
+        "    _, told = kind.from_pretrained(folder, output_loading_info=True)\n"
+        "    assert not told['missing_keys'], told\n"
+        "assert tokenizer.model_max_length == 53 == model.config.max_position_embeddings\n"
+        "batch = tokenizer(['The old [MASK].', '昨天'], ['Alice', '灯笼。'], padding=True,"
+        " return_tensors='pt')\n"
+        "logits = model.eval()(**batch).logits\n"
+        "answers = t.pipeline('fill-mask', model=model, tokenizer=tokenizer)('An old [MASK].')\n"
+        "assert len(answers) == 5\n"
+        "assert 'dist_bert' not in sys.modules and tokenizer.is_fast\n"
+        "torch.save({**batch, 'logits': logits}, sys.argv[2])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(exported.folder), str(tmp_path / "batch.pt")],
+        env={**environment(), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    batch = torch.load(tmp_path / "batch.pt")
+    assert batch["token_type_ids"].max() == 1
+    unpadded: Any = unpad(*(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+    with torch.no_grad():
+        ours = exported.model.mlm_logits(exported.model.encoder(**unpadded))[:, :707]
+    theirs = batch["logits"][batch["attention_mask"].bool()]
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_files_say_what_they_are(exported: Exported) -> None:
+    config = json.loads((exported.folder / "config.json").read_text())
+    assert config["architectures"] == ["BertForPreTraining"] and config["hidden_act"] == "relu"
+    assert (config["vocab_size"], config["pad_token_id"], config["mask_token_id"]) == (707, 0, 4)
+    settings = json.loads((exported.folder / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    with safe_open(exported.folder / "model.safetensors", "pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
+    assert WeightSource.find(exported.folder).model == MODEL, "and --init_from takes it back"
+    back = from_published(load_file(exported.folder / "model.safetensors"), MODEL)
+    for name, value in exported.model.state_dict().items():
+        rows = 707 if name == "encoder.word_embeddings.weight" else None  # without the padded ones
+        assert torch.equal(back[name][:rows], value[:rows]), name
+
+
+def test_other_ids_end_the_export_unless_they_are_allowed(
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = TrainedRun.load(exported.run_dir)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join([*LINES, "an old ｌａｍｐ", "[CLS] spelt"]), encoding="utf-8")
+    export(run, exported.run_dir, tmp_path / "equal", str(lines), False)
+    compared = len(LINES) + 1 + len(hf_tokenizer.ODD_TEXTS)
+    assert f"{compared:,} texts compared, 0 differ" in capsys.readouterr().out
+    plain = tokenizers.normalizers.NFC()  # forgets full-width letters and spaces
+    monkeypatch.setattr("dist_bert.hf_tokenizer._normalizer", lambda table: plain)
+    with pytest.raises(UserError, match=r"of 518 texts have other token ids .* must be 0;"):
+        export(run, exported.run_dir, tmp_path / "other", str(lines), False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["equal", "lines.txt"]
+    export(run, exported.run_dir, tmp_path / "other", str(lines), True)
+    assert "in '  two  spaces" in capsys.readouterr().out
+    assert (tmp_path / "other/model.safetensors").exists()
+
+
+def test_other_logits_end_the_export(exported: Exported, tmp_path: Path) -> None:
+    run = TrainedRun.load(exported.run_dir)
+    gelu = dataclasses.replace(run.config, hidden_act="gelu", mlm_hidden_act="gelu")
+    with pytest.raises(UserError, match="logits of transformers differ from the run's"):
+        export(
+            dataclasses.replace(run, config=gelu), exported.run_dir, tmp_path / "new", None, True
+        )
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "latin").write_bytes("é".encode("latin-1"))
+    for name, problem in (("none", "cannot be read"), ("latin", "is not UTF-8")):
+        with pytest.raises(UserError, match=f"--sample_text .*{name}: {problem}"):
+            export(run, exported.run_dir, tmp_path / "new", str(tmp_path / name), True)
+
+
+def test_mistakes_are_one_line(exported: Exported, tmp_path: Path) -> None:
+    for flags, problem in (
+        ((exported.folder, tmp_path / "new"), "has no latest checkpoint"),
+        ((exported.run_dir, exported.folder), "is there already and not an empty folder"),
+    ):
+        made = run_script(*SCRIPT, "--checkpoint", flags[0], "--output_dir", flags[1])
+        assert_one_line_error(made, problem)
+
+
+def test_what_cannot_be_exported_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = dataclasses.replace(MODEL, hidden_act="gelu")
+    with pytest.raises(UserError, match="mlm_hidden_act = relu: differs from hidden_act = gelu"):
+        check_export(mixed, tmp_path / "new")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"transformers is not installed: .*\[huggingface\]"):
+        check_export(MODEL, tmp_path / "new")
