@@ -67,6 +67,7 @@ class FragmentFile:
                 tensors[_key(what, fragment.name, fragment.start)] = tensor.to("cpu", copy=True)
         try:
             save_file(tensors, path)
+            files.allow_as_usual(path)
             files.fsync(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be written ({error})") from None
@@ -143,6 +144,7 @@ def export_weights(checkpoint: Path, path: Path) -> None:
     weights = CheckpointReader(checkpoint).weights()
     with files.whole_path(path) as temporary:
         save_file(weights, temporary)
+        files.allow_as_usual(temporary)
 
 
 def _key(what: str, name: str, start: int) -> str:

@@ -57,6 +57,13 @@ def fsync(path: str | Path) -> None:
         os.close(descriptor)
 
 
+def allow_as_usual(path: str | Path) -> None:
+    """Gives a file the permissions that `open` gives; safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes a whole file."""
     with whole_file(path) as file:

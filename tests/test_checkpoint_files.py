@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from dist_bert import files
-from dist_bert.checkpoint_files import WEIGHT, CheckpointReader, Fragment, FragmentFile
+from dist_bert.checkpoint_files import (
+    WEIGHT,
+    CheckpointReader,
+    Fragment,
+    FragmentFile,
+    export_weights,
+)
 from dist_bert.errors import UserError
 
 SHAPES = {"encoder.word": [13, 7], "encoder.bias": [5], "scale": [1]}
@@ -50,6 +56,15 @@ def write(folder: Path, num_ranks: int) -> Path:
     contents = {"shapes": SHAPES, "files": [dataclasses.asdict(file) for file in listed]}
     files.write_json(folder / "state.json", contents)
     return folder
+
+
+def test_others_may_read_what_they_might_read_of_any_file(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path / "checkpoint", 2)
+    export_weights(checkpoint, tmp_path / "model.safetensors")
+    (tmp_path / "any").touch()
+    usual = (tmp_path / "any").stat().st_mode
+    written = [*checkpoint.glob("*.safetensors"), tmp_path / "model.safetensors"]
+    assert len(written) == 3 and {path.stat().st_mode for path in written} == {usual}
 
 
 @pytest.mark.parametrize("written_by", [1, 2, 3, 8])
