@@ -109,8 +109,11 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "plain_torch" in arguments.against and world_size > 1:
         raise UserError("--against plain_torch: compares one rank; leave it out with several")
-    if "compiled" in arguments.against and not list(Path("/dev").glob("nvidia[0-9]*")):
-        raise UserError("--against compiled: layers are compiled on GPUs alone, and there is none")
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        if "compiled" in arguments.against:
+            raise UserError("--against compiled: layers are compiled on GPUs alone; there is none")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unnamed, DeepSpeed warns of it
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells when it starts
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     sizes = {
         "train_batch_size": arguments.train_batch_size,
