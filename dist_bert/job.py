@@ -14,7 +14,7 @@ from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.errors import UserError
-from dist_bert.run_dir import latest_checkpoint
+from dist_bert.run_dir import latest_checkpoint, step_of
 from dist_bert.shard_format import TOKENIZER_NAME, Manifest
 from dist_bert.weight_source import WeightSource
 
@@ -98,7 +98,13 @@ class PretrainingJob:
                 f" shards' sequence_length = {length}: raise it, or prepare shorter shards"
             )
         run = self.run
-        if run.init_from and latest_checkpoint(run.output_dir) is None:  # else it goes on from that
+        checkpoint = latest_checkpoint(run.output_dir)
+        if checkpoint is not None and step_of(checkpoint) > run.num_train_steps:
+            problems.append(
+                f"num_train_steps = {run.num_train_steps} is below the step of {checkpoint}: raise"
+                " it, or give another --output_dir"
+            )
+        if run.init_from and checkpoint is None:  # else it goes on from that
             source = WeightSource.find(run.init_from)
             problems += source.problems(self.model, self.manifest.tokenizer, run.extend_positions)
         if run.compile_layers and self.deepspeed.zero_stage == 3:

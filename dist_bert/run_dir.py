@@ -76,3 +76,8 @@ def checkpoints_newest_first(run_dir: str | Path) -> list[Path]:
     latest = pointer.read_text().strip() if pointer.exists() else ""
     found = (path.parent for path in folder.glob(f"step-*/{STATE_NAME}"))
     return sorted(found, key=lambda path: (path.name == latest, path.name), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps of a checkpoint, by its folder's name."""
+    return int(checkpoint.name.removeprefix("step-"))

@@ -262,6 +262,7 @@ def test_finished_run_stays_as_it_is(trained: Path, data_set: Path) -> None:
     [
         (["--seed", "7"], "seed is 7, the checkpoint has 42"),
         (["--num_hidden_layers", "1"], "model num_hidden_layers is 1, the checkpoint has 2"),
+        (["--num_train_steps", "13"], "num_train_steps = 13 is below the step of"),
     ],
 )
 def test_another_run_is_not_resumed(
