@@ -15,7 +15,7 @@ from tests.corpus import chinese_sentences, english_sentences
 
 SENTENCES = english_sentences(700, seed=1) + chinese_sentences(300, seed=2)
 UNSEEN = english_sentences(1_500, seed=3) + chinese_sentences(1_500, seed=4)
-REAL_TEXT = Path("/work/shared/data/pretrain")  # tried where it is; tests need no data of others
+REAL_TEXT = Path(__file__).parents[2] / "shared/data/pretrain"  # real text, where there is any
 KINDS = [(kind, case, spelt) for kind in ("unigram", "bpe") for case in (0, 1) for spelt in (0, 1)]
 
 
