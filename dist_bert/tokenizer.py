@@ -195,10 +195,11 @@ class Tokenizer:
 
     def _encode_inside_word(self, text: str) -> list[int]:
         """Ids of a text that no space precedes: read behind a character that no piece contains."""
-        start = len(self.encode(_STRANGER))
-        # Unknown characters in a row are one piece: the text's first ones may be in this one's.
-        is_merged = self._processor.encode(_STRANGER + text, out_type=str)[start - 1] != _STRANGER
-        return self.encode(_STRANGER + text)[start - is_merged :]
+        before = self._processor.encode(_STRANGER, out_type=str)
+        pieces = self._processor.encode(_STRANGER + text, out_type=str)
+        # Unknown characters in a row are one piece: the text's first ones may be in the stranger's.
+        is_merged = pieces[len(before) - 1] != before[-1]
+        return self.encode(_STRANGER + text)[len(before) - is_merged :]
 
 
 def train_tokenizer(
