@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dist_bert.confidence import Estimate, estimate_ratio
 from dist_bert.data import NO_LABEL, piece_counts, unpad
 from dist_bert.errors import UserError
-from dist_bert.inference import TrainedRun, to_device
+from dist_bert.inference import DTYPES, TrainedRun, to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import Columns, SampleReader
 from dist_bert.shard_format import Manifest
@@ -130,8 +130,7 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
         )
     reader = SampleReader(shards, manifest, "validation")
     blocks, rows = _first_samples(reader, max_samples)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[run.precision]
-    model = copy.deepcopy(run.model).to(dtype)
+    model = copy.deepcopy(run.model).to(DTYPES[run.precision])
     own = [score(model, columns, run.device) for columns in _own_batches(reader, blocks, rows)]
     sums = _gathered(own)
     stored = reader.gather(blocks, rows, ("masked_lm_labels", "num_masked"))

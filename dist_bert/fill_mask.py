@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun
 from dist_bert.text_batches import Ids, Text, check_length, encoder_input, map_in_batches
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +56,16 @@ def _answers(run: TrainedRun, sequences: Sequence[Ids], top_k: int) -> list[list
     """The answers for each [MASK] of each text of one batch."""
     batch = encoder_input(sequences, run.device)
     hidden = run.model.encoder(**batch)[batch["input_ids"] == MASK_ID]
-    probabilities = run.model.mlm_logits(hidden).float().softmax(-1)  # (P, V)
+    masks = iter(likeliest_pieces(run.model.mlm_logits(hidden), run.tokenizer, top_k))
+    return [[next(masks) for _ in range(ids.count(MASK_ID))] for ids in sequences]
+
+
+def likeliest_pieces(logits: Tensor, tokenizer: Tokenizer, top_k: int) -> list[list[Answer]]:
+    """The `top_k` likeliest pieces of each row of MLM logits, (P, V)."""
+    probabilities = logits.float().softmax(-1)
     # Rows of the table that no piece of this tokenizer owns cannot be answers.
-    best = probabilities[:, : run.tokenizer.vocab_size].topk(min(top_k, run.tokenizer.vocab_size))
-    masks = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+    best = probabilities[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size))
     return [
-        [
-            [Answer(run.tokenizer.piece(i), p) for p, i in zip(*next(masks), strict=True)]
-            for _ in range(ids.count(MASK_ID))
-        ]
-        for ids in sequences
+        [Answer(tokenizer.piece(index), share) for share, index in zip(*row, strict=True)]
+        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

@@ -22,6 +22,8 @@ from dist_bert.run_dir import (
 )
 from dist_bert.tokenizer import Tokenizer
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by precision
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_bert.data import unpad
+from dist_bert.fill_mask import likeliest_pieces
 from dist_bert.inference import to_device
 from dist_bert.masking import restore
 from dist_bert.reader import SampleReader
@@ -79,15 +80,9 @@ class FixedSentences:
             engine(**to_device(self._batch, engine.device))
         engine.train()
         (logits,) = kept
-        probabilities = logits[: len(self._expected)].float().softmax(-1)  # (P, V)
-        # Rows of the table that no piece of this tokenizer owns cannot be answers.
-        best = probabilities[:, : self._tokenizer.vocab_size].topk(_TOP)
         answers = [
-            [
-                {"piece": self._tokenizer.piece(index), "probability": round(probability, 6)}
-                for probability, index in zip(*row, strict=True)
-            ]
-            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            [{"piece": a.piece, "probability": round(a.probability, 6)} for a in mask]
+            for mask in likeliest_pieces(logits[: len(self._expected)], self._tokenizer, _TOP)
         ]
         pieces = [self._tokenizer.piece(int(index)) for index in self._expected]
         bounds = itertools.pairwise((0, *self._ends.tolist()))

@@ -42,7 +42,7 @@ from dist_bert.engine import build_engine
 from dist_bert.errors import UserError
 from dist_bert.flops import matmul_roofline, peak_flops, training_flops
 from dist_bert.guard import gradient_factor
-from dist_bert.inference import to_device
+from dist_bert.inference import DTYPES, to_device
 from dist_bert.masking import MaskingVocabulary
 from dist_bert.model import BertForPreTraining
 from dist_bert.optim import parameter_groups
@@ -52,7 +52,6 @@ from dist_bert.reader import SampleReader
 OURS = "ours"
 COMPILED = "compiled"
 NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _STATUS = Path("/proc/self/status")  # Linux
 
 
@@ -112,19 +111,19 @@ def compare_steps(
         batch.micro_batches[0]["num_masked"],
         batch.num_samples if reader.has_pairs else 0,
     )
-    steps = {
-        name: {
-            "seconds": statistics.median(taken),
-            "tokens_per_second": batch.num_tokens / statistics.median(taken),
-            "samples_per_second": batch.num_samples / statistics.median(taken),
-            "mfu": flops / statistics.median(taken) / (device_peak * dist.get_world_size()),
+    steps = {}
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        steps[name] = {
+            "seconds": median,
+            "tokens_per_second": batch.num_tokens / median,
+            "samples_per_second": batch.num_samples / median,
+            "mfu": flops / median / (device_peak * dist.get_world_size()),
             "peak_gib": peaks[name] / 2**30,
             "ours_is_faster": statistics.median(
                 other / ours for other, ours in zip(taken, seconds[OURS], strict=True)
             ),
         }
-        for name, taken in seconds.items()
-    }
     report("profiling ours")
     ours = contestants[OURS]
     return {"steps": steps, "parts": {OURS: shares_of_parts(ours.step, ours.engine)}}
@@ -133,7 +132,7 @@ def compare_steps(
 def peaks(precision: str, measure_roofline: bool) -> dict[str, float]:
     """Peak TFLOP/s of one device, and what matrix products reach on it if that is asked for."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = _DTYPES[precision]
+    dtype = DTYPES[precision]
     found = {"peak_tflops": peak_flops(device, dtype) / 1e12}
     if measure_roofline:
         found["matmul_tflops"] = matmul_roofline(device, dtype) / 1e12
@@ -233,7 +232,7 @@ def _plain_torch_step(
     """A step without DeepSpeed: weights in its precision, master weights and AdamW in float32."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     master = model.to(device)
-    weights = copy.deepcopy(master).to(_DTYPES[deepspeed.precision]).train()
+    weights = copy.deepcopy(master).to(DTYPES[deepspeed.precision]).train()
     settings = deepspeed.values["optimizer"]["params"]
     optimizer = torch.optim.AdamW(
         parameter_groups(master, deepspeed.weight_decay),
