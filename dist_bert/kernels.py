@@ -19,6 +19,7 @@ _CACHED_SCORES = 1 << 21  # attention scores computed at once on CPU: 4 MiB in b
 _CACHED_LOGITS = 1 << 20  # logits turned into gradients at once on CPU: 4 MiB in float32
 _LOGITS_AT_ONCE = 1 << 25  # elsewhere: 128 MiB, so that kernels are few and large
 _LENGTH_MULTIPLE = 16  # of padded lengths: matrix kernels are prepared anew for every shape
+_NO_LABEL = -100  # of a row that is left out
 _LANES = 4  # random numbers of 16 bits in one hash of 64
 # The finalizer of Stafford 2011, "Better bit mixing", variant 13, as used by splitmix64 (Steele et
 # al. 2014, "Fast splittable pseudorandom number generators").
@@ -272,7 +273,7 @@ def _weights(
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, ignore_index: int = -100
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies of `F.linear(hidden, weight, bias)`, and how many are right.
 
@@ -284,17 +285,14 @@ def linear_cross_entropy(
         hidden: (P, H).
         weight: (V, H).
         bias: (V,), minus infinity for classes that are none.
-        labels: (P,) int64.
-        ignore_index: label of a row that is left out.
+        labels: (P,) int64; -100 leaves a row out, as in `F.cross_entropy`.
 
     Returns:
         Two float32 scalars: the sum in nats, and the number of rows whose largest logit is that of
         the label (not differentiable).
     """
     needs_gradient = torch.is_grad_enabled()
-    loss, num_correct = _LinearCrossEntropy.apply(
-        hidden, weight, bias, labels, ignore_index, needs_gradient
-    )
+    loss, num_correct = _LinearCrossEntropy.apply(hidden, weight, bias, labels, needs_gradient)
     return loss, num_correct
 
 
@@ -306,7 +304,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         labels: Tensor,
-        ignore_index: int,
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         logits = F.linear(hidden, weight, bias)  # (P, V)
@@ -316,7 +313,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = max(1, at_once // logits.shape[1])
         for chunk, label in zip(logits.split(size), labels.split(size), strict=True):
             scores = chunk.float()  # bf16 would keep 8 bits of a sum over V
-            is_counted = label != ignore_index
+            is_counted = label != _NO_LABEL
             column = label.clamp(min=0)[:, None]
             num_correct += ((scores.argmax(1) == label) & is_counted).sum()
             log_shares = torch.log_softmax(scores, 1)
@@ -340,7 +337,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ((gradient @ weight.to(dtype)).float() * loss_gradient).to(hidden.dtype),
             (gradient.T @ scaled).to(weight.dtype),
             (gradient.sum(0, dtype=torch.float32) * loss_gradient).to(ctx.bias_dtype),
-            None,
             None,
             None,
         )
