@@ -18,6 +18,9 @@ CORPORA = {
 PICTURES = ["matplotlib>=3.9", "plotly>=6.0"]
 # What launch/export_model.py writes for and checks with.
 HUGGINGFACE = ["tokenizers>=0.22", "transformers>=5.0"]
+ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+# Shards by URL: http is among fsspec's own, s3 and gs need s3fs and gcsfs beside it.
+REMOTE = ["fsspec>=2025.3", "aiohttp>=3.11"]
 ALL_CORPORA = [package for packages in CORPORA.values() for package in packages]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
 
@@ -37,6 +40,8 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.5",
         "sentencepiece>=0.2.1",
+        "scikit-learn>=1.6",  # scores of fine-tuned models, and of the plain models beside them
+        "seqeval>=1.2.2",
         "mpi4py>=4.0",
         "mpich>=5.0",  # an MPI without root; a cluster's own is used when its mpiexec comes first
         "tensorboard>=2.19",
@@ -48,6 +53,15 @@ setup(
         "corpora": ALL_CORPORA,
         "pictures": PICTURES,
         "huggingface": HUGGINGFACE,
-        "test": ["pytest>=8.0", "ruff", "mypy", *ALL_CORPORA, *PICTURES, *HUGGINGFACE],
+        "onnx": ONNX,
+        "remote": REMOTE,
+        "test": [
+            *("pytest>=8.0", "ruff", "mypy"),
+            *ALL_CORPORA,
+            *PICTURES,
+            *HUGGINGFACE,
+            *ONNX,
+            *REMOTE,
+        ],
     },
 )

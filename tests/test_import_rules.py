@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("hf_tokenizer",),
         ("data",),
         ("deepspeed_config",),
+        ("tasks",),
         ("inference", "fragments", "planning"),
         ("job", "evaluate", "fill_mask", "embed", "checkpoint", "initial_weights"),
         ("engine", "assembly", "export", "predictions", "run_record", "vector_files"),

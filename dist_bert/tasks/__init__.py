@@ -1,0 +1,1 @@
+"""Fine-tuning: labelled examples, their features and heads, decoding and scores."""
