@@ -9,6 +9,7 @@ move. Every function here is called by all ranks together.
 import contextlib
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from dist_bert.run_dir import (
     STATE_NAME,
     WEIGHTS_NAME,
     checkpoints_newest_first,
+    step_of,
 )
 
 _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.console`
@@ -91,7 +93,8 @@ def save(
     with _all_ranks_agree(failure, partial):
         if dist.get_rank() == 0:
             files.write_json(partial / STATE_NAME, contents, indent=None)
-            _publish(partial, folder / name, _is_best(folder, validation_loss))
+            is_best = validation_loss is not None and validation_loss < best_validation(run_dir)[0]
+            _publish(partial, folder / name, is_best)
             _remove_old(folder, keep)
 
 
@@ -123,6 +126,16 @@ def load(
     fragments.set_numbers(engine, reader.contents["optimizer"])
     fragments.refresh_weights(engine)
     return TrainState(**reader.contents["state"])
+
+
+def best_validation(run_dir: str | Path) -> tuple[float, int]:
+    """Loss and step of the checkpoint that `best` names; infinite and 0 where there is none."""
+    folder = Path(run_dir) / CHECKPOINTS_NAME
+    pointer = folder / BEST_NAME
+    best = folder / pointer.read_text().strip() if pointer.exists() else None
+    if best is None or not (best / STATE_NAME).exists():
+        return math.inf, 0
+    return read_json(best / STATE_NAME)["validation_loss"], step_of(best)
 
 
 def examine(
@@ -240,17 +253,6 @@ def _full_shape(parameter: Any) -> torch.Size:
     """Of a parameter that ZeRO-3 may have cut."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
-
-
-def _is_best(folder: Path, validation_loss: float | None) -> bool:
-    """Whether a loss is below that of the checkpoint that `best` names."""
-    if validation_loss is None:
-        return False
-    pointer = folder / BEST_NAME
-    best = folder / pointer.read_text().strip() / STATE_NAME if pointer.exists() else None
-    if best is None or not best.exists():
-        return True
-    return bool(validation_loss < read_json(best)["validation_loss"])
 
 
 def _publish(partial: Path, final: Path, is_best: bool) -> None:

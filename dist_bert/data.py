@@ -59,6 +59,7 @@ class StepBatch:
     num_samples: int  # G
     num_tokens: int  # real tokens of the global batch
     num_token_pairs: int  # sum of squared lengths over the global batch: what attention works on
+    num_masked: int = 0  # masked positions of the global batch
 
 
 class SampleOrder:
@@ -173,14 +174,13 @@ def deal(num_tokens: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int64]:
 def unpad(columns: Columns) -> MicroBatch:
     """The padded columns of a micro-batch as the unpadded arguments of the model.
 
-    T is rounded up by samples of [PAD] tokens behind the M real ones, none longer than the longest
-    of these and without next-sentence label; P by positions whose label is `NO_LABEL`. That is also
-    the next-sentence label of samples without a segment B.
+    T is rounded up by samples of [PAD] tokens behind the M real ones, without next-sentence label;
+    P by positions whose label is `NO_LABEL`. That is also the next-sentence label of samples
+    without a segment B.
 
     Returns:
-        `input_ids`, `token_type_ids`, `position_ids` (T,), `masked_lm_positions` (into T),
-        `masked_lm_labels` and `next_sentence_label` (M,) as int64, `cu_seqlens` (M + 1 and one for
-        each sample of padding,) as int32, `max_seqlen` as int.
+        What `encoder_input` returns, and as int64 `masked_lm_positions` (into T),
+        `masked_lm_labels`, and `next_sentence_label` (M,).
     """
     num_tokens = columns["num_tokens"].astype(np.int64)
     cu_seqlens = np.concatenate(([0], np.cumsum(num_tokens)))
@@ -192,22 +192,48 @@ def unpad(columns: Columns) -> MicroBatch:
     has_b = columns["segment_b_start"] < num_tokens
     next_sentence_label = np.where(has_b, columns["next_sentence_label"].astype(np.int64), NO_LABEL)
     masked_lm_positions = columns["masked_lm_positions"] + cu_seqlens[:-1, None]
-    longest = int(num_tokens.max())
-    stop = -(-cu_seqlens[-1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-    padding_bounds = np.append(np.arange(cu_seqlens[-1], stop, longest), stop)
+    positions = np.broadcast_to(position, is_token.shape)
     return {
-        "input_ids": _round_up(columns["input_ids"][is_token]),
-        "token_type_ids": _round_up(in_segment_b[is_token]),
-        "position_ids": _round_up(np.broadcast_to(position, is_token.shape)[is_token]),
-        "cu_seqlens": np.union1d(cu_seqlens, padding_bounds).astype(np.int32),
-        "max_seqlen": -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
-        "masked_lm_positions": _round_up(masked_lm_positions[is_masked]),
-        "masked_lm_labels": _round_up(columns["masked_lm_labels"][is_masked], NO_LABEL),
+        **encoder_input(
+            columns["input_ids"][is_token], in_segment_b[is_token], positions[is_token], cu_seqlens
+        ),
+        "masked_lm_positions": round_up(masked_lm_positions[is_masked]),
+        "masked_lm_labels": round_up(columns["masked_lm_labels"][is_masked], NO_LABEL),
         "next_sentence_label": next_sentence_label,
     }
 
 
-def _round_up(values: NDArray[Any], filler: int = 0) -> NDArray[np.int64]:
+def encoder_input(
+    input_ids: NDArray[Any],
+    token_type_ids: NDArray[Any],
+    position_ids: NDArray[Any],
+    cu_seqlens: NDArray[np.int64],
+) -> MicroBatch:
+    """The arguments of the encoder: tokens (T,) each, rounded up by samples of [PAD] tokens.
+
+    Args:
+        input_ids: of all samples, one after the other.
+        token_type_ids: of the same tokens.
+        position_ids: of the same tokens.
+        cu_seqlens: (M + 1,) where each sample begins, and the end; no sample is empty.
+
+    Returns:
+        `input_ids`, `token_type_ids`, `position_ids` as int64, `cu_seqlens` (M + 1 and one for each
+        sample of padding, none longer than the longest of the M,) as int32, `max_seqlen` as int.
+    """
+    longest = int(np.diff(cu_seqlens).max())
+    stop = -(-cu_seqlens[-1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+    padding_bounds = np.append(np.arange(cu_seqlens[-1], stop, longest), stop)
+    return {
+        "input_ids": round_up(input_ids),
+        "token_type_ids": round_up(token_type_ids),
+        "position_ids": round_up(position_ids),
+        "cu_seqlens": np.union1d(cu_seqlens, padding_bounds).astype(np.int32),
+        "max_seqlen": -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
+    }
+
+
+def round_up(values: NDArray[Any], filler: int = 0) -> NDArray[np.int64]:
     """Values as int64, followed by as much filler as makes a multiple of `TOKEN_MULTIPLE`."""
     missing = -values.size % TOKEN_MULTIPLE
     return np.pad(values.astype(np.int64), (0, missing), constant_values=filler)
@@ -261,6 +287,7 @@ class _Window:
                 num_samples=size,
                 num_tokens=int(num_tokens.sum()),
                 num_token_pairs=int((num_tokens**2).sum()),
+                num_masked=int(num_masked),
             )
 
 

@@ -106,10 +106,8 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     return engine
 
 
-def shut_down(engine: Any | None) -> None:
-    """Tears down engine and process group; without it a ZeRO-3 process aborts at exit."""
-    if engine is not None:
-        engine.destroy()
+def leave_distributed() -> None:
+    """Leaves the process group; engines must have been destroyed, or ZeRO-3 aborts at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -124,11 +122,13 @@ def train(
     stop: Agreement,
     beat: Callable[[str], None],
     report: Callable[[StepRecord], None],
-    validate: Callable[[TrainState], None],
+    validate: Callable[[TrainState], bool],
     save: Callable[[TrainState], None],
     roll_back: Callable[[TrainState], None],
 ) -> TrainState:
-    """Trains until `run.num_train_steps` or an agreed stop; called by all ranks together.
+    """Trains until `run.num_train_steps`, an agreed stop, or a validation that tells to end.
+
+    Called by all ranks together.
 
     An agreed stop leaves a checkpoint of the last step; a validation that was due there is left to
     the resumed run.
@@ -142,7 +142,7 @@ def train(
         stop: asked once a step, while its last micro-step is computed.
         beat: told before every micro-step what begins.
         report: takes the record of every step.
-        validate: called where `validation_is_due`; may agree to stop.
+        validate: called where `validation_is_due`; may agree to stop. Tells whether to go on.
         save: called after the first step, so that a save that cannot work fails now, every
             `checkpoint_interval` steps and after the last one, but not while steps are skipped:
             what follows them would depend on how many there were.
@@ -153,8 +153,8 @@ def train(
     """
     engine.train()
     skipped = SkippedSteps(engine)
-    save_is_due = False
-    while state.step < run.num_train_steps and not stop.reason:
+    save_is_due, goes_on = False, True
+    while state.step < run.num_train_steps and goes_on and not stop.reason:
         record = _train_step(engine, batches, state, run, peak_lr, skipped, stop, beat)
         state = record.state
         report(record)
@@ -162,9 +162,9 @@ def train(
             roll_back(state)
             skipped = SkippedSteps(engine)
         if validation_is_due(state.step, run) and not stop.reason:
-            validate(state)
+            goes_on = validate(state)
         save_is_due |= state.step % run.checkpoint_interval == 0 or state.step == 1
-        save_is_due |= bool(stop.reason)
+        save_is_due |= bool(stop.reason) or not goes_on
         if state.step == run.num_train_steps or (save_is_due and not record.is_skipped):
             save(state)
             save_is_due = False

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
@@ -19,6 +19,36 @@ from dist_bert.shard_format import TOKENIZER_NAME, Manifest
 from dist_bert.weight_source import WeightSource
 
 T = TypeVar("T")
+
+
+class Job(Protocol):
+    """What a run needs of the job that it does."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Steps, schedule, intervals and the run's folder."""
+
+    @property
+    def deepspeed(self) -> DeepSpeedConfig:
+        """Batch sizes, optimizer, precision, ZeRO."""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer that made the ids."""
+
+    @property
+    def may_differ(self) -> list[str]:
+        """Facts of the identity in which a checkpoint may differ."""
+
+    def resolved(self) -> dict[str, Any]:
+        """What the run's `config.json` keeps."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be resumed."""
 
 
 @dataclasses.dataclass(frozen=True)

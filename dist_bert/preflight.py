@@ -16,7 +16,7 @@ from dist_bert import checkpoint
 from dist_bert.cli import USER_ERROR_EXIT_CODE
 from dist_bert.console import Console
 from dist_bert.data import count_validation_samples
-from dist_bert.engine import shut_down, start_distributed
+from dist_bert.engine import leave_distributed, start_distributed
 from dist_bert.errors import UserError
 from dist_bert.interrupts import end_with_error
 from dist_bert.job import Examination, PretrainingJob
@@ -68,7 +68,7 @@ def check(found: Examination, console: Console) -> int:
         _end_out_of_memory(job)
     except Exception as error:
         end_with_error(error)
-    shut_down(None)
+    leave_distributed()
     watchdog.stop()
     console.say(f"problems found: {len(problems) or 'none'}")
     return USER_ERROR_EXIT_CODE if problems else 0

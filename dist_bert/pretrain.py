@@ -1,44 +1,21 @@
-"""Pretraining, assembled: shards, model, engine, checkpoint, loop. See launch/pretrain.py."""
+"""Pretraining, assembled: shards, model and validation for the run. See launch/pretrain.py."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dist_bert import checkpoint, files
-from dist_bert.agreement import Agreement
+from dist_bert import checkpoint
 from dist_bert.assembly import new_model, training_stream
-from dist_bert.checkpoint import TrainState
-from dist_bert.config import RunConfig
 from dist_bert.console import Console
-from dist_bert.data import MicroBatch, count_validation_samples, validation_batches
-from dist_bert.engine import (
-    build_engine,
-    shut_down,
-    start_distributed,
-    train,
-    validate,
-    validation_is_due,
-)
-from dist_bert.errors import UserError
-from dist_bert.heartbeat import Heartbeat
-from dist_bert.interrupts import (
-    INTERRUPTED_EXIT_CODE,
-    INTERRUPTED_NAME,
-    REASONS,
-    Interrupts,
-    end_with_error,
-)
+from dist_bert.data import count_validation_samples, validation_batches
+from dist_bert.engine import validate
+from dist_bert.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
 from dist_bert.job import PretrainingJob
-from dist_bert.metrics import read_metrics
 from dist_bert.predictions import FixedSentences
-from dist_bert.prefetch import prefetch
-from dist_bert.progress import Progress
 from dist_bert.reader import SampleReader
-from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, latest_checkpoint
-from dist_bert.run_record import open_run
+from dist_bert.session import Batches, Validation, Work, run_session, train_run
 from dist_bert.tokenizer import Tokenizer
 from dist_bert.watchdog import Watchdog
 
@@ -65,207 +42,36 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
     held_out = SampleReader(run.shards, job.manifest, "validation")
     world_size = job.deepspeed.batch_shape.world_size
     count_validation_samples(held_out, world_size, run.validation_samples)  # now, not at step 1,000
-    watchdog = Watchdog(run.watchdog_minutes)
-    heartbeat = engine = None
-    try:
-        start_distributed(run.timeout_seconds)
-        heartbeat = Heartbeat(run.heartbeat_seconds)
+
+    def body(watchdog: Watchdog) -> int:
         watchdog.beat("making model and engine")
-        engine = build_engine(new_model(job, training, console.say), job.deepspeed)
-        watchdog.beat("loading the checkpoint")
-        state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
-        watchdog.beat("starting the loop")
-        stop = Agreement(lambda: interrupts.noted)
-        parts = _Parts(job, engine, state, training.has_pairs, held_out, stop, watchdog, console)
-        stop.begin()
-        if not stop.end() and parts.lacks_validation(state):
-            parts.validate(state)  # the one during which the run was interrupted
-        batches = prefetch(training_stream(job, training, state))
-        state = train(
-            engine,
-            batches,
-            state,
-            run,
-            job.deepspeed.peak_lr,
-            stop=stop,
-            beat=watchdog.beat,
-            report=parts.progress.add,
-            validate=parts.validate,
-            save=parts.save,
-            roll_back=parts.roll_back,
-        )
-        batches.close()
-        watchdog.beat("ending")
-        parts.close()
-        if state.step == run.num_train_steps:
-            checkpoint.write_weights(run.output_dir)
-        _tell_end(run, state, stop.reason, console)
-        heartbeat.stop()
-        dist.barrier()  # a rank that still beats would miss those that have left
-    except UserError as error:  # raised by all ranks together; after any other one peers may hang
-        console.note(f"error: {error}")
-        console.close()
-        watchdog.stop()
-        if heartbeat is not None:
-            heartbeat.stop()
-        shut_down(engine)
-        raise
-    except Exception as error:
-        console.note(f"error: rank 0 failed: {type(error).__name__}: {error}")
-        console.close()
-        end_with_error(error)
-    shut_down(engine)
-    watchdog.stop()
-    console.close()
-    return INTERRUPTED_EXIT_CODE if stop.reason else 0
+        work = _work(job, training, held_out, console.say)
+        if train_run(job, work, interrupts, console, watchdog):
+            return INTERRUPTED_EXIT_CODE
+        checkpoint.write_weights(run.output_dir)
+        return 0
+
+    return run_session(run, console, body)
 
 
-class _Parts:
-    """What the training loop calls beside the steps; each method by all ranks together."""
+def _work(
+    job: PretrainingJob,
+    training: SampleReader,
+    held_out: SampleReader,
+    say: Callable[[str], None],
+) -> Work:
+    """Masked LM and next sentence, and their scores on the first held-out samples."""
+    sentences = FixedSentences(held_out, Tokenizer(job.tokenizer_path))
 
-    def __init__(
-        self,
-        job: PretrainingJob,
-        engine: Any,
-        state: TrainState,
-        has_pairs: bool,
-        held_out: SampleReader,
-        stop: Agreement,
-        watchdog: Watchdog,
-        console: Console,
-    ) -> None:
-        """Opens the run's folder, and says where the run begins."""
-        self._job = job
-        self._engine = engine
-        self._held_out = held_out
-        self._stop = stop
-        self._watchdog = watchdog
-        self._console = console
-        self._sentences = FixedSentences(held_out, Tokenizer(job.tokenizer_path))
-        self._validation_losses: dict[int, float] = {}  # of the last step that had a validation
-        self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
-        run = job.run
-        is_first = dist.get_rank() == 0
-        self._writer = open_run(job, state) if is_first else None
-        self._rows = read_metrics(run.output_dir) if is_first and state.step else []
-        self.progress = Progress(
-            engine, job.model, run, has_pairs, self._writer, console, _skipped_steps(self._rows)
-        )
-        if is_first:
-            console.open_log(Path(run.output_dir) / LOG_NAME)
-        console.say(_first_line(job, state, engine.device))
-        console.start_bar(run.num_train_steps, state.step)
+    def validate_held_out(engine: Any, watched: Callable[[Batches], Batches]) -> Validation:
+        shape, count = job.deepspeed.batch_shape, job.run.validation_samples
+        batches = validation_batches(held_out, shape, dist.get_rank(), count)
+        metrics = validate(engine, watched(batches))
+        return Validation(metrics, sentences.ask(engine))
 
-    def lacks_validation(self, state: TrainState) -> bool:
-        """Whether the checkpoint's validation was interrupted; on all ranks, by rank 0's rows."""
-        if not (state.step and validation_is_due(state.step, self._job.run)):
-            return False
-        is_written = any(
-            row["step"] == state.step and "validation/mlm_loss" in row for row in self._rows[-2:]
-        )
-        answer = [is_written]
-        dist.broadcast_object_list(answer, src=0)
-        return not answer[0]
-
-    def close(self) -> None:
-        """Ends the run's files."""
-        if self._writer is not None:
-            self._writer.close()
-
-    def validate(self, state: TrainState) -> None:
-        """Writes scores and answers on held-out samples, unless a stop is agreed on meanwhile."""
-        self.progress.flush()
-        run, shape = self._job.run, self._job.deepspeed.batch_shape
-        batches = validation_batches(self._held_out, shape, dist.get_rank(), run.validation_samples)
-        doing = f"in the validation at step {state.step:,}"
-        metrics = validate(self._engine, self._stop.until_stop(self._watched(batches, doing)))
-        if not self._stop.reason:
-            predictions = self._sentences.ask(self._engine)
-            loss = self.progress.validation(state.step, metrics, predictions)
-            self._validation_losses = {state.step: loss}
-        self.progress.restart_clock()
-
-    def save(self, state: TrainState) -> None:
-        """Writes a checkpoint."""
-        run = self._job.run
-        self.progress.flush()  # a resumed run writes only what follows its checkpoint
-        self._watchdog.beat(f"saving step {state.step:,}")
-        checkpoint.save(
-            self._engine,
-            run.output_dir,
-            state,
-            self._job.identity(),
-            run.keep_checkpoints,
-            self._validation_losses.get(state.step),
-        )
-        self._watchdog.beat(f"behind step {state.step:,}")
-        self._console.say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")
-        self._has_rolled_back = False
-        self.progress.restart_clock()
-
-    def roll_back(self, state: TrainState) -> None:
-        """Takes back all updates since the last checkpoint; step and position in the data go on.
-
-        The same samples would end the same way. A run that is killed before its next checkpoint
-        comes here again when resumed, so resuming stays exact.
-
-        Raises:
-            UserError: that did not help, or there is no checkpoint.
-        """
-        self.progress.flush()
-        run = self._job.run
-        size = self._job.deepspeed.batch_shape.global_batch_size
-        first = state.samples - run.max_skipped_steps * size
-        problem = (
-            f"step {state.step:,}: loss or gradient was not finite in {run.max_skipped_steps} steps"
-            f" (samples {first:,} to {state.samples - 1:,} of the stream)"
-        )
-        advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
-        if self._has_rolled_back:
-            raise UserError(f"{problem}, also after going back to a checkpoint: {advice}")
-        if latest_checkpoint(run.output_dir) is None:
-            raise UserError(f"{problem}, before the first checkpoint: {advice}")
-        self._watchdog.beat("going back to a checkpoint")
-        job = self._job
-        from_state = checkpoint.load(self._engine, run.output_dir, job.identity(), job.may_differ)
-        self._has_rolled_back = True
-        self._console.say(
-            f"{problem}: going on behind them with the weights of step {from_state.step:,};"
-            f" the updates since then are taken back"
-        )
-
-    def _watched(self, batches: Iterator[MicroBatch], doing: str) -> Iterator[MicroBatch]:
-        for number, batch in enumerate(batches, start=1):
-            self._watchdog.beat(f"{doing}, micro-batch {number:,}")
-            yield batch
-
-
-def _skipped_steps(rows: list[dict[str, float]]) -> int:
-    """How many steps a resumed run had skipped."""
-    counts = (row["train/skipped_steps"] for row in reversed(rows) if "train/skipped_steps" in row)
-    return int(next(counts, 0))
-
-
-def _first_line(job: PretrainingJob, state: TrainState, device: torch.device) -> str:
-    """What begins."""
-    shape = job.deepspeed.batch_shape
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    return (
-        f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
-        f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
-        f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
-        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {job.deepspeed.precision},"
-        f" on {name}"
+    return Work(
+        new_model(job, training, say),
+        lambda state: training_stream(job, training, state),
+        validate_held_out,
+        training.has_pairs,
     )
-
-
-def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) -> None:
-    """Rank 0 says that the run is done or, also in a file for batch scripts, interrupted."""
-    if reason and dist.get_rank() == 0:
-        text = f"stopped at step {state.step:,} of {run.num_train_steps:,}: {REASONS[reason]}"
-        files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
-        console.say(f"{text}; the same command goes on from the last checkpoint")
-    elif not reason:
-        console.say(
-            f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens"
-        )

@@ -107,7 +107,8 @@ class Progress:
         if self._writer is not None:
             row = {f"validation/{name}": value for name, value in metrics.items()}
             self._writer.scalars(step, _finite(row))
-            self._writer.predictions(step, predictions, as_table(predictions))
+            if predictions:
+                self._writer.predictions(step, predictions, as_table(predictions))
             self._writer.flush()
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self._console.say(f"validation at step {step:,}  {values}")
@@ -146,7 +147,7 @@ class Progress:
             self._model,
             num_tokens,
             sum(batch.num_token_pairs for batch in batches),
-            sum(batch.micro_batches[0]["num_masked"] for batch in batches),
+            sum(batch.num_masked for batch in batches),
             num_samples if self._has_pairs else 0,
         )
         data_wait = sum(record.data_wait_seconds for record in self._pending)
@@ -166,10 +167,11 @@ class Progress:
             for name, value in values.items()
             if name.endswith("_loss")
         )
+        parts = f" ({losses})" if losses else ""
         remaining = (self._run.num_train_steps - step) * values["throughput/step_seconds"]
         self._console.tell_progress(
             f"step {step:,}/{self._run.num_train_steps:,}",
-            f"loss {values['train/loss']:.4f} ({losses})  lr {values['train/lr']:.2e}"
+            f"loss {values['train/loss']:.4f}{parts}  lr {values['train/lr']:.2e}"
             f"  {values['throughput/tokens_per_second']:,.0f} tokens/s"
             f"  MFU {values['throughput/mfu']:.1%}  {duration(remaining)} left",
         )

@@ -105,7 +105,7 @@ class Rehearsal:
             stop=Agreement(lambda: int(len(records) == _NUM_STEPS - 1)),  # asked within a step
             beat=self._beat,
             report=report,
-            validate=_leave_out,
+            validate=lambda state: True,
             save=_leave_out,
             roll_back=_leave_out,
         )

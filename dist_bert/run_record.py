@@ -14,7 +14,7 @@ from typing import Any
 from dist_bert import files
 from dist_bert.checkpoint import TrainState
 from dist_bert.interrupts import INTERRUPTED_NAME
-from dist_bert.job import PretrainingJob
+from dist_bert.job import Job
 from dist_bert.metrics import MetricsWriter, read_rows, write_rows
 from dist_bert.run_dir import CONFIG_NAME, STARTS_NAME, TOKENIZER_NAME
 
@@ -24,7 +24,7 @@ _GIT_SECONDS = 10.0  # on a file system that hangs, a run starts without its com
 _ROOT = Path(__file__).parents[1]
 
 
-def open_run(job: PretrainingJob, state: TrainState) -> MetricsWriter:
+def open_run(job: Job, state: TrainState) -> MetricsWriter:
     """Writes what belongs to a start; returns the metrics of the run, open.
 
     Texts and marks stand at the first step of this start, so that another start from the same

@@ -127,7 +127,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         manifest.config["whole_words"], manifest.config["mean_span_length"]
     )
     from dist_bert.benchmarks import training as train_benchmark  # imports torch and deepspeed
-    from dist_bert.engine import shut_down, start_distributed
+    from dist_bert.engine import leave_distributed, start_distributed
 
     start_distributed()
     try:
@@ -144,7 +144,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             report=_say,
         )
     finally:
-        shut_down(None)
+        leave_distributed()
     for row in figures["steps"].values():
         if "matmul_tflops" in peaks:
             row["share_of_roofline"] = row["mfu"] * peaks["peak_tflops"] / peaks["matmul_tflops"]

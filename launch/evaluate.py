@@ -35,7 +35,10 @@ def main(arguments: argparse.Namespace) -> None:
         return
     is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if is_launched:
-        from dist_bert.engine import shut_down, start_distributed  # seconds: only for many ranks
+        from dist_bert.engine import (  # seconds: only for many ranks
+            leave_distributed,
+            start_distributed,
+        )
 
         start_distributed()
     from dist_bert.evaluate import evaluate
@@ -49,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
         if arguments.json:
             write_json(arguments.json, result.figures())
     if is_launched:
-        shut_down(None)
+        leave_distributed()
 
 
 def print_result(result: "Evaluation") -> None:

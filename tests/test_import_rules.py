@@ -32,7 +32,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("job", "evaluate", "fill_mask", "embed", "checkpoint", "initial_weights"),
         ("engine", "assembly", "export", "predictions", "run_record", "vector_files"),
         ("progress", "benchmarks"),
-        ("pretrain", "rehearsal"),
+        ("session", "rehearsal"),
+        ("pretrain",),
         ("preflight",),
     ),
     "data_prep": (

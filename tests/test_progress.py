@@ -33,7 +33,7 @@ TABLE = r"""| input | answer | model |
 |---|---|---|
 | A \[MASK\] \| a\[MASK\] &lt;b&gt;. | **LAMP** | LAMP 50.0% · x\_y 25.0% |
 |  | \| | s 12.5% · \| 6.2% |""".replace("LAMP", "\u2581lamp")
-BATCH = StepBatch([{"num_masked": 11}], num_samples=3, num_tokens=41, num_token_pairs=601)
+BATCH = StepBatch([], num_samples=3, num_tokens=41, num_token_pairs=601, num_masked=11)
 
 
 class Writer:

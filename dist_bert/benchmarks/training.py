@@ -108,7 +108,7 @@ def compare_steps(
         model,
         batch.num_tokens,
         batch.num_token_pairs,
-        batch.micro_batches[0]["num_masked"],
+        batch.num_masked,
         batch.num_samples if reader.has_pairs else 0,
     )
     steps = {}

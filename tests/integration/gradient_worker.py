@@ -15,7 +15,7 @@ from deepspeed.utils import safe_get_full_grad
 from dist_bert.config import ModelConfig
 from dist_bert.data import BatchShape, SampleOrder, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import build_engine, shut_down, start_distributed
+from dist_bert.engine import build_engine, leave_distributed, start_distributed
 from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
@@ -48,7 +48,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             gradients["loss"] = np.array(loss)
             np.savez(arguments.output_dir / f"zero{stage}.npz", **gradients)  # type: ignore[arg-type]
-    shut_down(None)
+    leave_distributed()
 
 
 def one_batch(

@@ -23,7 +23,7 @@ from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
 from dist_bert.data import BatchShape, SampleOrder, StepBatch, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import StepRecord, build_engine, shut_down, start_distributed, train
+from dist_bert.engine import StepRecord, build_engine, leave_distributed, start_distributed, train
 from dist_bert.errors import UserError
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
@@ -113,7 +113,7 @@ def trained(
     train(
         engine, steps, TrainState(), run, 1e-3,
         stop=Agreement(lambda: 0), beat=lambda doing: None, report=records.append,
-        validate=lambda state: None, save=save, roll_back=lambda state: None,
+        validate=lambda state: True, save=save, roll_back=lambda state: None,
     )  # fmt: skip
     return records
 
@@ -160,7 +160,7 @@ def check_floor(stage: int, shards: Path) -> None:
             engine, poisoned_from(2, batches(shards)), TrainState(), run, 1e-3,
             stop=Agreement(lambda: 0), beat=lambda doing: None,
             report=lambda record: scales.append(float(engine._get_optimizer_loss_scale())),
-            validate=lambda state: None, save=lambda state: None, roll_back=give_up,
+            validate=lambda state: True, save=lambda state: None, roll_back=give_up,
         )  # fmt: skip
     except UserError as error:
         assert str(error) == "at 7" and scales == [8, 4, 2, 1, 1, 1, 1], (error, scales)
@@ -189,7 +189,7 @@ def main() -> None:
         check_floor(stage, arguments.shards)
         if dist.get_rank() == 0:
             print(f"ZeRO {stage}, fp16: stopped", flush=True)
-    shut_down(None)
+    leave_distributed()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from dist_bert.config import ModelConfig
 from dist_bert.data import SampleOrder, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import build_engine, shut_down, start_distributed
+from dist_bert.engine import build_engine, leave_distributed, start_distributed
 from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
@@ -40,7 +40,7 @@ def main() -> None:
         results[name] = trained(config, case, arguments.shards)
     if dist.get_rank() == 0:
         arguments.results.write_text(json.dumps(results))
-    shut_down(None)
+    leave_distributed()
 
 
 def trained(config: DeepSpeedConfig, case: dict[str, Any], shards: Path) -> list[list[float]]:

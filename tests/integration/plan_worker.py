@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dist_bert.config import ModelConfig
 from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import build_engine, shut_down, start_distributed
+from dist_bert.engine import build_engine, leave_distributed, start_distributed
 from dist_bert.model import BertForPreTraining
 
 MODEL = ModelConfig(
@@ -87,7 +87,7 @@ def main() -> None:
     measured = [measure(case, sent) for case in cases(arguments.first_accumulation)]
     path = arguments.output_dir / f"rank{dist.get_rank()}.json"
     path.write_text(json.dumps(measured))
-    shut_down(None)
+    leave_distributed()
 
 
 def count_messages(sent: Counter[str]) -> None:

@@ -203,11 +203,11 @@ def test_all_groups_take_the_timeout() -> None:
     """Also those that are made later, without naming one: ZeRO's."""
     program = (
         "import torch, torch.distributed as dist\n"
-        "from dist_bert.engine import shut_down, start_distributed\n"
+        "from dist_bert.engine import leave_distributed, start_distributed\n"
         "start_distributed(7.5)\n"
         "for group in (dist.group.WORLD, dist.new_group([0])):\n"
         "    print(group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"
-        "shut_down(None)\n"
+        "leave_distributed()\n"
     )
     made = run_script(BIN / "python", "-c", program)
     assert made.returncode == 0, made.stderr
