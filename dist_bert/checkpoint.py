@@ -173,6 +173,15 @@ def check_identity(
         UserError: names every fact in which the checkpoint differs from the run.
     """
     saved = {**reader.contents["identity"], **{name: current[name] for name in may_differ}}
+    raise_differences(reader.folder, saved, current)
+
+
+def raise_differences(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuses what another run has left.
+
+    Raises:
+        UserError: names every fact in which `current` differs from what was `saved` at `place`.
+    """
     differences = [
         f"{key} is {current.get(key)!r}, the checkpoint has {saved.get(key)!r}"
         for key in sorted(saved.keys() | current.keys())
@@ -180,7 +189,7 @@ def check_identity(
     ]
     if differences:
         raise UserError(
-            f"{reader.folder}: cannot resume: {'; '.join(differences)}. Use the same settings, or"
+            f"{place}: cannot resume: {'; '.join(differences)}. Use the same settings, or"
             " another --output_dir for a new run"
         )
 

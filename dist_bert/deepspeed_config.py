@@ -122,6 +122,12 @@ class DeepSpeedConfig:
         }
         return cls({**values, **sizes}, shape)
 
+    def with_peak_lr(self, lr: float) -> "DeepSpeedConfig":
+        """The same with another peak learning rate."""
+        optimizer = self.values["optimizer"]
+        changed = {**optimizer, "params": {**optimizer["params"], "lr": lr}}
+        return dataclasses.replace(self, values={**self.values, "optimizer": changed})
+
     def check_device(self, has_gpu: bool) -> None:
         """Refuses what DeepSpeed can do on GPUs alone.
 

@@ -1,0 +1,289 @@
+"""Fine-tuning jobs: sets, classes, encoder and settings, checked before anything slow. No torch.
+
+One command is one job for each learning rate and seed. Not for: running them
+(`dist_bert.finetune`).
+"""
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
+from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.errors import UserError
+from dist_bert.tasks.config import FinetuneConfig
+from dist_bert.tasks.examples import Example, TextExample, WordsExample
+from dist_bert.tasks.questions import PreparedQuestions, QuestionTask
+from dist_bert.tasks.readers import Labelled, ReadConfig, read_examples
+from dist_bert.tasks.splitting import split_examples
+from dist_bert.tasks.texts import PreparedTexts, TextTask
+from dist_bert.tasks.words import OUTSIDE, PreparedWords, WordTask
+from dist_bert.tokenizer import Tokenizer
+from dist_bert.weight_source import WeightSource
+
+Task = TextTask | WordTask | QuestionTask
+Prepared = PreparedTexts | PreparedWords | PreparedQuestions
+
+_MAX_CLASSES = 1_000  # more are a mistake in label_column
+_QUESTION_LENGTH, _OTHER_LENGTH = 384, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneJob:
+    """One fine-tuning run: a learning rate and a seed."""
+
+    config: FinetuneConfig
+    read: ReadConfig
+    source: WeightSource
+    model: ModelConfig
+    run: RunConfig
+    deepspeed: DeepSpeedConfig
+    task: Task
+    training: Prepared
+    held_out: Prepared
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The encoder's tokenizer."""
+        return self.task.tokenizer.path
+
+    @property
+    def may_differ(self) -> list[str]:
+        """Nothing."""
+        return []
+
+    def resolved(self) -> dict[str, Any]:
+        """What `--dry_run` prints and the run's `config.json` keeps; prediction reads it."""
+        return {
+            "model": dataclasses.asdict(self.model),
+            "task": task_facts(self.config.task, self.task),
+            "finetune": {**dataclasses.asdict(self.config), "seed": self.run.seed},
+            "read": dataclasses.asdict(self.read),
+            "run": dataclasses.asdict(self.run),
+            "deepspeed": self.deepspeed.values,
+            "world_size": self.deepspeed.batch_shape.world_size,
+            "encoder": {"path": str(self.source.path), "checkpoint": self._checkpoint_name},
+            "sets": {
+                "train": {"examples": len(self.training.examples)},
+                "eval": {"examples": len(self.held_out.examples)},
+            },
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint of this run to be resumed."""
+        shape = self.deepspeed.batch_shape
+        return {
+            **{f"model {name}": value for name, value in dataclasses.asdict(self.model).items()},
+            **{f"task {n}": v for n, v in task_facts(self.config.task, self.task).items()},
+            "encoder": f"{self.source.path} {self._checkpoint_name}".strip(),
+            "random_init": self.config.random_init,
+            "training set": _fingerprint(self.training),
+            "tokenizer fingerprint": self.task.tokenizer.fingerprint,
+            "seed": self.run.seed,
+            "peak lr": self.deepspeed.peak_lr,
+            "num_train_steps": self.run.num_train_steps,
+            "optimizer type": self.deepspeed.values["optimizer"]["type"],
+            "train_batch_size": shape.global_batch_size,
+        }
+
+    @property
+    def _checkpoint_name(self) -> str:
+        return self.source.checkpoint.name if self.source.checkpoint is not None else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetunePlan:
+    """All jobs of one command line, and what was seen of its files."""
+
+    output_dir: Path
+    jobs: list[FinetuneJob]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, world_size: int) -> "FinetunePlan":
+        """Resolves a command line of launch/finetune.py; reads its files.
+
+        Raises:
+            UserError: something is wrong with settings or files.
+        """
+        config = resolve(FinetuneConfig, arguments.config, flags_of(FinetuneConfig, arguments))
+        read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
+        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size)
+        source = WeightSource.find(config.checkpoint)
+        if source.tokenizer is None or not source.tokenizer.exists():
+            raise UserError(
+                f"checkpoint = {config.checkpoint}: has no tokenizer beside its weights; import a"
+                " published model with launch/import_model.py"
+            )
+        model = dataclasses.replace(
+            source.model,
+            hidden_dropout_prob=config.hidden_dropout_prob,
+            attention_probs_dropout_prob=config.attention_probs_dropout_prob,
+        )
+        labelled = read_examples(config.task, config.train, read)
+        notes = [f"{config.train}: {line}" for line in labelled.summary()]
+        examples: Sequence[Example] = labelled.examples
+        if config.eval:
+            other = read_examples(config.task, config.eval, read)
+            notes += [f"{config.eval}: {line}" for line in other.summary()]
+            held_out: Sequence[Example] = other.examples
+        else:
+            examples, held_out = split_examples(examples, config.eval_share, config.seed)
+            notes.append(
+                f"{config.train}: {len(held_out):,} of its examples are kept apart to score"
+            )
+        task = make_task(config, read, model, Tokenizer(source.tokenizer), labelled, examples)
+        _check_labels(task, held_out)
+        prepared = [task.prepare(examples, True), task.prepare(held_out, False)]  # type: ignore[arg-type]
+        notes += [note for part in prepared for note in part.notes]
+        jobs = _jobs(config, read, source, model, deepspeed, task, *prepared)
+        return cls(Path(config.output_dir), jobs, notes)
+
+
+def _jobs(
+    config: FinetuneConfig,
+    read: ReadConfig,
+    source: WeightSource,
+    model: ModelConfig,
+    deepspeed: DeepSpeedConfig,
+    task: Task,
+    training: Prepared,
+    held_out: Prepared,
+) -> list[FinetuneJob]:
+    """A job for each learning rate and seed; one job alone has the output folder to itself."""
+    lrs = config.lrs or [deepspeed.peak_lr]
+    jobs = []
+    for lr in lrs:
+        for seed in range(config.seed, config.seed + config.seeds):
+            is_alone = len(lrs) * config.seeds == 1
+            name = "" if is_alone else f"lr-{lr:g}/seed-{seed}"
+            run = config.run(
+                str(Path(config.output_dir) / name),
+                seed,
+                len(training.features),
+                deepspeed.batch_shape.global_batch_size,
+            )
+            own = deepspeed.with_peak_lr(lr)
+            jobs.append(
+                FinetuneJob(config, read, source, model, run, own, task, training, held_out)
+            )
+    return jobs
+
+
+def make_task(
+    config: FinetuneConfig,
+    read: ReadConfig,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    labelled: Labelled,
+    examples: Sequence[Example],
+) -> Task:
+    """The task, with the classes that its training examples have.
+
+    Raises:
+        UserError: lengths or classes are impossible.
+    """
+    is_question = config.task == "question_answering"
+    wanted = config.max_seq_length or (_QUESTION_LENGTH if is_question else _OTHER_LENGTH)
+    length = wanted if config.max_seq_length else min(wanted, model.max_position_embeddings)
+    if length > model.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length = {length} is above the encoder's {model.max_position_embeddings}"
+            " positions: lower it"
+        )
+    if is_question:
+        return QuestionTask(
+            tokenizer,
+            length,
+            config.doc_stride,
+            config.max_question_tokens,
+            config.max_answer_tokens,
+            as_token_classes=config.qa_head == "token_classes",
+            may_lack_answers=any(getattr(example, "answers", None) == () for example in examples),
+        )
+    if config.task == "token_classification":
+        tags = {tag for example in examples for tag in getattr(example, "tags", None) or ()}
+        kinds = sorted({tag[2:] for tag in tags if tag != OUTSIDE})
+        return WordTask(
+            tokenizer,
+            length,
+            (OUTSIDE, *(f"{begin}-{kind}" for kind in kinds for begin in "BI")),
+        )
+    names = labelled.label_names or tuple(
+        sorted({name for example in examples for name in getattr(example, "labels", None) or ()})
+    )
+    raise_all("fine-tuning", _class_problems(names, len(examples)))
+    has_several_labels = bool(read.label_separator) and not read.drop_several_labels
+    return TextTask(tokenizer, length, tuple(names), has_several_labels)
+
+
+def task_facts(name: str, task: Task) -> dict[str, Any]:
+    """What `task_of` needs to make the task again, and what identifies it."""
+    facts = {
+        field.name: getattr(task, field.name)
+        for field in dataclasses.fields(task)
+        if field.name != "tokenizer"
+    }
+    return {"name": name, **{n: list(v) if isinstance(v, tuple) else v for n, v in facts.items()}}
+
+
+def task_of(facts: dict[str, Any], tokenizer: Tokenizer) -> Task:
+    """The task that `task_facts` describes."""
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items() if n != "name"}
+    kinds: dict[str, type[Task]] = {
+        "question_answering": QuestionTask,
+        "token_classification": WordTask,
+    }
+    return kinds.get(facts["name"], TextTask)(tokenizer, **values)
+
+
+def _class_problems(names: Sequence[str], num_examples: int) -> list[str]:
+    if len(names) < 2:
+        return [f"label_column: has the only label {names[0]!r}; at least 2 are needed"]
+    if len(names) > _MAX_CLASSES or (len(names) > 10 and len(names) > num_examples // 2):
+        return [
+            f"label_column: has {len(names):,} labels in {num_examples:,} examples ({names[0]!r},"
+            f" {names[1]!r}, ...), too many for classes: is it the right column?"
+        ]
+    return []
+
+
+def _check_labels(task: Task, held_out: Sequence[Example]) -> None:
+    """Refuses labels in the set to score that training has not seen.
+
+    Raises:
+        UserError: there are some; names them and the first place.
+    """
+    if isinstance(task, QuestionTask):
+        return
+    known = set(task.classes)
+    first: dict[str, str] = {}
+    for example in held_out:
+        labels: Sequence[str] = ()
+        if isinstance(example, TextExample):
+            labels = example.labels or ()
+        elif isinstance(example, WordsExample):
+            labels = example.tags or ()
+        for label in labels:
+            if label not in known:
+                first.setdefault(label, example.name)
+    if first:
+        told = ", ".join(f"{label!r} ({place})" for label, place in list(first.items())[:5])
+        raise UserError(
+            f"eval: has labels that no training example has: {told}; training has"
+            f" {', '.join(task.classes[:20])}"
+        )
+
+
+def _fingerprint(prepared: Prepared) -> str:
+    """SHA-256 of all that is learnt from."""
+    features = prepared.features
+    digest = hashlib.sha256()
+    labels = [*features.sample_labels.values(), features.token_labels]
+    for values in (features.input_ids, features.offsets, features.segment_b_start, *labels):
+        if values is not None:
+            digest.update(values.tobytes())
+    return digest.hexdigest()

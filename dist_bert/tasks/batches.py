@@ -1,0 +1,106 @@
+"""Micro-batches of one rank from the features of a labelled set.
+
+As in pretraining, the whole position in the data is the number of samples consumed, every epoch
+has an order of its own, and a global batch is the same set of samples for every number of ranks and
+micro-steps. Not for: shards (`dist_bert.data`).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_bert.data import (
+    NO_LABEL,
+    BatchShape,
+    MicroBatch,
+    StepBatch,
+    deal,
+    encoder_input,
+    round_up,
+)
+from dist_bert.hashing import permuted
+from dist_bert.tasks.features import Features
+
+
+def training_steps(
+    features: Features, shape: BatchShape, rank: int, seed: int, start_sample: int
+) -> Iterator[StepBatch]:
+    """Endless stream of optimizer steps, as this rank's share of each.
+
+    Args:
+        features: of the training set, with labels.
+        shape: how a global batch is cut.
+        rank: this rank.
+        seed: of the orders of the epochs.
+        start_sample: samples consumed so far: the position to go on from.
+    """
+    size = shape.global_batch_size
+    while True:
+        samples = samples_at(np.arange(start_sample, start_sample + size), len(features), seed)
+        num_tokens = features.num_tokens[samples]
+        totals = {"num_samples": size}
+        if features.token_labels is not None:
+            totals = {"num_labels": int(features.num_labels[samples].sum())}
+        own = deal(num_tokens[None], shape)[0, :, rank]  # (A, M)
+        yield StepBatch(
+            [{**micro_batch(features, samples[rows]), **totals} for rows in own],
+            num_samples=size,
+            num_tokens=int(num_tokens.sum()),
+            num_token_pairs=int((num_tokens**2).sum()),
+        )
+        start_sample += size
+
+
+def samples_at(positions: NDArray[np.int64], num_samples: int, seed: int) -> NDArray[np.int64]:
+    """Which samples come at positions of the endless stream; each comes once in an epoch."""
+    epochs = positions // num_samples
+    samples = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        samples[chosen] = permuted(
+            positions[chosen] % num_samples, num_samples, seed, "fine-tuning", int(epoch)
+        )
+    return samples
+
+
+class EvaluationBatch(NamedTuple):
+    """A micro-batch without labels, and which samples it holds."""
+
+    samples: NDArray[np.int64]  # (B,)
+    micro_batch: MicroBatch
+
+
+def evaluation_batches(
+    features: Features, shape: BatchShape, rank: int
+) -> Iterator[EvaluationBatch]:
+    """This rank's micro-batches of a whole set, each sample once.
+
+    Every rank gets the same number of micro-batches and none is empty: where there are fewer
+    samples than ranks, some samples are computed by several ranks.
+    """
+    longest_first = np.argsort(-features.num_tokens, kind="stable")
+    size = shape.micro_batch_size * shape.world_size
+    for step in np.array_split(longest_first, max(1, -(-len(longest_first) // size))):
+        own = step[rank :: shape.world_size]
+        own = own if own.size else step[:1]
+        yield EvaluationBatch(own, micro_batch(features, own, with_labels=False))
+
+
+def micro_batch(
+    features: Features, samples: NDArray[np.int64], with_labels: bool = True
+) -> MicroBatch:
+    """Samples as the unpadded arguments of a head, in their order."""
+    lengths = features.num_tokens[samples]
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    position = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)  # (T,)
+    place = np.repeat(features.offsets[samples], lengths) + position  # (T,) in the flat arrays
+    in_segment_b = position >= np.repeat(features.segment_b_start[samples], lengths)
+    batch = encoder_input(features.input_ids[place], in_segment_b, position, cu_seqlens)
+    batch["num_real_samples"] = len(samples)
+    if with_labels:
+        batch |= {name: values[samples] for name, values in features.sample_labels.items()}
+        if features.token_labels is not None:
+            batch["labels"] = round_up(features.token_labels[place], NO_LABEL)
+    return batch

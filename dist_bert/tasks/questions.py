@@ -1,0 +1,162 @@
+"""Answers in contexts: windows, features, answers and scores. No torch."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from dist_bert.data import NO_LABEL
+from dist_bert.tasks.answers import (
+    Prediction,
+    best_threshold,
+    class_scores,
+    predict,
+    span_scores,
+)
+from dist_bert.tasks.examples import QuestionExample
+from dist_bert.tasks.features import Features, question_features
+from dist_bert.tasks.scores import Scores, answer_scores, language_of
+from dist_bert.tasks.windows import Window, windows_of
+from dist_bert.tokenizer import Tokenizer
+
+_NUM_CANDIDATES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedQuestions:
+    """Examples, their windows and features: a sample is a window."""
+
+    examples: Sequence[QuestionExample]
+    windows: Sequence[Window]
+    bounds: NDArray[np.int64]  # (examples + 1,) the windows of each
+    features: Features
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionTask:
+    """What fine-tuning, scoring and prediction need to know of questions."""
+
+    tokenizer: Tokenizer
+    max_seq_length: int
+    doc_stride: int
+    max_question_tokens: int
+    max_answer_tokens: int
+    as_token_classes: bool  # the head tells each token's class
+    may_lack_answers: bool = False  # contexts without an answer were learnt from
+    null_score_threshold: float = 0.0  # by how much no answer must outscore the best one, if so
+
+    def prepare(self, examples: Sequence[QuestionExample], is_training: bool) -> PreparedQuestions:
+        """Turns examples into features; in training, only those whose answer has a place."""
+        per_example = [
+            windows_of(
+                example,
+                self.tokenizer,
+                self.max_seq_length,
+                self.doc_stride,
+                self.max_question_tokens,
+                is_training,
+            )
+            for example in examples
+        ]
+        windows = [window for own in per_example for window in own]
+        features = question_features(windows, is_training, self.as_token_classes)
+        bounds = np.concatenate(([0], np.cumsum([len(own) for own in per_example])))
+        num_cut = sum(own[0].question.is_cut for own in per_example if own)
+        num_left_out = sum(not own for own in per_example)
+        notes = [f"{len(examples):,} questions make {len(windows):,} samples"]
+        if num_cut:
+            notes.append(f"{num_cut:,} questions were cut to {self.max_question_tokens} tokens")
+        if num_left_out:
+            notes.append(f"{num_left_out:,} questions are left out: no answer's place is known")
+        return PreparedQuestions(examples, windows, bounds, features, tuple(notes))
+
+    def loss(self, prepared: PreparedQuestions, logits: Sequence[NDArray[np.float32]]) -> float:
+        """Mean loss, over the windows whose answer has a known place, of scores (n, 2 or 3)."""
+        known = [
+            (window, row)
+            for window, row in zip(prepared.windows, logits, strict=True)
+            if window.start_position != NO_LABEL
+        ]
+        if not known:
+            return float("nan")
+        if self.as_token_classes:
+            labels = question_features([window for window, _ in known], True, True).token_labels
+            assert labels is not None
+            has_label = labels != NO_LABEL
+            stacked = log_softmax(np.concatenate([row for _, row in known])[has_label], axis=1)
+            return float(-stacked[np.arange(len(stacked)), labels[has_label]].mean())
+        losses = [
+            -(logs[window.start_position, 0] + logs[window.end_position, 1]) / 2
+            for window, row in known
+            for logs in (log_softmax(row, axis=0),)
+        ]
+        return float(np.mean(losses))
+
+    def predictions(
+        self, prepared: PreparedQuestions, logits: Sequence[NDArray[np.float32]]
+    ) -> list[Prediction]:
+        """The best spans of each question."""
+        score_window = class_scores if self.as_token_classes else span_scores
+        found = []
+        for begin, end in zip(prepared.bounds, prepared.bounds[1:], strict=False):
+            windows = prepared.windows[begin:end]
+            scores = [
+                score_window(window, row)
+                for window, row in zip(windows, logits[begin:end], strict=True)
+            ]
+            found.append(predict(windows, scores, _NUM_CANDIDATES, self.max_answer_tokens))
+        return found
+
+    def with_best_threshold(
+        self, prepared: PreparedQuestions, logits: Sequence[NDArray[np.float32]]
+    ) -> "QuestionTask":
+        """The same with the `null_score_threshold` that makes the F1 of a labelled set greatest."""
+        if not self.may_lack_answers:
+            return self
+        found = self.predictions(prepared, logits)
+        bests = [prediction.text(None) for prediction in found]
+        answered, unanswered = (
+            np.array(
+                [
+                    self._f1(example, text)
+                    for example, text in zip(prepared.examples, texts, strict=True)
+                ]
+            )
+            for texts in (bests, [""] * len(bests))
+        )
+        odds = np.array([prediction.null_odds for prediction in found])
+        threshold, _ = best_threshold(odds, answered, unanswered)
+        return dataclasses.replace(self, null_score_threshold=threshold)
+
+    def answers(
+        self, prepared: PreparedQuestions, logits: Sequence[NDArray[np.float32]]
+    ) -> list[dict[str, Any]]:
+        """What the model says to each question: its `id`, the `answer`, and `candidates`.
+
+        `answer` is "" where the model says that there is none; `null_odds` tells by how much.
+        """
+        threshold = self.null_score_threshold if self.may_lack_answers else None
+        answers = []
+        for example, found in zip(
+            prepared.examples, self.predictions(prepared, logits), strict=True
+        ):
+            told: dict[str, Any] = {"id": example.id, "answer": found.text(threshold)}
+            if self.may_lack_answers:
+                told["null_odds"] = found.null_odds
+            told["candidates"] = [candidate._asdict() for candidate in found.candidates]
+            answers.append(told)
+        return answers
+
+    def scores(self, prepared: PreparedQuestions, answers: Sequence[dict[str, Any]]) -> Scores:
+        """Scores of the answers to labelled examples, in the language that their answers have."""
+        gold = {
+            example.id: tuple(answer.text for answer in example.answers or ())
+            for example in prepared.examples
+        }
+        told = {answer["id"]: answer["answer"] for answer in answers}
+        language = language_of([text for texts in gold.values() for text in texts])
+        return answer_scores(gold, told, language)

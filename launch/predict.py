@@ -1,0 +1,56 @@
+"""Applies a fine-tuned model to new examples: JSON lines in, JSON lines out, in their order.
+
+    python launch/predict.py --checkpoint runs/pairs --input new.jsonl --output answers.jsonl
+
+A line of input: {"text_a": ..., "text_b": ...}, {"text": ...}, {"id": ..., "question": ...,
+"context": ...} or {"words": [...]}. All layouts of training files can be read too, with the same
+flags.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dist_bert import files
+from dist_bert.cli import Parser, run
+from dist_bert.config import add_flags, flags_of, resolve
+from dist_bert.tasks.readers import ReadConfig, read_examples
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Loads the model, reads the examples, writes an answer for each."""
+    from dist_bert.predict import FineTunedModel  # takes seconds
+
+    read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
+    model = FineTunedModel.load(arguments.checkpoint)
+    labelled = read_examples(model.task_name, arguments.input, read, is_labelled=False)
+    for line in labelled.summary():
+        print(line, file=sys.stderr)
+    lines = _lines(model.answers(labelled.examples))
+    if arguments.output is None:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        files.write_bytes(
+            Path(arguments.output), "".join(f"{line}\n" for line in lines).encode()
+        )
+
+
+def _lines(answers: Iterable[dict[str, Any]]) -> Iterable[str]:
+    return (json.dumps(answer, ensure_ascii=False) for answer in answers)
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--checkpoint", required=True, help="--output_dir of a run of launch/finetune.py"
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="the examples")
+    parser.add_argument(
+        "--output", metavar="FILE", help="where the answers go (default: standard output)"
+    )
+    add_flags(parser, ReadConfig)
+    run(main, parser.parse_args())
