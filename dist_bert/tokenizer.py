@@ -4,7 +4,7 @@ Text can never produce a special id: [PAD], [CLS], [SEP] and [MASK] are control 
 deterministic: equal sentences in equal order give equal bytes. Not for: reading corpora
 (`data_prep.readers`) or choosing the training sentences (`data_prep.sampling`).
 
-Letters: N texts of a batch, T ids of all of them, V pieces.
+Letters: N texts of a batch, T ids of all of them, V pieces, C code points of a normalised text.
 
 Source: Kudo 2018, "Subword regularization" (unigram); Sennrich et al. 2016 (BPE);
 https://github.com/google/sentencepiece.
@@ -16,7 +16,7 @@ import io
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +97,61 @@ class Tokenizer:
         """Ids of one text, without special ids."""
         return list(self._processor.encode(text))
 
+    def encode_inside_word(self, text: str) -> list[int]:
+        """Ids of a text that no space precedes: read behind a character that no piece contains."""
+        before = self._processor.encode(_STRANGER, out_type=str)
+        pieces = self._processor.encode(_STRANGER + text, out_type=str)
+        # Unknown characters in a row are one piece: the text's first ones may be in the stranger's.
+        is_merged = pieces[len(before) - 1] != before[-1]
+        return self.encode(_STRANGER + text)[len(before) - is_merged :]
+
+    def encode_words(self, words: Sequence[str], spaces_before: Sequence[bool]) -> list[list[int]]:
+        """Ids of each word of a sentence, at least one of each.
+
+        Joined they are the ids of the sentence as a text, unless one of its pieces would hold parts
+        of two words. A word that normalisation leaves nothing of is unknown.
+
+        Args:
+            words: without spaces in them.
+            spaces_before: whether a word stands behind a space; the first one counts as if it did,
+                as in every text.
+        """
+        encoded = (
+            self.encode(word) if is_spaced or place == 0 else self.encode_inside_word(word)
+            for place, (word, is_spaced) in enumerate(zip(words, spaces_before, strict=True))
+        )
+        return [ids or [UNK_ID] for ids in encoded]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], NDArray[np.int64]]:
+        """Ids of one text, and the stretch of it that each stands for.
+
+        A stretch has no white space around it, nor characters that normalisation removes; that of a
+        piece of white space is empty. Where several pieces spell one character, as bytes or as the
+        parts of a ligature, each of them has the whole character.
+
+        Returns:
+            ids as of `encode`, (T,), and code points [begin, end) of the text as given, (T, 2),
+            both ascending.
+        """
+        ids, written = self.encode(text), self._written_pieces(text)
+        if not ids:
+            return [], np.zeros((0, 2), np.int64)
+        normalised, places = self._processor.normalize(text, with_offsets=True)
+        starts, ends = _source_stretches(normalised, np.array(places, np.int64))
+        joint = np.frombuffer(b"".join(written), np.uint8)
+        assert joint.tobytes() == normalised.encode(), "pieces spell the normalised text"
+        character = np.cumsum(joint & 0xC0 != 0x80) - 1  # of each byte: 10xxxxxx continues one
+        last_bytes = np.cumsum([len(piece) for piece in written]) - 1
+        first = character[np.append(0, last_bytes[:-1] + 1)]
+        last = character[last_bytes]
+        begin = np.minimum.accumulate(starts[::-1])[::-1][first]
+        end = np.maximum.accumulate(ends)[last]
+        following, before = self._visible_neighbours(text)
+        begin, end = following[begin], before[end]
+        is_empty = begin >= end
+        end = np.maximum.accumulate(np.where(is_empty, 0, end))
+        return ids, np.stack([np.where(is_empty, end, begin), end], axis=1)
+
     def encode_with_mask(self, text: str) -> list[int]:
         """Ids of a text whose literal "[MASK]" become mask ids: no other text can reach them."""
         first, *others = text.split(_MASK_TEXT)
@@ -104,7 +159,7 @@ class Tokenizer:
         for part in others:
             ids.append(MASK_ID)
             # SentencePiece puts a space before every text; here there is one only if it was typed.
-            ids += self.encode(part) if part[:1].isspace() else self._encode_inside_word(part)
+            ids += self.encode(part) if part[:1].isspace() else self.encode_inside_word(part)
         return ids
 
     def find_word(self, text: str, word: str) -> WordPlace | None:
@@ -178,6 +233,17 @@ class Tokenizer:
             for index, piece in zip(self.encode(text), pieces, strict=True)
         ]
 
+    def _visible_neighbours(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each place in a text: where the next visible character begins, the last one ended."""
+        distinct = list(set(text))
+        normalised = self._processor.normalize(distinct)
+        blank = {c for c, left in zip(distinct, normalised, strict=True) if c.isspace() or not left}
+        places = np.arange(len(text) + 1)
+        is_visible = np.array([character not in blank for character in text], np.bool_)
+        begins = np.append(np.where(is_visible, places[:-1], len(text)), len(text))
+        ends = np.append(0, np.where(is_visible, places[1:], 0))
+        return np.minimum.accumulate(begins[::-1])[::-1], np.maximum.accumulate(ends)
+
     def _is_reserved(self, index: int) -> bool:
         processor = self._processor
         return (
@@ -192,14 +258,6 @@ class Tokenizer:
             return True
         is_accent = unicodedata.category(piece[0]).startswith("M")  # belongs to the letter before
         return bool(_CJK.match(piece)) or not (piece[0].isalnum() or is_accent)
-
-    def _encode_inside_word(self, text: str) -> list[int]:
-        """Ids of a text that no space precedes: read behind a character that no piece contains."""
-        before = self._processor.encode(_STRANGER, out_type=str)
-        pieces = self._processor.encode(_STRANGER + text, out_type=str)
-        # Unknown characters in a row are one piece: the text's first ones may be in the stranger's.
-        is_merged = pieces[len(before) - 1] != before[-1]
-        return self.encode(_STRANGER + text)[len(before) - is_merged :]
 
 
 def train_tokenizer(
@@ -261,6 +319,27 @@ def _is_whole_word(text: str, begin: int, end: int) -> bool:
         if (text[outside].isalnum() and text[inside].isalnum()) or is_accent:
             return False
     return True
+
+
+def _source_stretches(
+    normalised: str, places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which stretch of a text each code point of the normalised text was made from.
+
+    Args:
+        normalised: with SentencePiece's marks for spaces, the first of which stands for nothing.
+        places: where what it was made from begins, and where that of the last one ends, (C + 1,).
+
+    Returns:
+        begins and ends, (C,); those of spaces are the text's end and its beginning, so that they
+        count for nothing in a minimum of begins or a maximum of ends.
+    """
+    starts, groups = np.unique(places[:-1], return_inverse=True)
+    is_text = np.array([character != SPACE for character in normalised], np.bool_)
+    is_visible = np.bincount(groups, is_text)[groups] > 0  # or part of a visible character
+    is_visible[0] = is_text[0]
+    ends = np.append(starts[1:], places[-1])[groups]
+    return np.where(is_visible, places[:-1], places[-1]), np.where(is_visible, ends, 0)
 
 
 def _load(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, str]:
