@@ -85,9 +85,7 @@ def _check_done(job: FinetuneJob) -> None:
     raise_differences(Path(job.run.output_dir) / RESULTS_NAME, saved, job.identity())
 
 
-def _run_job(
-    job: FinetuneJob, interrupts: Interrupts, console: Console, watchdog: Watchdog
-) -> int:
+def _run_job(job: FinetuneJob, interrupts: Interrupts, console: Console, watchdog: Watchdog) -> int:
     """Trains and scores; returns the number of the reason to stop before the end, 0 = done."""
     watchdog.beat("making model and engine")
     work = Work(
@@ -125,9 +123,7 @@ def _steps(job: FinetuneJob, state: TrainState) -> Any:
     return pinned(steps) if torch.cuda.is_available() else steps
 
 
-def _validate(
-    job: FinetuneJob, engine: Any, watched: Callable[[Batches], Batches]
-) -> Validation:
+def _validate(job: FinetuneJob, engine: Any, watched: Callable[[Batches], Batches]) -> Validation:
     """Scores on the held-out examples; empty where all ranks agreed to stop meanwhile."""
     task: Any = job.task
     engine.eval()

@@ -34,6 +34,7 @@ MODULES: Names = {  # each with a weight and a bias, as those of a layer
     "pooler": ("bert.pooler.dense",),
     "nsp": ("cls.seq_relationship",),
 }
+HEAD_MODULES: Names = {"classifier": ("classifier",), "span": ("qa_outputs",)}  # of fine-tuning
 LAYER_MODULES: Names = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention_output": ("attention.output.dense",),
@@ -63,13 +64,31 @@ def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[
 
     The tensors are views of those in `state_dict`.
     """
+    published = _renamed(state_dict, published_names(config), config)
+    return published | {copy: published[original] for copy, original in TIED.items()}
+
+
+def head_to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The same of an encoder with a head of fine-tuning: as in transformers' models of its task."""
+    heads = {
+        f"{ours}.{kind}": (f"{published}.{kind}",)
+        for ours, (published,) in HEAD_MODULES.items()
+        for kind in ("weight", "bias")
+    }
+    names = {n: p for n, p in (published_names(config) | heads).items() if n in state_dict}
+    return _renamed(state_dict, names, config)
+
+
+def _renamed(
+    state_dict: Mapping[str, Tensor], names: Names, config: ModelConfig
+) -> dict[str, Tensor]:
     published = {
         name: part
-        for ours, names in published_names(config).items()
-        for name, part in zip(names, state_dict[ours].chunk(len(names)), strict=True)
+        for ours, parts in names.items()
+        for name, part in zip(parts, state_dict[ours].chunk(len(parts)), strict=True)
     }
     published[WORD_EMBEDDINGS] = published[WORD_EMBEDDINGS][: config.vocab_size]
-    return published | {copy: published[original] for copy, original in TIED.items()}
+    return published
 
 
 def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -69,9 +69,7 @@ class FineTunedModel:
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             head = new_head(task, config)
         head.load_state_dict(load_file(weights), assign=True)
-        return cls(
-            run_dir, resolved["task"]["name"], task, config, head.to(device).eval(), device
-        )
+        return cls(run_dir, resolved["task"]["name"], task, config, head.to(device).eval(), device)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """What the model says to each example, in their order."""
