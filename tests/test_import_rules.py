@@ -95,6 +95,7 @@ TORCHLESS = {
     "diagnosis.doctor",
     "reporting.page",
     "planning.text",
+    "tasks.readers",
 }
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
