@@ -111,9 +111,9 @@ class FinetuneConfig:
             num_samples: of the training set.
             global_batch_size: samples of an optimizer step.
         """
-        steps_per_epoch = num_samples / global_batch_size
-        num_steps = max(1, math.ceil(self.num_train_epochs * steps_per_epoch))
-        interval = min(num_steps, max(1, round(steps_per_epoch / self.evals_per_epoch)))
+        num_steps = max(1, math.ceil(self.num_train_epochs * num_samples / global_batch_size))
+        num_evals = max(1, round(self.num_train_epochs * self.evals_per_epoch))
+        interval = math.ceil(num_steps / num_evals)
         return RunConfig(
             output_dir=output_dir,
             num_train_steps=num_steps,

@@ -18,7 +18,7 @@ from dist_bert.tasks.answers import (
 )
 from dist_bert.tasks.examples import QuestionExample
 from dist_bert.tasks.features import Features, question_features
-from dist_bert.tasks.scores import Scores, answer_scores, language_of
+from dist_bert.tasks.scores import Scores, answer_scores, language_of, score_answer
 from dist_bert.tasks.windows import Window, windows_of
 from dist_bert.tokenizer import Tokenizer
 
@@ -118,15 +118,16 @@ class QuestionTask:
         if not self.may_lack_answers:
             return self
         found = self.predictions(prepared, logits)
-        bests = [prediction.text(None) for prediction in found]
+        gold = [[a.text for a in example.answers or ()] for example in prepared.examples]
+        language = language_of([text for texts in gold for text in texts])
         answered, unanswered = (
             np.array(
                 [
-                    self._f1(example, text)
-                    for example, text in zip(prepared.examples, texts, strict=True)
+                    score_answer(texts, prediction.text(threshold), language, True)[1]
+                    for texts, prediction in zip(gold, found, strict=True)
                 ]
             )
-            for texts in (bests, [""] * len(bests))
+            for threshold in (None, -np.inf)
         )
         odds = np.array([prediction.null_odds for prediction in found])
         threshold, _ = best_threshold(odds, answered, unanswered)
