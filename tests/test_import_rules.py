@@ -94,6 +94,8 @@ TORCHLESS = {
     "diagnosis.doctor",
     "reporting.page",
     "planning.text",
+    "tasks.answers",
+    "tasks.windows",
 }
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
