@@ -96,6 +96,8 @@ TORCHLESS = {
     "reporting.page",
     "planning.text",
     "tasks.readers",
+    "tasks.answers",
+    "tasks.windows",
 }
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}

@@ -1,6 +1,10 @@
 """Answers from scores: all spans, both heads, no answer, and the way back to the text."""
 
+import gzip
+import json
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import chinese_sentences, english_sentences
 
 SENTENCES = english_sentences(1_500, seed=1) + chinese_sentences(500, seed=2)
+REAL_SETS = Path(__file__).parents[2] / "shared/data/finetune"  # real sets, where there are any
 CONTEXT = "  ".join(english_sentences(9, seed=3)) + "".join(chinese_sentences(9, seed=4))
 
 
@@ -158,6 +163,55 @@ def test_from_the_answer_to_its_tokens_and_back(tokenizer: Tokenizer) -> None:
                 assert (best.text, best.start) == (answer.text, answer.start), score
                 num_exact += 1
     assert num_exact > 100
+
+
+def real_questions(path: Path) -> Iterator[QuestionExample]:
+    """The questions of a SQuAD file of whose answers one is where it says."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        articles = json.load(file)["data"]
+    for paragraph in (each for article in articles for each in article["paragraphs"]):
+        context = paragraph["context"]
+        for question in paragraph["qas"]:
+            placed = [(a["text"], a["answer_start"]) for a in question["answers"]]
+            found = tuple(Answer(*a) for a in placed if a[1] >= 0 and context.find(*a) == a[1])
+            name = str(question["id"])
+            if found:
+                yield QuestionExample(name, question["question"], context, found, name)
+
+
+@pytest.mark.skipif(not REAL_SETS.is_dir(), reason="no real sets beside this checkout")
+@pytest.mark.parametrize(
+    "name,count",
+    [
+        ("en-qa-xquad", 925),
+        ("en-qa-covid", 778),
+        ("zh-qa-cmrc2018", 2_371),
+        ("zh-qa-drcd", 3_524),
+        ("zh-qa-xquad", 925),
+    ],
+)
+def test_real_answers_come_back(tmp_path: Path, name: str, count: int) -> None:
+    examples = list(real_questions(REAL_SETS / name / "train.json.gz"))
+    assert len(examples) == count
+    config = TokenizerConfig(vocab_size=900, byte_fallback=True, lower_case=True)
+    tokenizer = Tokenizer(train_tokenizer(SENTENCES, tmp_path, config))
+    examples = examples[:: count // 150]
+    num_exact = 0
+    for one in examples:
+        made = windows_of(one, tokenizer, 384, 128, 64, is_training=True)
+        answer = made[0].question.answer
+        assert answer is not None
+        owners = [window for window in made if window.start_position]
+        owners = [w for w in owners if w.max_context_begin <= answer.first < w.max_context_end]
+        if not owners:  # longer than half a window
+            assert answer.last - answer.first > 100
+            continue
+        scores = [span_scores(window, one_hot(window)) for window in owners]
+        best = predict(owners, scores, 1, 384).candidates[0]
+        text = (one.answers or ())[0].text.strip()
+        assert text in best.text and answer.is_widened == (best.text != text)
+        num_exact += not answer.is_widened
+    assert num_exact > 0.95 * len(examples)
 
 
 def test_one_token_answers_of_the_class_head(tokenizer: Tokenizer) -> None:
