@@ -70,6 +70,8 @@ HOMES = {
     "plotly": {"dist_bert.reporting.plots"},
     "pyarrow": {"data_prep.readers.parquet"},
     "sentencepiece": {"dist_bert.tokenizer", "dist_bert.hf_tokenizer", "data_prep.benchmark"},
+    "seqeval": {"dist_bert.tasks.scores.tags"},
+    "sklearn": {"dist_bert.tasks.scores.labels", "dist_bert.tasks.baselines"},
     "tensorboard": {"dist_bert.metrics"},
     "tokenizers": {"dist_bert.hf_tokenizer"},
     "torch.utils.tensorboard": {"dist_bert.metrics"},
@@ -94,7 +96,10 @@ TORCHLESS = {
     "diagnosis.doctor",
     "reporting.page",
     "planning.text",
+    "tasks.baselines",
     "tasks.readers",
+    "tasks.scores",
+    "tasks.splitting",
 }
 # argparse's methods are described by argparse.
 INHERITED = {f"dist_bert.cli.Parser.{name}" for name in ("parse_args", "print_help", "error")}
