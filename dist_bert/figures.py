@@ -3,7 +3,8 @@
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PACKAGES = ("numpy", "sentencepiece", "webdataset", "torch", "deepspeed")
@@ -38,8 +39,33 @@ def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     cells = [[_words(title), *map(_words, columns)]]
     for name, row in rows.items():
         cells.append([_words(name), *(number(row[c]) if c in row else "" for c in columns)])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
-    return "\n".join(_aligned(line, widths) for line in cells)
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as lines of text: the first column to the left, the others to the right.
+
+    As a terminal shows them, where a Chinese character takes two columns.
+    """
+    widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - display_width(cell))
+            padded.append(padding + cell if index else cell + padding)
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def display_width(text: str) -> int:
+    """Columns that a terminal shows a text in."""
+    return sum(
+        0
+        if unicodedata.category(character) in ("Mn", "Me", "Cf")  # accents, joiners
+        else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
 
 
 def number(value: float) -> str:
@@ -47,14 +73,6 @@ def number(value: float) -> str:
     size = abs(value)
     digits = 0 if size >= 100 or isinstance(value, int) else 1 if size >= 10 else 2
     return f"{value:,.{digits if size >= 1 or isinstance(value, int) else 3}f}"
-
-
-def _aligned(cells: list[str], widths: Iterable[int]) -> str:
-    first, *others = (
-        cell.rjust(width) if index else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join((first, *others)).rstrip()
 
 
 def _words(name: str) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dist_bert import files
 from dist_bert.errors import UserError
 
-MAX_ROWS = 64  # more would be no picture that one can read
+MAX_ROWS = 100  # more would be no picture that one can read
 _MAX_ROWS_WITH_NUMBERS = 24
 _FONT = "DejaVu Sans"  # matplotlib's own: always there
 
@@ -30,6 +30,7 @@ class Panel:
     column_labels: Sequence[str]
     row_axis: str = ""  # what the rows are
     column_axis: str = ""
+    texts: Sequence[Sequence[str]] | None = None  # (R, C) to stand in the cells, not the values
 
 
 def check_picture(path: str, flag: str) -> None:
@@ -105,7 +106,7 @@ def write_tables(
             rows = row_labels if axes is grid[0] else [""] * len(row_labels)
             axes.set_yticks(range(len(row_labels)), rows, parse_math=False)
             if has_numbers:
-                _write_numbers(axes, panel.values, form, (low + high) / 2)
+                _write_cells(axes, panel, form, (low + high) / 2)
         is_cut = any(panel.values.max() > high for panel in panels)
         extend = "max" if is_cut else "neither"  # an arrow: there are values beyond the scale
         figure.colorbar(
@@ -120,12 +121,16 @@ def write_tables(
             )
 
 
-def _write_numbers(axes: Any, values: NDArray[Any], form: str, middle: float) -> None:
-    for (row, column), value in np.ndenumerate(values):
+def lacking_characters(text: str) -> str:
+    """The characters of a text that no installed font has, sorted."""
+    return "".join(sorted(_fonts_of(text)[1]))
+
+
+def _write_cells(axes: Any, panel: Panel, form: str, middle: float) -> None:
+    for (row, column), value in np.ndenumerate(panel.values):
+        text = f"{value:{form}}" if panel.texts is None else panel.texts[row][column]
         colour = "white" if value < middle else "black"
-        axes.text(
-            column, row, f"{value:{form}}", ha="center", va="center", fontsize=8, color=colour
-        )
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _font_families(text: str) -> list[str]:
@@ -133,6 +138,19 @@ def _font_families(text: str) -> list[str]:
 
     Says on standard error which characters no font has: they are drawn as boxes.
     """
+    families, missing = _fonts_of(text)
+    if missing:
+        shown = "".join(sorted(missing)[:10])
+        print(
+            f"no installed font has {shown}: drawn as boxes; install one that does, for Chinese"
+            " e.g. apt-get install fonts-noto-cjk",
+            file=sys.stderr,
+        )
+    return families
+
+
+def _fonts_of(text: str) -> tuple[list[str], set[str]]:
+    """Families of fonts for the characters of a text, and the characters that none of them has."""
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 
@@ -153,11 +171,4 @@ def _font_families(text: str) -> list[str]:
             font_manager.fontManager.addfont(path)
             families.append(font_manager.FontProperties(fname=path).get_name())
             missing = still_missing
-    if missing:
-        shown = "".join(sorted(missing)[:10])
-        print(
-            f"no installed font has {shown}: drawn as boxes; install one that does, for Chinese"
-            " e.g. apt-get install fonts-noto-cjk",
-            file=sys.stderr,
-        )
-    return families
+    return families, missing

@@ -34,9 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
         for line in lines:
             print(line, flush=True)
     else:
-        files.write_bytes(
-            Path(arguments.output), "".join(f"{line}\n" for line in lines).encode()
-        )
+        files.write_bytes(Path(arguments.output), "".join(f"{line}\n" for line in lines).encode())
 
 
 def _lines(answers: Iterable[dict[str, Any]]) -> Iterable[str]:

@@ -61,6 +61,7 @@ def test_help_comes_at_once_and_imports_nothing_slow(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
     needed = {
+        "baselines": ("--task", "token_classification", "--train", "f"),
         "benchmark": ("prepare",),
         "plan": ("--gpus", "8"),
         "prepare_shards": ("--tokenizer", "t", "--output_dir", "d"),

@@ -82,9 +82,7 @@ def test_texts_are_learnt(tokenizer: Tokenizer, num_labels: int) -> None:
     examples = labelled.texts(32, num_labels)
     task = TextTask(tokenizer, 64, labelled.LABELS, has_several_labels=num_labels > 1)
     prepared, answers, loss = learnt_by_heart(task, examples, 150)
-    told = [
-        tuple(answer["labels"]) if num_labels > 1 else (answer["label"],) for answer in answers
-    ]
+    told = [tuple(answer["labels"]) if num_labels > 1 else (answer["label"],) for answer in answers]
     assert told == [e.labels for e in examples]
     scores = task.scores(prepared, answers)
     assert scores.values[scores.main] == 1.0
