@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from dist_bert import files
 from dist_bert.checkpoint import TrainState, raise_differences
 from dist_bert.checkpoint_files import export_weights
 from dist_bert.config import read_json

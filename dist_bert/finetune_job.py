@@ -232,12 +232,16 @@ def task_facts(name: str, task: Task) -> dict[str, Any]:
 
 def task_of(facts: dict[str, Any], tokenizer: Tokenizer) -> Task:
     """The task that `task_facts` describes."""
-    values = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items() if n != "name"}
-    kinds: dict[str, type[Task]] = {
-        "question_answering": QuestionTask,
-        "token_classification": WordTask,
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in facts.items()
+        if name != "name"
     }
-    return kinds.get(facts["name"], TextTask)(tokenizer, **values)
+    if facts["name"] == "question_answering":
+        return QuestionTask(tokenizer, **values)
+    if facts["name"] == "token_classification":
+        return WordTask(tokenizer, **values)
+    return TextTask(tokenizer, **values)
 
 
 def _class_problems(names: Sequence[str], num_examples: int) -> list[str]:

@@ -9,6 +9,7 @@ context, the sentence nearest to the question, and that there is no answer, wher
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from dist_bert.cli import Parser, run
 from dist_bert.config import add_flags, flags_of, resolve
@@ -26,17 +27,19 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.figures import aligned
     from dist_bert.files import write_json
     from dist_bert.tasks.baselines import score_baselines
+    from dist_bert.tasks.examples import Example
     from dist_bert.tasks.readers import read_examples
     from dist_bert.tasks.splitting import split_examples
 
     labelled = read_examples(arguments.task, arguments.train, read)
     tell(arguments.train, labelled.summary())
+    training: Sequence[Example] = labelled.examples
     if arguments.eval:
         other = read_examples(arguments.task, arguments.eval, read)
         tell(arguments.eval, other.summary())
-        training, held_out = labelled.examples, other.examples
+        held_out: Sequence[Example] = other.examples
     else:
-        training, held_out = split_examples(labelled.examples, arguments.eval_share, arguments.seed)
+        training, held_out = split_examples(training, arguments.eval_share, arguments.seed)
         print(f"{len(held_out):,} of them are kept apart to score, {len(training):,} learnt from")
     results = score_baselines(arguments.task, training, held_out, labelled.label_names)
     names = list(next(iter(results.values()))[0].values)

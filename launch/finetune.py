@@ -1,11 +1,11 @@
 """Fine-tunes a pretrained encoder on labelled examples, and scores it on held-out ones.
 
-    deepspeed launch/finetune.py --task pair_classification --checkpoint runs/pretrain \\
+    deepspeed launch/finetune.py --task pair_classification --checkpoint runs/pretrain
         --train train.tsv --eval dev.tsv --output_dir runs/pairs
 
 Tasks: pair_classification, sentence_classification, question_answering, token_classification;
-layouts of files: docs/finetuning.md. With several --seeds or --learning_rates each pair is a run of
-its own, and the best by held-out score is named. Signals and --max_minutes save and end it with
+layouts of files: docs/finetuning.md. With several --seeds or --learning_rates each pair is a run
+of its own, and the best by held-out score is named. Signals and --max_minutes save and end it with
 exit code 85, as in pretraining: the same command goes on from there.
 """
 

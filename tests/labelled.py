@@ -80,7 +80,7 @@ def questions(count: int, seed: int = 0, is_chinese: bool = False) -> list[Quest
 def write_pairs(path: Path, examples: list[TextExample]) -> None:
     """TSV with a header."""
     rows = [f"{e.text_a}\t{e.text_b}\t{(e.labels or ('',))[0]}" for e in examples]
-    path.write_text("\n".join(["first\tsecond\tlabel", *rows]) + "\n", encoding="utf-8")
+    path.write_text("\n".join(["sentence1\tsentence2\tlabel", *rows]) + "\n", encoding="utf-8")
 
 
 def write_texts(path: Path, examples: list[TextExample]) -> None:

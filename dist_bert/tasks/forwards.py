@@ -1,6 +1,6 @@
 """A head's scores of a whole set, by all ranks together. Not for: what they mean."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,6 @@
 """What a fine-tuning run leaves in its folder, and the table of several runs. No torch."""
 
+import importlib.util
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,22 +8,29 @@ from typing import Any
 
 from dist_bert import files
 from dist_bert.config import read_json
-from dist_bert.tasks.scores import Scores, scores_as_text
+from dist_bert.tasks.scores import Scores, scores_as_text, write_confusion
 
 RESULTS_NAME = "results.json"
 SUMMARY_NAME = "summary.json"
+CONFUSION_NAME = "confusion.png"
 
 
 def write_results(run_dir: Path, scores: Scores, facts: dict[str, Any]) -> str:
-    """Writes RUN/results.json; returns the lines for the console.
+    """Writes RUN/results.json, and RUN/confusion.png where there is matplotlib to draw it.
 
     Args:
         run_dir: of the run.
         scores: of the best checkpoint on the held-out examples.
         facts: what else is kept: step, lr, seed, loss.
+
+    Returns:
+        Lines for the console.
     """
-    files.write_json(run_dir / RESULTS_NAME, {**scores.figures(), **facts})
-    return f"best checkpoint: step {facts['step']:,}\n{scores_as_text(scores)}"
+    lines = [f"best checkpoint: step {facts['step']:,}", scores_as_text(scores)]
+    if scores.confusion is not None and importlib.util.find_spec("matplotlib"):
+        lines += write_confusion(run_dir / CONFUSION_NAME, f"{run_dir}", scores)
+    files.write_json(run_dir / RESULTS_NAME, {**scores.figures(), **facts})  # last: it is done
+    return "\n".join(lines)
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
@@ -39,7 +47,7 @@ def summarize(output_dir: Path, run_dirs: Sequence[str]) -> str:
     main = results[0]["main"]
     best = max(results, key=lambda result: result["values"][main])
     if len(results) == 1:
-        return f"done: {main} {best['scores'][main]:.4f}, in {run_dirs[0]}"
+        return f"done: {main} {best['values'][main]:.4f}, in {run_dirs[0]}"
     rows = []
     for lr in dict.fromkeys(result["lr"] for result in results):
         own = [result["values"] for result in results if result["lr"] == lr]
@@ -71,7 +79,7 @@ def summarize(output_dir: Path, run_dirs: Sequence[str]) -> str:
         f"  {row['standard_deviation'][main]:.4f}"
         for row in rows
     ]
-    return "\n".join([*lines, f"best: {main} {best['scores'][main]:.4f}, in {best['run']}"])
+    return "\n".join([*lines, f"best: {main} {best['values'][main]:.4f}, in {best['run']}"])
 
 
 def best_run(folder: Path) -> Path:

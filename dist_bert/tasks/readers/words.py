@@ -142,7 +142,8 @@ def _column_rows(
         tag = column_number("tag_column", config.tag_column or str(usual_tag), num_columns, path)
     rows: list[tuple[str, Row]] = []
     for block in blocks:
-        row: Row = []
+        cells_of_row: list[tuple[str, Any, Any]] = []
+        row: Row = cells_of_row
         for number, line in block:
             cells = [cell.strip() for cell in line.split(separator)]
             place = f"{path}, line {number}"
@@ -152,7 +153,7 @@ def _column_rows(
                 break
             if is_iob2 and not cells[0].isdecimal():
                 continue
-            row.append((place, cells[token], None if tag is None else cells[tag]))
+            cells_of_row.append((place, cells[token], None if tag is None else cells[tag]))
         rows.append((place if isinstance(row, RowError) else f"{path}, line {block[0][0]}", row))
     kind = "iob2" if is_iob2 else "CoNLL"
     told = f", tag: {tag}" if tag is not None else ""
