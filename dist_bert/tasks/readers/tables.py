@@ -138,7 +138,8 @@ def _quoted(text: str, separator: str, path: str) -> Iterator[tuple[int, list[st
                     f"{path}, line {first_line}: a quote that is opened here is never closed; mend"
                     " it, or give --quoting false where quotes are literal"
                 ) from None
-            yield first_line, RowError("quotes do not match", f"is no CSV ({error})")
+            told = f"lines {first_line} to {reader.line_num} are no row of CSV ({error})"
+            yield first_line, RowError("quotes do not match", told)
         else:
             yield first_line, cells
         first_line = reader.line_num + 1
