@@ -63,7 +63,7 @@ def read_texts(
         text = read_text(path)
         layout = config.format
         if layout == "auto":
-            layout = _layout_of(text, path, is_labelled)
+            layout = _layout_of(text, path, len(parts) > 1)
         if layout == "jsonl":
             found = json_lines(text, path, parts, config)
         else:
@@ -89,7 +89,7 @@ def read_texts(
     return examples, found.layout
 
 
-def _layout_of(text: str, path: str, is_labelled: bool) -> str:
+def _layout_of(text: str, path: str, needs_columns: bool) -> str:
     """tsv, csv or jsonl, by most of the first lines.
 
     Raises:
@@ -104,14 +104,14 @@ def _layout_of(text: str, path: str, is_labelled: bool) -> str:
         )
     lines = first_lines(text)
     for layout, separator in _SEPARATORS.items():
-        # a comma alone tells nothing of lines of text that have no labels
-        is_told = layout == "tsv" or is_labelled or suffix_of(path) == ".csv"
+        # a comma alone tells nothing of lines that may be a text each
+        is_told = layout == "tsv" or needs_columns or suffix_of(path) == ".csv"
         if is_told and 2 * sum(separator in line for line in lines) > len(lines):
             return layout
-    if is_labelled:
+    if needs_columns:
         raise UserError(
-            f"{path}: most of its lines have neither a tab nor a comma, so there is no label; give"
-            " --format, or parallel files as texts,labels"
+            f"{path}: most of its lines have neither a tab nor a comma, so they have one column;"
+            " give --format, or parallel files as texts,labels"
         )
     return "tsv"
 
