@@ -165,7 +165,7 @@ def test_cmrc_answers_have_no_offsets(file: File) -> None:
     assert found.layout == "CMRC 2018, answers where they first stand in the text"
     assert found.notes == {NOT_THERE: 1}
     assert answers_of(read(path, format="cmrc", is_labelled=False)) == [None, None]
-    with pytest.raises(UserError, match=r"set.json: holds a list; wanted are .*SQuAD"):
+    with pytest.raises(UserError, match=r"set.json: holds JSON of type list; wanted are .*SQuAD"):
         read(path, format="squad")
 
 
@@ -243,9 +243,9 @@ def test_halves_of_characters_keep_offsets_right(file: File) -> None:
             {},
             r"set.json: holds an object of a, b; wanted are .*SQuAD.*CMRC.*JSON",
         ),
-        ([{"a": 1}], {}, "set.json: holds a list; wanted are"),
-        ([], {}, "set.json: holds a list; wanted are"),
-        (3, {}, "set.json: holds a int; wanted are"),
+        ([{"a": 1}], {}, "set.json: holds JSON of type list; wanted are"),
+        ([], {}, "set.json: holds JSON of type list; wanted are"),
+        (3, {}, "set.json: holds JSON of type int; wanted are"),
         ('{"data": [', {}, r"set.json: is not valid JSON \(.*line 1 column"),
         ("[" * 100_000, {}, r"set.json: is not valid JSON \(maximum recursion"),
         ("question\tanswer\n", {}, "set.json: is not valid JSON"),

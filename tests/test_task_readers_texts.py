@@ -145,6 +145,10 @@ def test_columns_are_chosen_by_name_and_by_number(file: File) -> None:
         "red?\tblue\tno\n",
         "premise,hypothesis,gold_label\nred?,blue,no\n",
         '{"s1": "red?", "s2": "blue", "label": "no"}\n',
+        # GLUE's QQP and MNLI
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tred?\tblue\tno\n",
+        "index\tgenre\tsentence1_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+        "0\tx\t(y)\tred?\tblue\tyes\tno\n",
     ],
 )
 def test_pairs(file: File, text: str) -> None:
@@ -261,20 +265,20 @@ def test_bad_rows_are_counted_and_named(file: File, tmp_path: Path) -> None:
     }
     unknown = "is neither among the 2 names of the label list nor a number from 0 to 1"
     assert found.first_bad == [
-        f"{path}, line 8: 1 columns, but the file has 2",
+        f"{path}, line 8: number of columns is 1, that of the file is 2",
         f"{path}, line 9: empty text",
         f"{path}, line 10: empty label",
         f"{path}, line 11: label '2' {unknown}",
-        f"{path}, line 12: 3 columns, but the file has 2",
+        f"{path}, line 12: number of columns is 3, that of the file is 2",
         f"{path}, line 13: label 'x,y' {unknown}; several labels in a field need --label_separator",
     ]
     with pytest.raises(UserError) as error:
         read(path, labels=str(names))
     assert str(error.value) == (
-        f"{path}, line 8: 1 columns, but the file has 2 (6 of 13 rows of {path} are bad,"
-        " --max_bad_share 0.01 allows fewer)"
+        f"{path}, line 8: number of columns is 1, that of the file is 2"
+        f" (6 of 13 rows of {path} are bad, --max_bad_share 0.01 allows fewer)"
     )
-    many = read(file("t\tx\n" * 20 + "t\n" * 13), max_bad_share=0.5)
+    many = read(file("t\tx\n" * 19 + "t\n" * 13), max_bad_share=0.5)
     assert many.bad_rows.total() == 13
     assert len(many.first_bad) == 10
 
@@ -308,12 +312,25 @@ TWENTY = "".join(f"text {i}\t{'xyz'[i % 3]}\n" for i in range(24))
         (b"text\tlabel\n", {}, "set: holds no example .read as TSV with header text,label"),
         (b"a\tb\nc\td\n", {"text_column": "e"}, "no column 'e' .--text_column.; there are a, b"),
         (b"a\tb\nc\td\n", {"header": "true"}, "usual name for --text_column; name one of a, b"),
-        (b"a\tb\nc\td\n", {"text_column": "2"}, "no column '2' .--text_column.; its rows have 2"),
+        (
+            b"a\tb\nc\td\n",
+            {"text_column": "2"},
+            "no column '2' .--text_column.; it has 2, counted from 0",
+        ),
         (b"a\nb\n", {}, "neither a tab nor a comma, so they have one column; give --format"),
-        (b"a\nb\n", {"format": "tsv"}, "has 1 columns and no header, so none is left for --label"),
+        (b"a\nb\n", {"format": "tsv"}, "of its columns .there are 1. none is left for --label"),
         (b'[{"text": "a", "label": "b"}]', {}, "is a JSON list; JSON lines are wanted"),
         (f"Tweet\tMood\n{TWENTY}", {}, "set, line 1: its label 'Mood' stands in no other row"),
-        (TWENTY, {"text_column": "1"}, "taken for labels has 24 different values in 24 rows"),
+        (
+            TWENTY,
+            {"text_column": "1"},
+            "taken for labels hardly repeats itself .24 different in 24",
+        ),
+        (
+            TWENTY.replace("text", "t\tx\ttext"),
+            {},
+            "taken for texts repeats itself .1 different in 24",
+        ),
         (f"{TWENTY}t\tx,y\n", {}, "label 'x,y' is made of other labels; give --label_separator"),
         (TWENTY, {"format": "squad"}, "format = squad: sentence_classification is read from tsv"),
         (TWENTY, {"tag_scheme": "iob1"}, "tag_scheme = iob1: does nothing for sentence_class"),

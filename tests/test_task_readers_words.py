@@ -87,7 +87,7 @@ def test_iob2_has_numbers_comments_and_ranges(file: File) -> None:
     assert found.layout == "iob2 with 5 columns by tabs; token: 1, tag: 2; tags in IOB2"
     assert sentences_of(read(path, False)) == [("de le Rhin", None), ("#", None)]
     assert found.bad_rows == {}
-    with pytest.raises(UserError, match="line 1: 1 columns, but the file has 5"):
+    with pytest.raises(UserError, match="line 1: number of columns is 1, that of the file is 5"):
         read(path, format="conll")
 
 
@@ -183,22 +183,24 @@ def test_bad_sentences_are_left_out_and_named(file: File) -> None:
     assert found.bad_rows == {"wrong number of columns": 1, "unknown tag": 2, "no words": 1}
     assert found.notes["empty word, left out"] == 2
     assert found.first_bad[:4] == [
-        f"{path}, line 3: 3 columns, but the file has 2",
+        f"{path}, line 3: number of columns is 3, that of the file is 2",
         f"{path}, line 6: tag 'PER' is neither O nor a letter, a hyphen and a type",
         f"{path}, line 8: no words",
         f"{path}, line 13: tag E-A is none of the scheme iob2",
     ]
-    with pytest.raises(UserError, match=r"line 3: 3 columns, .*\(4 of 6 rows of .*max_bad_share"):
+    with pytest.raises(
+        UserError, match=r"line 3: number of columns is 3, .*\(4 of 6 rows of .*max_bad_share"
+    ):
         read(path, tag_scheme="iob2")
 
 
 @pytest.mark.parametrize(
     "text,settings,problem",
     [
-        ("a\nb\n", {}, "no column '1' .--tag_column.; its rows have 1 columns"),
-        ("a O\n", {"tag_column": "2"}, "no column '2' .--tag_column.; its rows have 2 columns"),
+        ("a\nb\n", {}, "no column '1' .--tag_column.; it has 1, counted from 0"),
+        ("a O\n", {"tag_column": "2"}, "no column '2' .--tag_column.; it has 2, counted"),
         ("a O\n", {"token_column": "word"}, "no column 'word' .--token_column."),
-        ("-DOCSTART- O\n", {}, "no column '0' .--token_column.; its rows have 0 columns"),
+        ("-DOCSTART- O\n", {}, "no column '0' .--token_column.; it has 0, counted"),
         ("a O\n", {"format": "tsv"}, "format = tsv: token_classification is read from conll"),
         ("a O\n", {"header": "true"}, "header = true: does nothing for token_classification"),
         ("", {}, "is empty"),

@@ -176,10 +176,16 @@ def _check_labels(
         )
     if has_header or config.header == "false":
         return
+    texts = {(example.text_a, example.text_b) for example in examples}
+    if not config.text_column and 10 * len(texts) < len(examples):
+        raise UserError(
+            f"{path}: what was taken for texts repeats itself ({len(texts):,} different in"
+            f" {len(examples):,} rows); give --text_column"
+        )
     if not config.label_column and 2 * len(counts) > len(examples):
         raise UserError(
-            f"{path}: what was taken for labels has {len(counts):,} different values in"
-            f" {len(examples):,} rows; give --label_column and --text_column"
+            f"{path}: what was taken for labels hardly repeats itself ({len(counts):,} different in"
+            f" {len(examples):,} rows); give --label_column and --text_column"
         )
     rare = [label for label, number in counts.items() if number == 1]
     if len(rare) == 1 and examples[0].labels == (rare[0],):

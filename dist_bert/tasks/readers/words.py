@@ -20,7 +20,7 @@ from dist_bert.tasks.readers.source import (
     whole_characters,
 )
 from dist_bert.tasks.readers.tags import Tag, parse_tag, scheme_of, to_iob2
-from dist_bert.tasks.readers.tally import RowError, Tally
+from dist_bert.tasks.readers.tally import RowError, Tally, wrong_columns
 
 _TOKEN_FIELDS = ("tokens", "words")  # of JSON lines, in order of preference
 _TAG_FIELDS = ("ner_tags", "tags", "labels")
@@ -144,8 +144,7 @@ def _column_rows(
             cells = [cell.strip() for cell in line.split(separator)]
             place = f"{path}, line {number}"
             if len(cells) != num_columns:
-                detail = f"{len(cells)} columns, but the file has {num_columns}"
-                rows.append((place, RowError("wrong number of columns", detail)))
+                rows.append((place, wrong_columns(len(cells), num_columns)))
                 break
             if not is_iob2 or cells[0].isdecimal():
                 words.append((place, cells[token], None if tag is None else cells[tag]))
