@@ -9,10 +9,11 @@ context, the sentence nearest to the question, and that there is no answer, wher
 
 import argparse
 import json
-from collections.abc import Sequence
+from pathlib import Path
 
 from dist_bert.cli import Parser, run
 from dist_bert.config import add_flags, flags_of, resolve
+from dist_bert.errors import UserError
 from dist_bert.tasks.examples import TASKS
 from dist_bert.tasks.readers.read_config import ReadConfig
 
@@ -24,23 +25,24 @@ def main(arguments: argparse.Namespace) -> None:
         settings = {name: value for name, value in vars(arguments).items() if value is not None}
         print(json.dumps({**settings, **vars(read)}, indent=2, ensure_ascii=False))
         return
+    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: its folder does not exist; make it first")
     from dist_bert.figures import aligned
     from dist_bert.files import write_json
-    from dist_bert.tasks.baselines import score_baselines
-    from dist_bert.tasks.examples import Example
     from dist_bert.tasks.readers import read_examples
     from dist_bert.tasks.splitting import split_examples
 
     labelled = read_examples(arguments.task, arguments.train, read)
     tell(arguments.train, labelled.summary())
-    training: Sequence[Example] = labelled.examples
     if arguments.eval:
         other = read_examples(arguments.task, arguments.eval, read)
         tell(arguments.eval, other.summary())
-        held_out: Sequence[Example] = other.examples
+        training, held_out = labelled.examples, other.examples
     else:
-        training, held_out = split_examples(training, arguments.eval_share, arguments.seed)
+        training, held_out = split_examples(labelled.examples, arguments.eval_share, arguments.seed)
         print(f"{len(held_out):,} of them are kept apart to score, {len(training):,} learnt from")
+    from dist_bert.tasks.baselines import score_baselines  # a second, so behind all mistakes
+
     results = score_baselines(arguments.task, training, held_out, labelled.label_names)
     names = list(next(iter(results.values()))[0].values)
     rows = [["", *results]]
@@ -72,9 +74,12 @@ def tell(path: str, lines: list[str]) -> None:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.0 < value < 1.0:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and below 1")
     return value
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
 from dist_bert.tasks.examples import QuestionExample, TextExample, WordsExample
@@ -98,10 +97,11 @@ def linear_labels(
     if all(len(example.labels or ()) == 1 for example in training):
         machine.fit(features, [(example.labels or ())[0] for example in training])
         return [(str(label),) for label in machine.predict(features_held_out)]
-    machines = OneVsRestClassifier(machine).fit(
-        features, _membership([e.labels or () for e in training], classes)
-    )
-    chosen = np.asarray(machines.predict(features_held_out), np.bool_)  # (N, C)
+    applies = _membership([example.labels or () for example in training], classes)
+    chosen = np.ones((len(examples), len(classes)), np.bool_)
+    for index in np.flatnonzero(~applies.all(axis=0)):  # of the others there is nothing to learn
+        machine.fit(features, applies[:, index])
+        chosen[:, index] = machine.predict(features_held_out)
     return [tuple(classes[index] for index in np.flatnonzero(row)) for row in chosen]
 
 
@@ -150,14 +150,16 @@ def nearest_sentence(
 ) -> list[str]:
     """The sentence of the context whose TF-IDF features are nearest to the question's (cosine).
 
-    Features are as in `linear_labels`; their frequencies are those of the training contexts.
+    Features are as in `linear_labels`; their document frequencies are those of the sentences of
+    all contexts, the scored ones too: these are given with the question.
     """
-    contexts = list(dict.fromkeys(example.context for example in training))
+    contexts = list(dict.fromkeys(example.context for example in (*training, *examples)))
+    sentences = {context: _sentences(context) for context in contexts}
     vectorizer = _tf_idf(contexts)
-    vectorizer.fit([sentence for context in contexts for sentence in _sentences(context)])
+    vectorizer.fit([sentence for of_it in sentences.values() for sentence in of_it])
     questions = vectorizer.transform([example.question for example in examples])
-    sentences = {context: _sentences(context) for context in {e.context for e in examples}}
-    vectors = {context: vectorizer.transform(of_it) for context, of_it in sentences.items()}
+    asked_of = {example.context for example in examples}
+    vectors = {context: vectorizer.transform(sentences[context]) for context in asked_of}
     answers = []
     for index, example in enumerate(examples):
         nearness = (vectors[example.context] @ questions[index].T).toarray()[:, 0]

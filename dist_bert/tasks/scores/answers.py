@@ -2,8 +2,8 @@
 
 English is scored by words as SQuAD 1.1 and 2.0 do (Rajpurkar et al. 2016, 2018). Chinese is scored
 by characters as CMRC 2018 does (Cui et al. 2019), all Chinese sets alike: DRCD (Shao et al. 2018)
-was published without a script, and CMRC's authors score it with theirs. A question's score is the
-best over its answers, a set's the mean over its questions.
+was published without a script. A question's score is the best over its answers, a set's the mean
+over its questions.
 
 The words between Chinese characters come from nltk in CMRC's script; here a rule of one line stands
 for it, which divides at the same marks and leaves English contractions whole.

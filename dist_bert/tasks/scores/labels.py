@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import (
     accuracy_score,
-    confusion_matrix,
     f1_score,
     matthews_corrcoef,
     precision_recall_fscore_support,
@@ -32,13 +31,15 @@ def classification_scores(
     """
     assert len(gold) == len(predicted) > 0
     classes = np.arange(len(label_names))
+    is_one_class = len(np.union1d(gold, predicted)) == 1  # no correlation: 0, as by definition
     values = {
         "accuracy": float(accuracy_score(gold, predicted)),
         "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
         "weighted_f1": float(f1_score(gold, predicted, average="weighted", zero_division=0)),
-        "matthews": float(matthews_corrcoef(gold, predicted)),
+        "matthews": 0.0 if is_one_class else float(matthews_corrcoef(gold, predicted)),
     }
-    confusion = confusion_matrix(gold, predicted, labels=classes)
+    size = len(classes)
+    confusion = np.bincount(gold * size + predicted, minlength=size**2).reshape(size, size)
     return Scores(
         values, _per_class(gold, predicted, classes, label_names), confusion, main="accuracy"
     )
@@ -55,19 +56,21 @@ def multi_label_scores(
         label_names: (C,) of the classes.
     """
     assert gold.shape == predicted.shape == (len(gold), len(label_names)) and len(gold)
-    gold, predicted = gold.astype(int), predicted.astype(int)  # what scikit-learn takes as labels
-    occurring = np.flatnonzero(gold.any(axis=0) | predicted.any(axis=0))
+    exact_match = float((gold == predicted).all(axis=1).mean())
+    occurring = np.flatnonzero((gold | predicted).any(axis=0))
+    # A column more, of no class: scikit-learn would take a single one for two classes.
+    gold, predicted = (np.pad(a.astype(np.int64), ((0, 0), (0, 1))) for a in (gold, predicted))
     values = {}
     for average in ("micro", "macro"):
         precision, recall, f1 = 0.0, 0.0, 0.0
         if occurring.size:
             precision, recall, f1, _ = precision_recall_fscore_support(
-                gold[:, occurring], predicted[:, occurring], average=average, zero_division=0
+                gold, predicted, labels=occurring, average=average, zero_division=0
             )
         values[f"{average}_f1"] = float(f1)
         values[f"{average}_precision"] = float(precision)
         values[f"{average}_recall"] = float(recall)
-    values["exact_match"] = float((gold == predicted).all(axis=1).mean())
+    values["exact_match"] = exact_match
     classes = np.arange(len(label_names))
     return Scores(values, _per_class(gold, predicted, classes, label_names), None, main="micro_f1")
 
