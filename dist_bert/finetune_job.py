@@ -125,6 +125,7 @@ class FinetunePlan:
         )
         labelled = read_examples(config.task, config.train, read)
         notes = [f"{config.train}: {line}" for line in labelled.summary()]
+        task = make_task(config, read, model, Tokenizer(source.tokenizer), labelled)
         examples: Sequence[Example] = labelled.examples
         if config.eval:
             other = read_examples(config.task, config.eval, read)
@@ -135,7 +136,6 @@ class FinetunePlan:
             notes.append(
                 f"{config.train}: {len(held_out):,} of its examples are kept apart to score"
             )
-        task = make_task(config, read, model, Tokenizer(source.tokenizer), labelled, examples)
         _check_labels(task, held_out)
         prepared = [task.prepare(examples, True), task.prepare(held_out, False)]  # type: ignore[arg-type]
         notes += [note for part in prepared for note in part.notes]
@@ -179,13 +179,13 @@ def make_task(
     model: ModelConfig,
     tokenizer: Tokenizer,
     labelled: Labelled,
-    examples: Sequence[Example],
 ) -> Task:
-    """The task, with the classes that its training examples have.
+    """The task, with the classes that the training file has.
 
     Raises:
         UserError: lengths or classes are impossible.
     """
+    examples: Sequence[Example] = labelled.examples
     is_question = config.task == "question_answering"
     wanted = config.max_seq_length or (_QUESTION_LENGTH if is_question else _OTHER_LENGTH)
     length = wanted if config.max_seq_length else min(wanted, model.max_position_embeddings)

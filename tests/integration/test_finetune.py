@@ -205,7 +205,7 @@ def test_mistakes_are_one_line(encoder: Path, files: Path, tmp_path: Path) -> No
     refused("pair_classification", "empty.tsv", "empty.tsv")
     refused("pair_classification", "pairs.tsv", "too many for classes", "--label_column",
             "sentence1", "--text_column", "label")  # fmt: skip
-    refused("sentence_classification", "texts.tsv", "max_seq_length = 99", "--max_seq_length", "99")
+    refused("token_classification", "words.conll", "max_seq_length = 99", "--max_seq_length", "99")
     squad = json.loads((files / "questions.json").read_text())
     squad["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = 10_000
     squad["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "not in it"
