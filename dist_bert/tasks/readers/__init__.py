@@ -66,19 +66,19 @@ def read_examples(task: str, path: str, config: ReadConfig, is_labelled: bool = 
     """
     assert task in TASKS, task
     check_task(task, config)
-    names = read_label_list(config.labels) if config.labels else None
+    label_names = names = read_label_list(config.labels) if config.labels else None
     tally = Tally(path)
     examples: list[TextExample] | list[QuestionExample] | list[WordsExample]
     if task == "question_answering":
         examples, layout = read_questions(path, config, is_labelled, tally)
     elif task == "token_classification":
+        label_names = tag_names(names) if names else None
         examples, layout = read_words(path, config, names, is_labelled, tally)
-        names = tag_names(names) if names else None
     else:
         examples, layout = read_texts(task, path, config, names, is_labelled, tally)
     tally.check(config.max_bad_share)
     if not examples:
         raise UserError(f"{path}: holds no example (read as {layout}); give another file")
     return Labelled(
-        examples, layout, names, tally.num_rows, tally.bad, tally.notes, tally.first_bad
+        examples, layout, label_names, tally.num_rows, tally.bad, tally.notes, tally.first_bad
     )

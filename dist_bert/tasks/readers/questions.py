@@ -80,12 +80,12 @@ def _rows(path: str, layout: str) -> tuple[Iterator[tuple[str, Question]], str]:
         is_cmrc = any(isinstance(item, dict) and _has(item, _CONTEXT) for item in value[:1])
         if is_cmrc:
             return _cmrc(value, path), "CMRC 2018, answers where they first stand in the text"
-    told = f"an object of {', '.join(value)}" if isinstance(value, dict) else _kind(value)
+    told = (
+        f"an object of {', '.join(value)}"
+        if isinstance(value, dict)
+        else f"JSON of type {type(value).__name__}"
+    )
     raise UserError(f"{path}: holds {told}; {_WANTED}")
-
-
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
 
 
 def _has(fields: dict[str, Any], names: tuple[str, str]) -> bool:

@@ -135,7 +135,6 @@ def column_number(name: str, value: str, num_columns: int, path: str) -> int:
     """
     if not value.isdecimal() or int(value) >= num_columns:
         raise UserError(
-            f"{path}: has no column {value!r} (--{name}); its rows have {num_columns} columns,"
-            " counted from 0"
+            f"{path}: has no column {value!r} (--{name}); it has {num_columns}, counted from 0"
         )
     return int(value)

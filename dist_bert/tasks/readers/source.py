@@ -5,6 +5,7 @@ Labelled sets fit into memory. Not for: pretraining text, which does not (`data_
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import re
@@ -21,6 +22,7 @@ _UNPACKERS = {
     b"\xfd7zXZ\x00": lzma.decompress,
 }
 _DAMAGED = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
+_NUM_TELLING = 100  # lines
 _PACKED_SUFFIXES = {".gz", ".bz2", ".xz"}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 
@@ -35,7 +37,7 @@ def read_text(path: str) -> str:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a file of examples"
+            f"{path}: cannot be read ({error.strerror}); give the path of a file"
         ) from None
     unpack = next((u for magic, u in _UNPACKERS.items() if data.startswith(magic)), None)
     if unpack is not None:
@@ -53,7 +55,7 @@ def read_text(path: str) -> str:
             " file to UTF-8 (iconv -f ENCODING -t UTF-8)"
         ) from None
     if not text.strip():
-        raise UserError(f"{path}: is empty; give a file of examples")
+        raise UserError(f"{path}: is empty; give another file")
     return text.replace("\r\n", "\n")
 
 
@@ -67,6 +69,16 @@ def suffix_of(path: str) -> str:
     """The suffix that tells a file's layout: ".csv" of "train.csv.gz"."""
     suffixes = [s for s in Path(path).suffixes if s not in _PACKED_SUFFIXES]
     return suffixes[-1].lower() if suffixes else ""
+
+
+def first_lines(text: str) -> list[str]:
+    """The lines that tell a layout: the first ones that are more than white space."""
+    return list(itertools.islice(filter(str.strip, lines_of(text)), _NUM_TELLING))
+
+
+def is_json_lines(text: str, path: str) -> bool:
+    """Whether a text is an object a line, by its first one or by the name of the file."""
+    return suffix_of(path) == ".jsonl" or json_object(first_lines(text)[0]) is not None
 
 
 def json_object(line: str) -> dict[str, Any] | None:

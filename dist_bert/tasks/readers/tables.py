@@ -10,7 +10,7 @@ from typing import Any
 from dist_bert.errors import UserError
 from dist_bert.tasks.readers.read_config import ReadConfig, column_number
 from dist_bert.tasks.readers.source import json_object, lines_of
-from dist_bert.tasks.readers.tally import RowError
+from dist_bert.tasks.readers.tally import RowError, wrong_columns
 
 TEXT, TEXT_B, LABEL = "text_column", "text_b_column", "label_column"  # parts, as settings call them
 Row = dict[str, Any] | RowError  # part -> field
@@ -80,8 +80,7 @@ def table(text: str, path: str, separator: str, parts: Sequence[str], config: Re
         if isinstance(cells, RowError):
             rows.append((line, cells))
         elif len(cells) != num_columns:
-            detail = f"{len(cells)} columns, but the file has {num_columns}"
-            rows.append((line, RowError("wrong number of columns", detail)))
+            rows.append((line, wrong_columns(len(cells), num_columns)))
         else:
             rows.append((line, {part: cells[index] for part, index in columns.items()}))
     told = [names[i] if has_header else str(i) for i in columns.values()]
@@ -138,7 +137,8 @@ def _quoted(text: str, separator: str, path: str) -> Iterator[tuple[int, list[st
                     f"{path}, line {first_line}: a quote that is opened here is never closed; mend"
                     " it, or give --quoting false where quotes are literal"
                 ) from None
-            yield first_line, RowError("quotes do not match", f"is no CSV ({error})")
+            told = f"lines {first_line} to {reader.line_num} are no row of CSV ({error})"
+            yield first_line, RowError("quotes do not match", told)
         else:
             yield first_line, cells
         first_line = reader.line_num + 1
@@ -208,8 +208,8 @@ def _numbered_columns(
         free = [index for index in range(num_columns) if index not in columns.values()]
         if not free:
             raise UserError(
-                f"{path}: has {num_columns} columns and no header, so none is left for --{part};"
-                " give --format, --header or the number of the column"
+                f"{path}: has no header of usual names, and of its columns (there are"
+                f" {num_columns}) none is left for --{part}; give --format, --header or its number"
             )
         behind = [index for index in free if index > max(columns.values(), default=-1)]
         columns[part] = (behind if part == LABEL and behind else free)[0]

@@ -16,6 +16,12 @@ class RowError(Exception):
         self.detail = detail or reason
 
 
+def wrong_columns(number: int, usual: int) -> RowError:
+    """A row that has another number of columns than the file."""
+    detail = f"number of columns is {number}, that of the file is {usual}"
+    return RowError("wrong number of columns", detail)
+
+
 class Tally:
     """Counts of one file.
 

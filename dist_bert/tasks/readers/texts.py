@@ -1,8 +1,8 @@
 """One or two texts with labels: tables, JSON lines and parallel files."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dist_bert.errors import UserError
@@ -10,7 +10,8 @@ from dist_bert.tasks.examples import TextExample
 from dist_bert.tasks.readers.labels import LabelRule
 from dist_bert.tasks.readers.read_config import ReadConfig
 from dist_bert.tasks.readers.source import (
-    json_object,
+    first_lines,
+    is_json_lines,
     lines_of,
     read_text,
     suffix_of,
@@ -28,7 +29,6 @@ from dist_bert.tasks.readers.tables import (
 )
 from dist_bert.tasks.readers.tally import RowError, Tally
 
-_NUM_LOOKED_AT = 100  # lines that tell a layout
 _ENOUGH_ROWS = 20  # to tell whether what stands in a column is labels
 _SEPARATORS = {"tsv": "\t", "csv": ","}
 
@@ -55,14 +55,15 @@ def read_texts(
         The examples, and what the file was read as.
     """
     parts = parts_of(task == "pair_classification", is_labelled)
-    paths = [path] if Path(path).exists() else path.split(",")
+    can_be_parallel = config.format in ("auto", "parallel") and not os.path.exists(path)
+    paths = path.split(",") if can_be_parallel else [path]
     if len(paths) > 1 or config.format == "parallel":
         found = _parallel(paths, parts)
     else:
         text = read_text(path)
         layout = config.format
         if layout == "auto":
-            layout = _layout_of(text, path, is_labelled)
+            layout = _layout_of(text, path, len(parts) > 1)
         if layout == "jsonl":
             found = json_lines(text, path, parts, config)
         else:
@@ -83,34 +84,34 @@ def read_texts(
         if example.labels == ():
             tally.note("has none of the labels", place)
         examples.append(example)
-    if is_labelled and names is None and config.header == "auto" and not found.has_header:
-        _check_guesses(examples, path, bool(config.label_column))
+    if is_labelled and names is None:
+        _check_labels(examples, path, config, found.has_header)
     return examples, found.layout
 
 
-def _layout_of(text: str, path: str, is_labelled: bool) -> str:
+def _layout_of(text: str, path: str, needs_columns: bool) -> str:
     """tsv, csv or jsonl, by most of the first lines.
 
     Raises:
         UserError: they are none of these.
     """
-    lines = [line for line in lines_of(text)[:_NUM_LOOKED_AT] if line.strip()]
-    if suffix_of(path) == ".jsonl" or json_object(lines[0]) is not None:
+    if is_json_lines(text, path):
         return "jsonl"
     if text.lstrip().startswith("[{"):
         raise UserError(
             f"{path}: is a JSON list; JSON lines are wanted, one object a line (jq -c '.[]' FILE"
             " makes them)"
         )
+    lines = first_lines(text)
     for layout, separator in _SEPARATORS.items():
-        # a comma alone tells nothing of lines of text that have no labels
-        is_told = layout == "tsv" or is_labelled or suffix_of(path) == ".csv"
+        # a comma alone tells nothing of lines that may be a text each
+        is_told = layout == "tsv" or needs_columns or suffix_of(path) == ".csv"
         if is_told and 2 * sum(separator in line for line in lines) > len(lines):
             return layout
-    if is_labelled:
+    if needs_columns:
         raise UserError(
-            f"{path}: most of its lines have neither a tab nor a comma, so there is no label; give"
-            " --format, or parallel files as texts,labels"
+            f"{path}: most of its lines have neither a tab nor a comma, so they have one column;"
+            " give --format, or parallel files as texts,labels"
         )
     return "tsv"
 
@@ -160,19 +161,35 @@ def _text(value: Any) -> str:
     return text
 
 
-def _check_guesses(examples: Sequence[TextExample], path: str, is_label_column_known: bool) -> None:
-    """Refuses what looks like a header taken for an example, or like texts taken for labels."""
+def _check_labels(
+    examples: Sequence[TextExample], path: str, config: ReadConfig, has_header: bool
+) -> None:
+    """Refuses what looks like a header, texts or several labels, and was taken for a label."""
     counts = Counter(label for example in examples for label in example.labels or ())
     if len(examples) < _ENOUGH_ROWS:
         return
-    if not is_label_column_known and 2 * len(counts) > len(examples):
+    joined = [n for n in counts if "," in n and all(p.strip() in counts for p in n.split(","))]
+    if joined and not config.label_separator:
         raise UserError(
-            f"{path}: what was taken for labels has {len(counts):,} different values in"
-            f" {len(examples):,} rows; give --label_column and --text_column"
+            f"{path}: label {joined[0]!r} is made of other labels; give --label_separator , or list"
+            " all labels in a file (--labels) if it is one"
         )
-    first, *others = examples[0].labels or ("",)
-    if not others and [label for label, n in counts.items() if n == 1] == [first]:
+    if has_header or config.header == "false":
+        return
+    texts = {(example.text_a, example.text_b) for example in examples}
+    if not config.text_column and 10 * len(texts) < len(examples):
         raise UserError(
-            f"{examples[0].name}: its label {first!r} stands in no other row; give --header true if"
-            " this row names the columns, else --header false"
+            f"{path}: what was taken for texts repeats itself ({len(texts):,} different in"
+            f" {len(examples):,} rows); give --text_column"
+        )
+    if not config.label_column and 2 * len(counts) > len(examples):
+        raise UserError(
+            f"{path}: what was taken for labels hardly repeats itself ({len(counts):,} different in"
+            f" {len(examples):,} rows); give --label_column and --text_column"
+        )
+    rare = [label for label, number in counts.items() if number == 1]
+    if len(rare) == 1 and examples[0].labels == (rare[0],):
+        raise UserError(
+            f"{examples[0].name}: its label {rare[0]!r} stands in no other row; give"
+            " --header true if this row names the columns, else --header false"
         )

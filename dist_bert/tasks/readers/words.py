@@ -12,21 +12,21 @@ from dist_bert.tasks.examples import WordsExample
 from dist_bert.tasks.readers.labels import LabelRule
 from dist_bert.tasks.readers.read_config import ReadConfig, column_number
 from dist_bert.tasks.readers.source import (
+    first_lines,
+    is_json_lines,
     json_object,
     lines_of,
     read_text,
-    suffix_of,
     whole_characters,
 )
 from dist_bert.tasks.readers.tags import Tag, parse_tag, scheme_of, to_iob2
-from dist_bert.tasks.readers.tally import RowError, Tally
+from dist_bert.tasks.readers.tally import RowError, Tally, wrong_columns
 
-_NUM_LOOKED_AT = 100  # lines that tell a layout
 _TOKEN_FIELDS = ("tokens", "words")  # of JSON lines, in order of preference
 _TAG_FIELDS = ("ner_tags", "tags", "labels")
 _DOCUMENT = "-DOCSTART-"
 _NUMBER = re.compile(r"\d+([-.]\d+)?")  # 1-2 spans the words 1 and 2, 1.1 is no word of the text
-Row = list[tuple[str, Any, Any]] | RowError  # place, word and tag (None = there is none)
+Row = list[tuple[str, Any, Any]] | RowError  # place, word and tag of each word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,7 @@ def read_words(
     """
     text = read_text(path)
     lines = lines_of(text)
-    layout = config.format
-    if layout == "auto":
-        layout = _layout_of(lines, path)
+    layout = _layout_of(text, path) if config.format == "auto" else config.format
     rule = LabelRule(names, "")
     if layout == "jsonl":
         rows, told = _json_rows(lines, path, config, is_labelled)
@@ -100,14 +98,13 @@ def read_words(
     return examples, f"{told}; tags in {scheme.upper()}"
 
 
-def _layout_of(lines: Sequence[str], path: str) -> str:
-    first = next(line for line in lines if line.strip())
-    if suffix_of(path) == ".jsonl" or json_object(first) is not None:
+def _layout_of(text: str, path: str) -> str:
+    """jsonl, iob2 or conll, by the first lines."""
+    if is_json_lines(text, path):
         return "jsonl"
-    words = [line for line in lines[:_NUM_LOOKED_AT] if line.strip() and not _is_comment(line)]
-    cells = [line.split() for line in words]
-    is_numbered = all(len(row) > 1 and _NUMBER.fullmatch(row[0]) for row in cells)
-    return "iob2" if words and is_numbered else "conll"
+    rows = [line.split() for line in first_lines(text) if not _is_comment(line)]
+    is_numbered = all(len(row) > 1 and _NUMBER.fullmatch(row[0]) for row in rows)
+    return "iob2" if rows and is_numbered else "conll"
 
 
 def _is_comment(line: str) -> bool:
@@ -129,9 +126,9 @@ def _column_rows(
         for is_border, block in itertools.groupby(numbered, lambda item: _is_border(item[1]))
         if not is_border
     ]
-    words = [line for block in blocks for _, line in block]
-    separator = "\t" if 2 * sum("\t" in line for line in words) > len(words) else None
-    sizes = Counter(len(line.split(separator)) for line in words)
+    all_words = [line for block in blocks for _, line in block]
+    separator = "\t" if 2 * sum("\t" in line for line in all_words) > len(all_words) else None
+    sizes = Counter(len(line.split(separator)) for line in all_words)
     num_columns = sizes.most_common(1)[0][0] if sizes else 0
     usual_token, usual_tag = (1, 2) if is_iob2 else (0, max(num_columns - 1, 1))
     token = column_number(
@@ -142,18 +139,17 @@ def _column_rows(
         tag = column_number("tag_column", config.tag_column or str(usual_tag), num_columns, path)
     rows: list[tuple[str, Row]] = []
     for block in blocks:
-        row: Row = []
+        words: list[tuple[str, Any, Any]] = []
         for number, line in block:
             cells = [cell.strip() for cell in line.split(separator)]
             place = f"{path}, line {number}"
             if len(cells) != num_columns:
-                detail = f"{len(cells)} columns, but the file has {num_columns}"
-                row = RowError("wrong number of columns", detail)
+                rows.append((place, wrong_columns(len(cells), num_columns)))
                 break
-            if is_iob2 and not cells[0].isdecimal():
-                continue
-            row.append((place, cells[token], None if tag is None else cells[tag]))
-        rows.append((place if isinstance(row, RowError) else f"{path}, line {block[0][0]}", row))
+            if not is_iob2 or cells[0].isdecimal():
+                words.append((place, cells[token], None if tag is None else cells[tag]))
+        else:
+            rows.append((f"{path}, line {block[0][0]}", words))
     kind = "iob2" if is_iob2 else "CoNLL"
     told = f", tag: {tag}" if tag is not None else ""
     by = "tabs" if separator else "spaces"
@@ -180,11 +176,10 @@ def _json_rows(
         place = f"{path}, line {number}"
         record = record or {}
         words = record.get(token)
-        tags = record.get(tag) if tag is not None else [None] * len(words or [])
+        tags = words if tag is None else record.get(tag)
         if not (isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)):
-            told = f"{token} and {tag}" if tag is not None else token
-            detail = f"{told} must be lists of equal length"
-            rows.append((place, RowError("no list of words and tags", detail)))
+            told = f"{token} is no list" if tag is None else f"{token}, {tag}: no lists of one size"
+            rows.append((place, RowError("no list of words, or of as many tags", told)))
         else:
             rows.append((place, [(place, *pair) for pair in zip(words, tags, strict=True)]))
     told = f", tag: {tag}" if tag is not None else ""

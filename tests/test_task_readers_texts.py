@@ -1,0 +1,374 @@
+"""Readers of classified texts: tables, JSON lines, parallel files; every fault is named."""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_bert.errors import UserError
+from dist_bert.tasks.examples import TextExample
+from dist_bert.tasks.readers import Labelled, ReadConfig, read_examples
+
+SENTENCE, PAIR = "sentence_classification", "pair_classification"
+Fields = tuple[str, str | None, tuple[str, ...] | None]
+
+
+def read(
+    path: Path | str, task: str = SENTENCE, is_labelled: bool = True, **settings: Any
+) -> Labelled:
+    return read_examples(task, str(path), ReadConfig(**settings), is_labelled)
+
+
+def fields_of(labelled: Labelled) -> list[Fields]:
+    found = []
+    for example in labelled.examples:
+        assert isinstance(example, TextExample)
+        found.append((example.text_a, example.text_b, example.labels))
+    return found
+
+
+def write(path: Path, data: str | bytes) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    return lambda data: write(tmp_path / "set", data)
+
+
+File = Callable[[str | bytes], Path]
+A, B = ("red", None, ("warm",)), ("blue, dark", None, ("cold",))
+
+
+@pytest.mark.parametrize(
+    "text,layout",
+    [
+        (
+            "text\tlabel\nred\twarm\nblue, dark\tcold\n",
+            "TSV with header text,label; text: text, label: label",
+        ),
+        (
+            "Category\tid\tSentence\nwarm\t0\tred\ncold\t1\tblue, dark",
+            "TSV with header Category,id,Sentence; text: Sentence, label: Category",
+        ),
+        (
+            "red\twarm\t17\nblue, dark\tcold\t18\n",
+            "TSV without header, 3 columns; text: 0, label: 1",
+        ),
+        (
+            'text,label\nred,warm\n"blue, dark",cold\n',
+            "CSV with header text,label; text: text, label: label",
+        ),
+        (
+            '"red",warm\n"blue, dark","cold"\n\n\n',
+            "CSV without header, 2 columns; text: 0, label: 1",
+        ),
+        (
+            '{"text": "red", "label": "warm"}\n\n{"label": "cold", "text": "blue, dark"}\n',
+            "JSON lines; text: text, label: label",
+        ),
+    ],
+)
+def test_layouts_are_told_by_content(file: File, text: str, layout: str) -> None:
+    found = read(file(text))
+    assert fields_of(found) == [A, B]
+    assert found.layout == layout
+    assert (found.num_rows, found.bad_rows, found.first_bad, found.label_names) == (2, {}, [], None)
+    assert fields_of(read(file("\ufeff" + text.replace("\n", "\r\n")))) == [A, B]
+    named = layout.partition(" with")[0].partition("; ")[0].lower()
+    if named in ("tsv", "csv"):
+        assert fields_of(read(file(text), format=named)) == [A, B]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_files_are_told_by_their_bytes(file: File, pack: Callable[[bytes], bytes]) -> None:
+    members = pack(b"text\tlabel\nred\tw") + pack(b"arm\nblue, dark\tcold")
+    assert fields_of(read(file(members))) == [A, B]
+    with pytest.raises(UserError, match=r"set: is damaged or cut off .*; fetch it again"):
+        read(file(members[:-9]))
+
+
+def test_a_place_is_a_file_and_the_first_line_of_a_row(file: File) -> None:
+    path = file('text,label\n"one\ntwo\r\nthree",a\nfour,b\n')
+    found = read(path)
+    assert fields_of(found) == [("one\ntwo\nthree", None, ("a",)), ("four", None, ("b",))]
+    assert [example.name for example in found.examples] == [f"{path}, line 2", f"{path}, line 5"]
+
+
+def test_quotes_are_literal_in_tsv_and_not_in_csv(file: File) -> None:
+    text = '"Hi" he said\ta\n"all ""of"" it"\tb\nan "odd one\tc\n'
+    literal = ['"Hi" he said', '"all ""of"" it"', 'an "odd one']
+    assert [row[0] for row in fields_of(read(file(text)))] == literal
+    quoted = read(file('"a\tb"\tx\n"all ""of"" it"\ty\n'), quoting="true")
+    assert [row[0] for row in fields_of(quoted)] == ["a\tb", 'all "of" it']
+    plain = read(file('5" pipe,a\n"x,b\n'), quoting="false")
+    assert [row[0] for row in fields_of(plain)] == ['5" pipe', '"x']
+    with pytest.raises(
+        UserError, match=r"set, line 3: a quote that is opened here is never closed;.*--quoting"
+    ):
+        read(file('text,label\nx,y\n"z,y\nx,y\n'))
+    mended = read(file('text,label\nx,y\n"z"z,y\nv,w\n'), max_bad_share=0.5)
+    assert [row[0] for row in fields_of(mended)] == ["x", "v"]
+    assert mended.bad_rows == {"quotes do not match": 1}
+    long = read(file(f"text,label\n{'x' * 200_000},y\n"))
+    assert len(fields_of(long)[0][0]) == 200_000
+
+
+def test_columns_are_chosen_by_name_and_by_number(file: File) -> None:
+    text = "a\tb\tc\nx\twarm\tred\ny\tcold\tblue, dark\n"
+    by_name = read(file(text), text_column="c", label_column="b")
+    assert fields_of(by_name) == [A, B]
+    assert by_name.layout == "TSV with header a,b,c; text: c, label: b"
+    assert fields_of(read(file(text), header="true", text_column="2", label_column="1")) == [A, B]
+    without = text.partition("\n")[2]
+    assert fields_of(read(file(without), text_column="2", label_column="1")) == [A, B]
+    assert [row[2] for row in fields_of(read(file(without), text_column="2"))] == [("x",), ("y",)]
+    assert fields_of(read(file("warm\tred\ncold\tblue, dark\n"), label_column="0")) == [A, B]
+    assert fields_of(read(file("text\tlabel\n"), header="false")) == [("text", None, ("label",))]
+    pair = "Quality\t#1\t#2\n1\tred\tblue\n"
+    chosen = read(file(pair), PAIR, text_column="#1", text_b_column="#2", label_column="Quality")
+    assert fields_of(chosen) == [("red", "blue", ("1",))]
+    assert fields_of(read(file("label\tx\tsentence\na\tb\tc\n"), text_column="2")) == [
+        ("c", None, ("a",))
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "index\tquestion\tsentence\tlabel\n0\tred?\tblue\tno\n",
+        "red?\tblue\tno\n",
+        "premise,hypothesis,gold_label\nred?,blue,no\n",
+        '{"s1": "red?", "s2": "blue", "label": "no"}\n',
+        # GLUE's QQP and MNLI
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tred?\tblue\tno\n",
+        "index\tgenre\tsentence1_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+        "0\tx\t(y)\tred?\tblue\tyes\tno\n",
+    ],
+)
+def test_pairs(file: File, text: str) -> None:
+    assert fields_of(read(file(text), PAIR)) == [("red?", "blue", ("no",))]
+    assert fields_of(read(file(text), PAIR, False)) == [("red?", "blue", None)]
+
+
+def test_parallel_files(tmp_path: Path) -> None:
+    one = write(tmp_path / "s1", "a, b . \nc\u2028d\n")
+    two = write(tmp_path / "s2", gzip.compress(b"e\nf"))
+    labels = write(tmp_path / "labels", "yes\nno\n")
+    found = read(f"{one},{two},{labels}", PAIR)
+    assert fields_of(found) == [("a, b .", "e", ("yes",)), ("c\u2028d", "f", ("no",))]
+    assert (found.layout, found.examples[1].name) == ("3 parallel files", f"{one}, line 2")
+    assert fields_of(read(f"{one},{labels}")) == [
+        ("a, b .", None, ("yes",)),
+        ("c\u2028d", None, ("no",)),
+    ]
+    for given in (f"{one},{two}", f"{one},{two},{labels}"):
+        assert fields_of(read(given, PAIR, False)) == [
+            ("a, b .", "e", None),
+            ("c\u2028d", "f", None),
+        ]
+    comma = write(tmp_path / "a,b", "x\ty\n")
+    assert fields_of(read(comma)) == [("x", None, ("y",))]
+    with pytest.raises(
+        UserError, match="2 parallel files are given, 3 are wanted: TEXTS,SECOND_TEXTS,LABELS"
+    ):
+        read(f"{one},{two}", PAIR)
+    write(labels, "yes\nno\nno\n")
+    with pytest.raises(
+        UserError, match=r"equal numbers of lines: .*s1 has 2, .*s2 has 2, .*labels has 3"
+    ):
+        read(f"{one},{two},{labels}", PAIR)
+
+
+def test_without_labels_they_may_be_absent(file: File) -> None:
+    texts = [("red", None, None), ("blue, dark", None, None)]
+    for text in (
+        "text\tlabel\nred\t\nblue, dark\t?\n",
+        "red\twarm\nblue, dark\tcold\n",
+        "text\nred\nblue, dark\n",
+        "red\nblue, dark\n",
+        '{"text": "red"}\n{"text": "blue, dark"}',
+    ):
+        found = read(file(text), is_labelled=False, label_column="3", labels="")
+        assert fields_of(found) == texts, text
+    lines = read(file("one, two\nthree, four\n\nfive, six"), is_labelled=False, max_bad_share=0.25)
+    assert [row[0] for row in fields_of(lines)] == ["one, two", "three, four", "five, six"]
+    assert lines.bad_rows == {"empty text": 1}
+    assert lines.first_bad[0].endswith("set, line 3: empty text")
+
+
+def test_several_labels_and_a_list_of_names(file: File, tmp_path: Path) -> None:
+    names = write(tmp_path / "names.txt", "\ufeffjoy\r\nfear \r\nanger")
+    path = file("a\t0\nb\t2,1,2\nc\tfear\nd\t\ne\t1, 0\n")
+    found = read(path, label_separator=",", labels=str(names))
+    assert [row[2] for row in fields_of(found)] == [
+        *(("joy",), ("anger", "fear"), ("fear",), (), ("fear", "joy"))
+    ]
+    assert found.label_names == ("joy", "fear", "anger")
+    assert found.notes == {"has none of the labels": 1}
+    single = read(
+        path, label_separator=",", labels=str(names), drop_several_labels=True, max_bad_share=0.2
+    )
+    assert [row[0] for row in fields_of(single)] == ["a", "c"]
+    assert (single.num_rows, single.bad_rows) == (5, {"empty label": 1})
+    assert single.notes == {"left out for its several labels": 2}
+    assert single.summary() == [
+        "2 examples of 5 rows; TSV without header, 2 columns; text: 0, label: 1",
+        "bad rows, empty label: 1",
+        "note, left out for its several labels: 2",
+        f"{path}, line 4: empty label",
+    ]
+    lists = file(
+        '{"text": "a", "label": [2, "joy"]}\n{"text": "b", "label": []}\n{"text": "c", "label": 1}'
+    )
+    write(names, '["joy", "fear", "anger"]')
+    assert [row[2] for row in fields_of(read(lists, labels=str(names)))] == [
+        *(("anger", "joy"), (), ("fear",))
+    ]
+    digits = write(tmp_path / "digits", "1\n0\n")  # a name goes before a number
+    assert fields_of(read(file("a\t0\n"), labels=str(digits)))[0][2] == ("0",)
+
+
+@pytest.mark.parametrize(
+    "names,problem",
+    [
+        ("a\n\nb", "has an empty name"),
+        ("a\nb\na", "names a twice"),
+        ('{"a": 0}', "must be a JSON list of names"),
+        ('["a", 1]', "must be a JSON list of names"),
+        ("[a", "is not valid JSON"),
+        ("", "is empty"),
+    ],
+)
+def test_label_lists_are_checked(file: File, tmp_path: Path, names: str, problem: str) -> None:
+    path = write(tmp_path / "names", names)
+    with pytest.raises(UserError, match=f"names: {problem}"):
+        read(file("x\ta\n"), labels=str(path))
+
+
+def test_bad_rows_are_counted_and_named(file: File, tmp_path: Path) -> None:
+    names = write(tmp_path / "names.txt", "x\ny\n")
+    good = "t\tx\n" * 7
+    path = file(good + "t\n \tx\nt\t\nt\t2\nt\tx\tx\nt\tx,y\n")
+    found = read(path, labels=str(names), max_bad_share=0.5)
+    assert len(found.examples) == 7
+    assert found.bad_rows == {
+        "wrong number of columns": 2,
+        "empty text": 1,
+        "empty label": 1,
+        "unknown label": 2,
+    }
+    unknown = "is neither among the 2 names of the label list nor a number from 0 to 1"
+    assert found.first_bad == [
+        f"{path}, line 8: number of columns is 1, that of the file is 2",
+        f"{path}, line 9: empty text",
+        f"{path}, line 10: empty label",
+        f"{path}, line 11: label '2' {unknown}",
+        f"{path}, line 12: number of columns is 3, that of the file is 2",
+        f"{path}, line 13: label 'x,y' {unknown}; several labels in a field need --label_separator",
+    ]
+    with pytest.raises(UserError) as error:
+        read(path, labels=str(names))
+    assert str(error.value) == (
+        f"{path}, line 8: number of columns is 1, that of the file is 2"
+        f" (6 of 13 rows of {path} are bad, --max_bad_share 0.01 allows fewer)"
+    )
+    many = read(file("t\tx\n" * 19 + "t\n" * 13), max_bad_share=0.5)
+    assert many.bad_rows.total() == 13
+    assert len(many.first_bad) == 10
+
+
+def test_bad_json_lines(file: File) -> None:
+    path = file(
+        '{"text": "a", "label": true}\n{"text": 5, "label": "x"}\n{"text": "b"\n["c"]\n'
+        '{"text": "d", "label": 0.5}\n{"text": "e"}\n{"text": "half \\ud83d", "label": -1}\n'
+    )
+    found = read(path, max_bad_share=0.9)
+    assert fields_of(found) == [("a", None, ("true",)), ("half \ufffd", None, ("-1",))]
+    assert found.bad_rows == {
+        "text is no string": 1,
+        "no JSON object": 2,
+        "label is no name": 1,
+        "empty label": 1,
+    }
+    with pytest.raises(UserError, match="no line is a JSON object; give --format"):
+        read(file("a\tb\n"), format="jsonl")
+
+
+TWENTY = "".join(f"text {i}\t{'xyz'[i % 3]}\n" for i in range(24))
+
+
+@pytest.mark.parametrize(
+    "text,settings,problem",
+    [
+        (b"", {}, "set: is empty"),
+        (b"a\tb\nc\xff\td\n", {}, "set, line 2: byte 5 is not UTF-8 .invalid start byte.; convert"),
+        (b"\xef\xbb\xbfa\tb\n\nc\xff\td\n", {}, "set, line 3: byte 9 is not UTF-8"),
+        (b"text\tlabel\n", {}, "set: holds no example .read as TSV with header text,label"),
+        (b"a\tb\nc\td\n", {"text_column": "e"}, "no column 'e' .--text_column.; there are a, b"),
+        (b"a\tb\nc\td\n", {"header": "true"}, "usual name for --text_column; name one of a, b"),
+        (
+            b"a\tb\nc\td\n",
+            {"text_column": "2"},
+            "no column '2' .--text_column.; it has 2, counted from 0",
+        ),
+        (b"a\nb\n", {}, "neither a tab nor a comma, so they have one column; give --format"),
+        (b"a\nb\n", {"format": "tsv"}, "of its columns .there are 1. none is left for --label"),
+        (b'[{"text": "a", "label": "b"}]', {}, "is a JSON list; JSON lines are wanted"),
+        (f"Tweet\tMood\n{TWENTY}", {}, "set, line 1: its label 'Mood' stands in no other row"),
+        (
+            TWENTY,
+            {"text_column": "1"},
+            "taken for labels hardly repeats itself .24 different in 24",
+        ),
+        (
+            TWENTY.replace("text", "t\tx\ttext"),
+            {},
+            "taken for texts repeats itself .1 different in 24",
+        ),
+        (f"{TWENTY}t\tx,y\n", {}, "label 'x,y' is made of other labels; give --label_separator"),
+        (TWENTY, {"format": "squad"}, "format = squad: sentence_classification is read from tsv"),
+        (TWENTY, {"tag_scheme": "iob1"}, "tag_scheme = iob1: does nothing for sentence_class"),
+        (TWENTY, {"text_b_column": "1"}, "text_b_column = 1: does nothing for sentence_class"),
+        (TWENTY, {"labels": "nowhere"}, "nowhere: cannot be read .No such file"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_error(
+    file: File, text: str | bytes, settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem) as error:
+        read(file(text), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_what_looks_wrong_can_be_insisted_on(file: File, tmp_path: Path) -> None:
+    path = file(f"Tweet\tMood\n{TWENTY}")
+    assert fields_of(read(path, header="false"))[0] == ("Tweet", None, ("Mood",))
+    assert len(read(path, text_column="Tweet", label_column="Mood").examples) == 24
+    names = write(tmp_path / "names", "x\ny\nz\nx,y\n")
+    assert fields_of(read(file(f"{TWENTY}t\tx,y\n"), labels=str(names)))[-1][2] == ("x,y",)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for given in (f"{tmp_path}/none.tsv", f"{tmp_path}/none.tsv,{tmp_path}/none.labels"):
+        with pytest.raises(UserError, match=r"none.tsv: cannot be read .No such file or directory"):
+            read(given)
+    with pytest.raises(UserError, match=r"cannot be read .Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings,problem",
+    [
+        ({"max_bad_share": 1.5}, "max_bad_share = 1.5: must be 0 to 1"),
+        ({"text_column": "a", "label_column": "a"}, "label_column = a: must be different columns"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        ReadConfig(**settings)
