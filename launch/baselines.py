@@ -9,12 +9,13 @@ context, the sentence nearest to the question, and that there is no answer, wher
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from dist_bert.cli import Parser, run
 from dist_bert.config import add_flags, flags_of, resolve
 from dist_bert.errors import UserError
-from dist_bert.tasks.examples import TASKS
+from dist_bert.tasks.examples import TASKS, Example
 from dist_bert.tasks.readers.read_config import ReadConfig
 
 
@@ -33,13 +34,14 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.tasks.splitting import split_examples
 
     labelled = read_examples(arguments.task, arguments.train, read)
+    training: Sequence[Example] = labelled.examples
     tell(arguments.train, labelled.summary())
     if arguments.eval:
         other = read_examples(arguments.task, arguments.eval, read)
         tell(arguments.eval, other.summary())
-        training, held_out = labelled.examples, other.examples
+        held_out: Sequence[Example] = other.examples
     else:
-        training, held_out = split_examples(labelled.examples, arguments.eval_share, arguments.seed)
+        training, held_out = split_examples(training, arguments.eval_share, arguments.seed)
         print(f"{len(held_out):,} of them are kept apart to score, {len(training):,} learnt from")
     from dist_bert.tasks.baselines import score_baselines  # a second, so behind all mistakes
 

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,10 @@ from dist_bert.tasks.scores import (
 from tests.test_pictures import drawn_texts
 
 
+def about(value: float) -> Any:
+    return pytest.approx(value)
+
+
 @pytest.fixture(autouse=True)
 def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -37,9 +42,9 @@ def test_single_labels() -> None:
     assert scores.main == "accuracy"
     red, green, blue = 2 * 3 / 7, 2 * 1 / 4, 2 * 1 / 3  # F1 = 2 TP / (gold + predicted)
     assert scores.per_class == [
-        ClassScores("red", 1.0, 3 / 4, pytest.approx(red), 4),
-        ClassScores("green", 1 / 2, 1 / 2, pytest.approx(green), 2),
-        ClassScores("blue", 1 / 2, 1.0, pytest.approx(blue), 1),
+        ClassScores("red", 1.0, 3 / 4, about(red), 4),
+        ClassScores("green", 1 / 2, 1 / 2, about(green), 2),
+        ClassScores("blue", 1 / 2, 1.0, about(blue), 1),
         ClassScores("absent", 0.0, 0.0, 0.0, 0),
     ]
     # c = 5 right of s = 7; t = 4, 2, 1 true and p = 3, 2, 2 predicted of each class:
@@ -71,7 +76,7 @@ def test_several_labels() -> None:
     assert scores.main == "micro_f1" and scores.confusion is None
     assert scores.per_class == [
         ClassScores("red", 1.0, 1.0, 1.0, 2),
-        ClassScores("green", 1.0, pytest.approx(2 / 3), pytest.approx(4 / 5), 3),
+        ClassScores("green", 1.0, about(2 / 3), about(4 / 5), 3),
         ClassScores("blue", 0.0, 0.0, 0.0, 1),
         ClassScores("absent", 0.0, 0.0, 0.0, 0),
     ]
@@ -125,7 +130,7 @@ def test_tags_are_scored_by_whole_entities() -> None:
     assert scores.per_class == [
         ClassScores("creative-work", 1 / 2, 1 / 2, 1 / 2, 2),
         ClassScores("group-x", 0.0, 0.0, 0.0, 0),
-        ClassScores("person", 1 / 2, pytest.approx(1 / 3), pytest.approx(2 / 5), 3),
+        ClassScores("person", 1 / 2, about(1 / 3), about(2 / 5), 3),
     ]
     assert scores.values == pytest.approx(
         {

@@ -9,9 +9,9 @@ import numpy as np
 
 from dist_bert.errors import UserError
 from dist_bert.hashing import hash64
-from dist_bert.tasks.examples import Example, QuestionExample, TextExample, WordsExample
+from dist_bert.tasks.examples import Example, QuestionExample, WordsExample
 
-E = TypeVar("E", TextExample, QuestionExample, WordsExample, Example)
+E = TypeVar("E", bound=Example)
 
 
 def split_examples(

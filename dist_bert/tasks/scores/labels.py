@@ -59,20 +59,20 @@ def multi_label_scores(
     exact_match = float((gold == predicted).all(axis=1).mean())
     occurring = np.flatnonzero((gold | predicted).any(axis=0))
     # A column more, of no class: scikit-learn would take a single one for two classes.
-    gold, predicted = (np.pad(a.astype(np.int64), ((0, 0), (0, 1))) for a in (gold, predicted))
+    truth, told = (np.pad(a.astype(np.int64), ((0, 0), (0, 1))) for a in (gold, predicted))
     values = {}
     for average in ("micro", "macro"):
         precision, recall, f1 = 0.0, 0.0, 0.0
         if occurring.size:
             precision, recall, f1, _ = precision_recall_fscore_support(
-                gold, predicted, labels=occurring, average=average, zero_division=0
+                truth, told, labels=occurring, average=average, zero_division=0
             )
         values[f"{average}_f1"] = float(f1)
         values[f"{average}_precision"] = float(precision)
         values[f"{average}_recall"] = float(recall)
     values["exact_match"] = exact_match
     classes = np.arange(len(label_names))
-    return Scores(values, _per_class(gold, predicted, classes, label_names), None, main="micro_f1")
+    return Scores(values, _per_class(truth, told, classes, label_names), None, main="micro_f1")
 
 
 def _per_class(gold: Any, predicted: Any, classes: Any, names: Sequence[str]) -> list[ClassScores]:
