@@ -27,6 +27,16 @@ from dist_bert.weight_source import WeightSource
 Task = TextTask | WordTask | QuestionTask
 Prepared = PreparedTexts | PreparedWords | PreparedQuestions
 
+# What of a RunConfig says nothing here.
+_PRETRAINING = (
+    "shards",
+    "masks",
+    "validation_samples",
+    "init_from",
+    "extend_positions",
+    "change_batch_size",
+    "compile_layers",
+)
 _MAX_CLASSES = 1_000  # more are a mistake in label_column
 _QUESTION_LENGTH, _OTHER_LENGTH = 384, 128
 
@@ -62,7 +72,7 @@ class FinetuneJob:
             "task": task_facts(self.config.task, self.task),
             "finetune": {**dataclasses.asdict(self.config), "seed": self.run.seed},
             "read": dataclasses.asdict(self.read),
-            "run": dataclasses.asdict(self.run),
+            "run": {n: v for n, v in dataclasses.asdict(self.run).items() if n not in _PRETRAINING},
             "deepspeed": self.deepspeed.values,
             "world_size": self.deepspeed.batch_shape.world_size,
             "encoder": {"path": str(self.source.path), "checkpoint": self._checkpoint_name},
@@ -124,12 +134,12 @@ class FinetunePlan:
             attention_probs_dropout_prob=config.attention_probs_dropout_prob,
         )
         labelled = read_examples(config.task, config.train, read)
-        notes = [f"{config.train}: {line}" for line in labelled.summary()]
+        notes = _told(config.train, labelled)
         task = make_task(config, read, model, Tokenizer(source.tokenizer), labelled)
         examples: Sequence[Example] = labelled.examples
         if config.eval:
             other = read_examples(config.task, config.eval, read)
-            notes += [f"{config.eval}: {line}" for line in other.summary()]
+            notes += _told(config.eval, other)
             held_out: Sequence[Example] = other.examples
         else:
             examples, held_out = split_examples(examples, config.eval_share, config.seed)
@@ -242,6 +252,11 @@ def task_of(facts: dict[str, Any], tokenizer: Tokenizer) -> Task:
     if facts["name"] == "token_classification":
         return WordTask(tokenizer, **values)
     return TextTask(tokenizer, **values)
+
+
+def _told(path: str, labelled: Labelled) -> list[str]:
+    """What was read, and what was bad or mended, in lines that name the file."""
+    return [line if line.startswith(path) else f"{path}: {line}" for line in labelled.summary()]
 
 
 def _class_problems(names: Sequence[str], num_examples: int) -> list[str]:
