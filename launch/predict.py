@@ -8,6 +8,7 @@ flags.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable
@@ -22,9 +23,14 @@ from dist_bert.tasks.readers import ReadConfig, read_examples
 
 def main(arguments: argparse.Namespace) -> None:
     """Loads the model, reads the examples, writes an answer for each."""
+    read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
+    if arguments.dry_run:
+        names = ("checkpoint", "input", "output")
+        settings = {name: getattr(arguments, name) for name in names}
+        print(json.dumps({**settings, **dataclasses.asdict(read)}, indent=2))
+        return
     from dist_bert.predict import FineTunedModel  # takes seconds
 
-    read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
     model = FineTunedModel.load(arguments.checkpoint)
     labelled = read_examples(model.task_name, arguments.input, read, is_labelled=False)
     for line in labelled.summary():
@@ -50,5 +56,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output", metavar="FILE", help="where the answers go (default: standard output)"
     )
+    parser.add_argument("--dry_run", action="store_true", help="print the settings and stop")
     add_flags(parser, ReadConfig)
     run(main, parser.parse_args())

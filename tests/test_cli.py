@@ -72,6 +72,7 @@ def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
         "embed": ("--checkpoint", "c", "a"),
         "report": ("r",),
         "export_model": ("--checkpoint", "c", "--output_dir", "d"),
+        "predict": ("--checkpoint", "c", "--input", "f"),
         "save_weights": ("--checkpoint", "c", "--output", "f"),
     }
     ended = launch(script, *needed.get(script.stem, ()), "--no_such_flag")

@@ -138,7 +138,8 @@ class QuestionTask:
     ) -> list[dict[str, Any]]:
         """What the model says to each question: its `id`, the `answer`, and `candidates`.
 
-        `answer` is "" where the model says that there is none; `null_odds` tells by how much.
+        `answer` is "" where the model says that there is none; `null_odds` tells by how much that
+        outscores the best candidate, None where a context has no candidate.
         """
         threshold = self.null_score_threshold if self.may_lack_answers else None
         answers = []
@@ -147,7 +148,7 @@ class QuestionTask:
         ):
             told: dict[str, Any] = {"id": example.id, "answer": found.text(threshold)}
             if self.may_lack_answers:
-                told["null_odds"] = found.null_odds
+                told["null_odds"] = found.null_odds if found.candidates else None
             told["candidates"] = [candidate._asdict() for candidate in found.candidates]
             answers.append(told)
         return answers
