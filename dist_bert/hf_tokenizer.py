@@ -25,7 +25,8 @@ from tokenizers import (
 from tokenizers import Tokenizer as FastTokenizer
 
 from dist_bert.errors import UserError
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPACE, UNK_ID, Tokenizer
+from dist_bert.sentence_pieces import SPACE
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, UNK_ID, Tokenizer
 from dist_bert.tokenizer_config import SPECIAL_PIECES
 
 _UNIGRAM, _BPE = 1, 2  # model_type, and kinds of pieces, in SentencePiece's protocol
