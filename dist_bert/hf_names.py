@@ -20,6 +20,12 @@ TIED = {
     "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+# What published files may lack, as models saved for another task do: head -> how its names begin.
+HEADS = {
+    "MLM head": "cls.predictions.",
+    "pooler": "bert.pooler.",
+    "NSP head": "cls.seq_relationship.",
+}
 Names = dict[str, tuple[str, ...]]  # our name -> published names
 PARAMETERS: Names = {
     "encoder.word_embeddings.weight": (WORD_EMBEDDINGS,),
@@ -61,24 +67,29 @@ def published_names(config: ModelConfig) -> Names:
 def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
 
-    The tensors are views of those in `state_dict`.
+    The tensors are views of those in `state_dict`, which may lack heads.
     """
     published = {
         name: part
         for ours, names in published_names(config).items()
+        if ours in state_dict
         for name, part in zip(names, state_dict[ours].chunk(len(names)), strict=True)
     }
     published[WORD_EMBEDDINGS] = published[WORD_EMBEDDINGS][: config.vocab_size]
-    return published | {copy: published[original] for copy, original in TIED.items()}
+    tied = {copy: published[own] for copy, own in TIED.items() if own in published}
+    return published | tied
 
 
-def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def from_published(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, without: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """Published parameters as our state dict; the padded rows of the vocabulary are zero.
 
     Args:
         state_dict: without the tied decoder or with it. Older files, such as bert-base-uncased, say
             gamma and beta for LayerNorm's weight and bias and add `position_ids`, a constant.
         config: the architecture that the parameters must fit.
+        without: how the names of heads begin that are in neither of the two state dicts.
 
     Raises:
         UserError: parameters are missing, unknown or of another shape, or the decoder is not tied.
@@ -89,7 +100,8 @@ def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
         if name != "bert.embeddings.position_ids"
     }
     with torch.device("meta"):  # shapes without memory
-        expected = to_published(BertForPreTraining(config).state_dict(), config)
+        whole = to_published(BertForPreTraining(config).state_dict(), config)
+    expected = {name: value for name, value in whole.items() if not name.startswith(without)}
     for copy, original in TIED.items():  # a file may keep either of the two
         if original not in given and copy in given:
             given[original] = given[copy]
@@ -114,4 +126,5 @@ def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
     return {
         ours: torch.cat([given[name] for name in names])
         for ours, names in published_names(config).items()
+        if names[0] in expected
     }

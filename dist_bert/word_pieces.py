@@ -10,6 +10,7 @@ google-research/bert, tokenization.py.
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -101,11 +102,15 @@ class WordPieces:
     def encode_with_offsets(self, text: str) -> tuple[list[int], NDArray[np.int64]]:
         """Ids of one text and the stretch of it of each, (T, 2), as `Tokenizer` says.
 
-        A whole word that is not known is one piece. An accent that is removed behind a letter is in
-        no stretch if it is a character of its own.
+        A word with a letter that is in no piece is unknown as a whole: one stretch.
         """
         encoded = self._fast.encode(text, add_special_tokens=False)
-        return list(encoded.ids), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        offsets = np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        ends, following = offsets[:, 1], np.append(offsets[1:, 0], len(text))
+        for place in np.flatnonzero(ends < following):  # accents are removed: they belong to it
+            while ends[place] < following[place] and _is_accent(text[ends[place]]):
+                ends[place] += 1
+        return list(encoded.ids), offsets
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; the spaces that it had are not known, so they stand before words."""
@@ -120,7 +125,7 @@ class WordPieces:
         name = self.names[index]
         if name.startswith(CONTINUES) and name != CONTINUES:
             return name.removeprefix(CONTINUES)
-        return f" {name}" if self._can_go_on(name[:1]) else name
+        return f" {name}" if index == _UNKNOWN_ID or self._can_go_on(name[:1]) else name
 
     def starts_word(self, index: int) -> bool:
         """Whether a piece begins a word; an ideograph and a punctuation mark is one by itself."""
@@ -160,6 +165,10 @@ class WordPieces:
             ids.append(self._ids[CONTINUES + word[begin:end]])
             begin = end
         return ids
+
+
+def _is_accent(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
 
 
 def check_kind(fast: FastTokenizer, name: str) -> None:

@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("diagnosis", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("model_card", "reporting", "weight_source", "sentence_pieces", "word_pieces"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files", "layer_states"),
-        ("hf_tokenizer",),
+        ("hf_tokenizer", "stored_weights"),
         ("data",),
         ("deepspeed_config",),
         ("tasks",),
