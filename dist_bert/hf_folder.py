@@ -116,16 +116,19 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer that anyone gets from transformers.
 
     Raises:
-        UserError: it cannot load one.
+        UserError: there is none, or it cannot be loaded.
     """
+    if not any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")):
+        raise UserError(  # transformers would make an empty one
+            f"{folder}: has neither vocab.txt nor tokenizer.json; put those of the model there"
+        )
     transformers = _quiet_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever its many classes raise for files that they cannot read
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder}: transformers cannot load its tokenizer ({reason}); it needs vocab.txt or"
-            " tokenizer.json, and what tokenizer_config.json names"
+            f"{folder}: transformers cannot load its tokenizer ({reason}); fetch its files again"
         ) from None
 
 

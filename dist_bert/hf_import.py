@@ -86,7 +86,7 @@ def import_model(
 def vocabulary_texts(tokenizer: Tokenizer) -> Iterator[str]:
     """Lines in which every piece of text stands at least once, mixed; every third in capitals."""
     pieces = np.arange(tokenizer.num_reserved_pieces, tokenizer.vocab_size)
-    num_copies = -(-_MIN_LINES * _LINE_PIECES // pieces.size)
+    num_copies = -(-_MIN_LINES * _LINE_PIECES // max(1, pieces.size))
     copies, places = np.divmod(np.arange(num_copies * pieces.size), pieces.size)
     mixed = pieces[places[np.argsort(hash64("vocabulary texts", copies, places))]]
     for number, begin in enumerate(range(0, mixed.size, _LINE_PIECES)):
