@@ -16,8 +16,24 @@ _SCORES = {  # metric -> (name, format)
     "validation/nsp_accuracy": ("next sentence accuracy", ".2%"),
 }
 
+_SENTENCE_PIECES = (
+    "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
+    " `BertTokenizer` (WordPiece) must not be used."
+)
+_WORD_PIECES = (
+    "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the special"
+    " pieces have been put first, so its ids are not the published ones."
+)
 
-def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, check: str) -> str:
+
+def model_card(
+    name: str,
+    resolved: dict[str, Any],
+    step: int,
+    run_dir: Path,
+    has_word_pieces: bool,
+    check: str,
+) -> str:
     """The text of the card.
 
     Args:
@@ -25,6 +41,7 @@ def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, ch
         resolved: the run's config.json.
         step: of the checkpoint.
         run_dir: for the scores, if a validation was right at that step.
+        has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
         check: what the export has compared, a line.
     """
     scores = _scores(run_dir, step)
@@ -34,8 +51,7 @@ def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, ch
         f"# {name}",
         "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
         _usage(name),
-        "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
-        " `BertTokenizer` (WordPiece) must not be used.",
+        _WORD_PIECES if has_word_pieces else _SENTENCE_PIECES,
         "## Training",
         _table([("", ""), *_training(resolved, step)]),
     ]
@@ -55,8 +71,8 @@ def _usage(name: str) -> str:
 
 def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
     """Names and values; a part of the configuration that a run does not have has no lines."""
-    rows = [("optimizer steps", f"{step:,}")]
-    settings = resolved["deepspeed"]
+    rows = [("optimizer steps", f"{step:,}")]  # 0 if it was imported
+    settings = resolved.get("deepspeed", {})
     if "train_batch_size" in settings:
         rows.append(("samples a step", f"{settings['train_batch_size']:,}"))
     optimizer = settings.get("optimizer")

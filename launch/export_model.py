@@ -11,22 +11,22 @@ import json
 from pathlib import Path
 
 from dist_bert.cli import Parser, run
-from dist_bert.config import ModelConfig, from_dict, read_json
-from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.weight_source import WeightSource
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Finds the checkpoint, checks that it can be exported, and exports it."""
     pointer = BEST_NAME if arguments.best else LATEST_NAME
-    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
+    checkpoint = require_weights(arguments.checkpoint, pointer)
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2, default=str))
         return
     from dist_bert.export import check_export, export
     from dist_bert.inference import TrainedRun
 
-    path = arguments.checkpoint / CONFIG_NAME
-    check_export(from_dict(ModelConfig, read_json(path)["model"], str(path)), arguments.output_dir)
+    source = WeightSource.find(arguments.checkpoint, "--checkpoint")
+    check_export(source.model, arguments.output_dir)
     trained = TrainedRun.load(arguments.checkpoint, pointer)
     num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     print(f"exporting  {checkpoint}: {num_parameters / 1e6:.1f} M parameters", flush=True)

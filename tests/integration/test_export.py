@@ -161,7 +161,9 @@ def test_other_ids_end_the_export_unless_they_are_allowed(
 def test_other_logits_end_the_export(exported: Exported, tmp_path: Path) -> None:
     run = TrainedRun.load(exported.run_dir)
     gelu = dataclasses.replace(run.config, hidden_act="gelu", mlm_hidden_act="gelu")
-    with pytest.raises(UserError, match="logits of transformers differ from the run's"):
+    with pytest.raises(
+        UserError, match="MLM logits, pooled, NSP logits of transformers differ from ours"
+    ):
         export(
             dataclasses.replace(run, config=gelu), exported.run_dir, tmp_path / "new", None, True
         )
