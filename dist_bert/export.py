@@ -1,7 +1,7 @@
 """A pretrained run as a folder that Hugging Face's transformers loads, without this package.
 
 The folder appears only when it has been loaded back and found to do what the run does: equal
-logits, equal token ids. Not for: our own weights file (`dist_bert.checkpoint_files`).
+logits, equal token ids. Not for: fine-tuned runs (`dist_bert.finetuned_export`).
 """
 
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from dist_bert.hf_folder import (
 from dist_bert.inference import TrainedRun
 from dist_bert.masking import restore
 from dist_bert.model_card import model_card
+from dist_bert.onnx_file import write_onnx
 from dist_bert.reader import SampleReader
 from dist_bert.run_dir import CONFIG_NAME
 from dist_bert.shard_format import MANIFEST_NAME, Manifest
@@ -52,6 +53,7 @@ def export(
     output_dir: Path,
     sample_text: str | None,
     allow_differences: bool,
+    with_onnx: bool = False,
 ) -> None:
     """Writes the folder, loads it back, compares, and prints what it finds.
 
@@ -61,6 +63,7 @@ def export(
         output_dir: is missing or empty; `check_export` has passed.
         sample_text: file of texts, one a line; None = those of the run's shards.
         allow_differences: whether texts with other token ids are only told.
+        with_onnx: whether `model.onnx` is written too.
 
     Raises:
         UserError: transformers computes other logits or makes other ids; no folder is left.
@@ -82,6 +85,11 @@ def export(
 
         equal_ids = check_ids(run.tokenizer, encode, texts, allow_differences)
         check = f"Outputs: {equal_outputs}. Token ids: {equal_ids}."
+        if with_onnx:
+            (kind,) = read_json(folder / CONFIG_NAME)["architectures"]  # without missing heads
+            equal_onnx = write_onnx(load_model(folder, kind), folder)
+            print(f"onnx       {equal_onnx}", flush=True)
+            check += f" ONNX: {equal_onnx}."
         name = output_dir.absolute().name
         card = model_card(name, resolved, run.step, run_dir, run.tokenizer.has_word_pieces, check)
         files.write_bytes(folder / "README.md", card.encode())

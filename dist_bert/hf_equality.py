@@ -52,13 +52,28 @@ def check_outputs(
     with torch.no_grad():
         theirs = model(**batch, output_hidden_states=True)
         pairs = _output_pairs(run, model, batch, theirs, new_ids)
+    return tell_difference(pairs, int(batch["attention_mask"].sum()), len(batch["input_ids"]))
+
+
+def tell_difference(
+    pairs: dict[str, tuple[Tensor, Tensor]], num_tokens: int, num_samples: int
+) -> str:
+    """Compares ours and theirs; returns what was found.
+
+    Args:
+        pairs: name -> the two, of equal shape.
+        num_tokens: that they were computed of.
+        num_samples: likewise.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
     # torch's max keeps a NaN, Python's may lose it
     difference = float(torch.stack([(a - b).abs().max() for a, b in pairs.values()]).max())
     largest = float(torch.stack([a.abs().max() for a, _ in pairs.values()]).max())
-    num_tokens = int(batch["attention_mask"].sum())
     found = (
         f"largest difference {difference:.1e} where they reach {largest:.1f}, float32, at"
-        f" {num_tokens:,} tokens of {len(batch['input_ids'])} samples"
+        f" {num_tokens:,} tokens of {num_samples} samples"
     )
     if not difference <= _TOLERANCE * max(1.0, largest):
         raise UserError(

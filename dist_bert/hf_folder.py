@@ -15,7 +15,7 @@ from torch import Tensor
 from dist_bert import files
 from dist_bert.config import ModelConfig
 from dist_bert.errors import UserError
-from dist_bert.hf_names import TIED, to_published
+from dist_bert.hf_names import TIED, head_to_published, to_published
 from dist_bert.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from dist_bert.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, Tokenizer
 from dist_bert.tokenizer_config import SPECIAL_PIECES
@@ -56,6 +56,27 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
         folder: is there.
     """
     published = to_published(state_dict, config)
+    facts = {"architectures": [_architecture(published)], "tie_word_embeddings": True}
+    _write(published, config, facts, folder)
+
+
+def write_head(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, facts: dict[str, Any], folder: Path
+) -> None:
+    """The same of an encoder with a head of fine-tuning.
+
+    Args:
+        state_dict: of one of `dist_bert.tasks.heads`.
+        config: its architecture.
+        facts: what config.json says of the head: `architectures`, the names of its classes.
+        folder: is there.
+    """
+    _write(head_to_published(state_dict, config), config, facts, folder)
+
+
+def _write(
+    published: Mapping[str, Tensor], config: ModelConfig, facts: dict[str, Any], folder: Path
+) -> None:
     tensors = {  # cloned: views of one tensor are not stored
         name: value.detach().cpu().clone() for name, value in published.items() if name not in TIED
     }
@@ -63,11 +84,10 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
     architecture = dataclasses.asdict(config)
     del architecture["mlm_hidden_act"]
     values = {
-        "architectures": [_architecture(published)],
         "model_type": "bert",
+        **facts,
         **architecture,
         "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
         "pad_token_id": PAD_ID,
         "cls_token_id": CLS_ID,
         "sep_token_id": SEP_ID,
@@ -103,13 +123,18 @@ def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> N
     files.write_bytes(folder / TOKENIZER_NAME, content)
 
 
-def load_model(folder: Path) -> Any:
-    """The model that anyone gets from transformers, with both heads, in float32."""
+def load_model(folder: Path, kind: str = "BertForPreTraining") -> Any:
+    """The model that anyone gets from transformers, of one of its classes, in float32."""
     transformers = _quiet_transformers()
-    model = transformers.BertForPreTraining.from_pretrained(
+    model = getattr(transformers, kind).from_pretrained(
         folder, local_files_only=True, dtype=torch.float32
     )
     return model.eval()
+
+
+def make_pipeline(task: str, model: Any, tokenizer: Any) -> Any:
+    """What `transformers.pipeline` makes of them on the CPU."""
+    return _quiet_transformers().pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -4,6 +4,7 @@ The licence is the user's to choose. Not for: exporting (`dist_bert.export`).
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ _SCORES = {  # metric -> (name, format)
     "validation/nsp_accuracy": ("next sentence accuracy", ".2%"),
 }
 
-_SENTENCE_PIECES = (
-    "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
-    " `BertTokenizer` (WordPiece) must not be used."
-)
-_WORD_PIECES = (
-    "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the special"
-    " pieces have been put first, so its ids are not the published ones."
-)
+TOKENIZER_NOTES = {  # by whether it has word pieces
+    False: (
+        "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
+        " `BertTokenizer` (WordPiece) must not be used."
+    ),
+    True: (
+        "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the"
+        " special pieces have been put first, so its ids are not the published ones."
+    ),
+}
 
 
 def model_card(
@@ -51,12 +54,12 @@ def model_card(
         f"# {name}",
         "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
         _usage(name),
-        _WORD_PIECES if has_word_pieces else _SENTENCE_PIECES,
+        TOKENIZER_NOTES[has_word_pieces],
         "## Training",
-        _table([("", ""), *_training(resolved, step)]),
+        table([("", ""), *_training(resolved, step)]),
     ]
     if scores:
-        parts += [f"Held-out samples at step {step:,}:", _table([("", ""), *scores])]
+        parts += [f"Held-out samples at step {step:,}:", table([("", ""), *scores])]
     return "\n\n".join([*parts, "## Checks of the export", check]) + "\n"
 
 
@@ -111,6 +114,7 @@ def _scores(run_dir: Path, step: int) -> list[tuple[str, str]]:
     ]
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    head, *body = [f"| {name} | {value} |" for name, value in rows]
-    return "\n".join([head, "|---|---|", *body])
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])

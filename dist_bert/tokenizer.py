@@ -226,11 +226,6 @@ def train_tokenizer(
     return path
 
 
-def is_ideograph(character: str) -> bool:
-    """Whether a character is of a script without spaces: an ideograph or kana."""
-    return bool(_CJK.match(character))
-
-
 def _is_whole_word(text: str, begin: int, end: int) -> bool:
     """Whether no letter, digit or accent outside a stretch of normalised text goes on with it."""
     for outside, inside in ((begin - 1, begin), (end, end - 1)):
