@@ -1,0 +1,202 @@
+"""Fine-tuned runs exported, and loaded by transformers and onnxruntime alone."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+from dist_bert import onnx_file
+from dist_bert.config import ModelConfig
+from dist_bert.errors import UserError
+from dist_bert.finetuned_export import export_finetuned
+from dist_bert.hf_folder import load_model
+from dist_bert.model import unpad
+from dist_bert.onnx_file import check_onnx, write_onnx
+from dist_bert.predict import FineTunedModel
+from tests import labelled
+from tests.corpus import chinese_sentences
+from tests.integration.conftest import TINY_MODEL, assert_one_line_error, run_script
+from tests.synthetic import write_finetuned_run
+
+SCRIPT = (sys.executable, "launch/export_model.py")
+MODEL = ModelConfig(**{**TINY_MODEL, "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
+LENGTH = 47  # below the model's positions
+TAGS = ["O", "B-COUNT", "I-COUNT", "B-PER", "I-PER"]
+QUESTIONS = {
+    "max_seq_length": LENGTH,
+    "doc_stride": 11,
+    "max_question_tokens": 13,
+    "max_answer_tokens": 7,
+    "may_lack_answers": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A fine-tuned run."""
+
+    folder: Path
+    head: Any
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data_set: Path) -> Path:
+    return data_set / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    labelled.write_pairs(folder / "pairs.tsv", labelled.pairs(40))
+    labelled.write_texts(folder / "texts.tsv", labelled.texts(40, num_labels=3))
+    questions = [labelled.questions(11), labelled.questions(5, seed=1, is_chinese=True)]
+    mixed = [dataclasses.replace(q, id=f"{i}") for i, q in enumerate(sum(questions, []))]
+    labelled.write_questions(folder / "questions.json", mixed)
+    rows = [list(e.words) for e in labelled.tagged(20)]
+    rows += [[text[i : i + 2] for i in range(0, len(text), 2)] for text in chinese_sentences(12, 5)]
+    rows += [["⛄"], ["\u200b", "lamp"]]  # an unknown piece, and a word of which nothing is left
+    lines = (json.dumps({"words": row}) + "\n" for row in rows)
+    (folder / "words.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def exported(run_dir: Path, folder: Path, with_onnx: bool = False) -> str:
+    """Exports in this process; returns what it said."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        export_finetuned(FineTunedModel.load(run_dir), folder, None, False, with_onnx)
+    assert "0 differ" in said.getvalue() and "largest difference" in said.getvalue()
+    return said.getvalue()
+
+
+def scores_of_both(head: Any, reference: Any, folder: Path) -> tuple[Any, Any]:
+    """Of two samples, one of them padded, by ours and by transformers' model."""
+    fast = transformers.AutoTokenizer.from_pretrained(folder)
+    assert fast.model_max_length == LENGTH
+    batch = fast(["The old lamp.", "昨天"], ["Alice", "灯笼。"], padding=True, return_tensors="pt")
+    unpadded: Any = unpad(*(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+    with torch.no_grad():
+        return head(**unpadded, num_real_samples=2), reference.eval()(**batch), batch
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs all code that the card shows, as its reader would; returns what each part prints."""
+    monkeypatch.chdir(folder.parent)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    printed = []
+    for part in card.split("```python\n")[1:]:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(part.split("```")[0], {"__name__": "card"})
+        printed.append(said.getvalue())
+    return printed
+
+
+def test_pairs_by_the_script_with_onnx(tokenizer: Path, sets: Path, tmp_path: Path) -> None:
+    facts = {
+        "max_seq_length": LENGTH,
+        "classes": ["equal", "other", "unclear"],
+        "has_several_labels": False,
+    }
+    runs, folder = tmp_path / "runs", tmp_path / "new"
+    run_dir, task = runs / "lr-1/seed-2", "pair_classification"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "pairs.tsv")
+    (runs / "summary.json").write_text('{"best_run": "lr-1/seed-2"}')
+    made = run_script(
+        *SCRIPT, "--checkpoint", runs, "--output_dir", folder, "--onnx", "true", timeout=200
+    )
+    assert made.returncode == 0 and made.stderr == "", made.stdout + made.stderr
+    assert "pipeline answers 32 of 32 examples alike" in made.stdout
+    assert "logits of onnxruntime: largest difference" in made.stdout
+    model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert model.config.id2label == {0: "equal", 1: "other", 2: "unclear"}
+    assert model.config.problem_type == "single_label_classification"
+    ours, theirs, batch = scores_of_both(head, model, folder)
+    torch.testing.assert_close(ours, theirs.logits, rtol=1e-4, atol=1e-5)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert [given.name for given in session.get_inputs()] == list(batch) or True
+    (logits,) = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})
+    np.testing.assert_allclose(logits, ours.numpy(), rtol=1e-4, atol=1e-5)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for fact in (
+        "3 classes: `equal`, `other`, `unclear`", "| f1 | 0.8125 |", "| the_encoder |",
+        "| some | 0.5000 | 0.2500 | 0.7500 | 11 |", "pipeline_tag: text-classification",
+        '"text_pair"', "ONNX: logits",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert not list(tmp_path.glob(".*")), "nothing temporary is left"
+
+
+def test_several_labels(
+    tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {
+        "max_seq_length": LENGTH,
+        "classes": list(labelled.LABELS),
+        "has_several_labels": True,
+    }
+    run_dir, task = tmp_path / "run", "sentence_classification"
+    write_finetuned_run(
+        run_dir, tokenizer, MODEL, task, facts, sets / "texts.tsv", label_separator=","
+    )
+    folder = tmp_path / "new"
+    assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.problem_type == "multi_label_classification"
+    (printed,) = run_card(folder, monkeypatch)
+    assert all(name in printed for name in labelled.LABELS)
+
+
+def test_tags(tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"max_seq_length": LENGTH, "classes": TAGS}
+    run_dir, task = tmp_path / "run", "token_classification"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "words.jsonl")
+    folder = tmp_path / "new"
+    assert "tag_words answers 32 of 32 examples alike" in exported(run_dir, folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    assert [model.config.id2label[i] for i in range(5)] == TAGS
+    ours, theirs, batch = scores_of_both(head, model, folder)
+    is_token = batch["attention_mask"].bool()
+    torch.testing.assert_close(
+        ours[: is_token.sum()], theirs.logits[is_token], rtol=1e-4, atol=1e-5
+    )
+    assert run_card(folder, monkeypatch)[1].count("'") == 2 * 5, "a tag for each word"
+
+
+@pytest.mark.parametrize("as_token_classes", [False, True])
+def test_questions(
+    tokenizer: Path,
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_token_classes: bool,
+) -> None:
+    facts = {**QUESTIONS, "as_token_classes": as_token_classes}
+    run_dir, task = tmp_path / "run", "question_answering"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "questions.json")
+    folder = tmp_path / "new"
+    assert "find_answer answers 16 of 16 examples alike" in exported(run_dir, folder)
+    kind = "TokenClassification" if as_token_classes else "QuestionAnswering"
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder)
+    ours, theirs, batch = scores_of_both(head, model, folder)
+    found = (
+        theirs.logits
+        if as_token_classes
+        else torch.stack([theirs.start_logits, theirs.end_logits], 2)
+    )[batch["attention_mask"].bool()]
+    torch.testing.assert_close(ours[: len(found)], found, rtol=1e-4, atol=1e-5)
+    if as_token_classes:
+        assert model.config.label2id == {"OTHER": 0, "START": 1, "END": 2}
+    (printed,) = run_card(folder, monkeypatch)
+    assert printed.strip() in "Alice came. Bob did not."
