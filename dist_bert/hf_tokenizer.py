@@ -52,6 +52,8 @@ ODD_TEXTS = (
     "The [MASK] lamp, the [MASK]s and the un[MASK]ed [MASK]",
     "[MASK]",
     "[MASK] [MASK][MASK]",
+    "\u0305\u0301 at the start, and behind [MASK]\u0301",
+    "\uff9e",
     "［MASK］ ［CLS］ [mask] [MASK <0x41> <0xE4> ▁ ▁▂▃ <unk> <s> </s>",
     "http://example.org/a_b?c=d&e=%20f#g user@example.org 3.14159e-10 1,000,000 C++ $x^2$ #!?",
     "supercalifragilisticexpialidocious" * 5,
@@ -282,7 +284,8 @@ def _normalizer(table: bytes) -> normalizers.Normalizer:
     return normalizers.Sequence(
         [
             normalizers.NFC(),
-            normalizers.Replace(Regex(f"(?={_MARKS})"), _REMOVED),
+            # Not at the start: the library cannot take it away from there again, and panics.
+            normalizers.Replace(Regex(rf"(?!\A)(?={_MARKS})"), _REMOVED),
             normalizers.Precompiled(table),
             normalizers.NFC(),
             normalizers.Replace(Regex(" {2,}"), " "),
