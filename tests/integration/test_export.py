@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import tokenizers
 import torch
@@ -17,9 +18,11 @@ from dist_bert import files, hf_tokenizer
 from dist_bert.config import ModelConfig
 from dist_bert.errors import UserError
 from dist_bert.export import check_export, export
+from dist_bert.hf_folder import load_model
 from dist_bert.hf_names import from_published
 from dist_bert.inference import TrainedRun
 from dist_bert.model import unpad
+from dist_bert.onnx_file import write_onnx
 from dist_bert.weight_source import WeightSource
 from tests.corpus import chinese_sentences, english_sentences
 from tests.integration.conftest import (
@@ -172,6 +175,36 @@ def test_other_logits_end_the_export(exported: Exported, tmp_path: Path) -> None
     for name, problem in (("none", "cannot be read"), ("latin", "is not UTF-8")):
         with pytest.raises(UserError, match=f"--sample_text .*{name}: {problem}"):
             export(run, exported.run_dir, tmp_path / "new", str(tmp_path / name), True)
+
+
+def test_onnxruntime_fills_masks(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights beside the file, as those of large models; and weights that it does not have."""
+    monkeypatch.setattr("dist_bert.onnx_file._MAX_FILE_BYTES", 0)
+    folder = tmp_path / "new"
+    export(TrainedRun.load(exported.run_dir), exported.run_dir, folder, None, False, with_onnx=True)
+    assert (folder / "model.onnx.data").exists()
+    assert "prediction_logits, seq_relationship_logits of onnxruntime" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    ids = torch.tensor([[2, 4, 55, 501, 3], [2, 77, 4, 3, 0]])
+    mask, segments = (ids > 0).long(), torch.zeros_like(ids)
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+    (logits,) = session.run(["prediction_logits"], {n: v.numpy() for n, v in given.items()})
+    unpadded: Any = unpad(ids, mask, segments)
+    with torch.no_grad():
+        ours = exported.model.mlm_logits(exported.model.encoder(**unpadded))[:, :707]
+    theirs = torch.from_numpy(logits)[mask.bool()]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    model = load_model(folder)
+    with torch.no_grad():
+        model.cls.predictions.bias.add_(0.002)
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: None)  # the file stays what it is
+    with pytest.raises(UserError, match=r"largest difference 2\.0e-03 .*, must be at most 0\.001"):
+        write_onnx(model, folder)
 
 
 def test_mistakes_are_one_line(exported: Exported, tmp_path: Path) -> None:

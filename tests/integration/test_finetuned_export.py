@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ import pytest
 import torch
 import transformers
 
-from dist_bert import onnx_file
 from dist_bert.config import ModelConfig
 from dist_bert.errors import UserError
 from dist_bert.finetuned_export import export_finetuned
-from dist_bert.hf_folder import load_model
 from dist_bert.model import unpad
-from dist_bert.onnx_file import check_onnx, write_onnx
+from dist_bert.onnx_file import check_onnx
 from dist_bert.predict import FineTunedModel
+from dist_bert.tasks.examples import TASKS
+from dist_bert.tasks.readers import ReadConfig, read_examples
 from tests import labelled
 from tests.corpus import chinese_sentences
 from tests.integration.conftest import TINY_MODEL, assert_one_line_error, run_script
@@ -41,14 +40,6 @@ QUESTIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A fine-tuned run."""
-
-    folder: Path
-    head: Any
-
-
 @pytest.fixture(scope="module")
 def tokenizer(data_set: Path) -> Path:
     return data_set / "tokenizer.model"
@@ -59,9 +50,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     labelled.write_pairs(folder / "pairs.tsv", labelled.pairs(40))
     labelled.write_texts(folder / "texts.tsv", labelled.texts(40, num_labels=3))
-    questions = [labelled.questions(11), labelled.questions(5, seed=1, is_chinese=True)]
-    mixed = [dataclasses.replace(q, id=f"{i}") for i, q in enumerate(sum(questions, []))]
-    labelled.write_questions(folder / "questions.json", mixed)
+    mixed = labelled.questions(11) + labelled.questions(5, seed=1, is_chinese=True)
+    numbered = [dataclasses.replace(question, id=f"{i}") for i, question in enumerate(mixed)]
+    labelled.write_questions(folder / "questions.json", numbered)
     rows = [list(e.words) for e in labelled.tagged(20)]
     rows += [[text[i : i + 2] for i in range(0, len(text), 2)] for text in chinese_sentences(12, 5)]
     rows += [["⛄"], ["\u200b", "lamp"]]  # an unknown piece, and a word of which nothing is left
@@ -125,7 +116,7 @@ def test_pairs_by_the_script_with_onnx(tokenizer: Path, sets: Path, tmp_path: Pa
     ours, theirs, batch = scores_of_both(head, model, folder)
     torch.testing.assert_close(ours, theirs.logits, rtol=1e-4, atol=1e-5)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    assert [given.name for given in session.get_inputs()] == list(batch) or True
+    assert {given.name for given in session.get_inputs()} == set(batch)
     (logits,) = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})
     np.testing.assert_allclose(logits, ours.numpy(), rtol=1e-4, atol=1e-5)
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -163,7 +154,9 @@ def test_tags(tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.M
     run_dir, task = tmp_path / "run", "token_classification"
     head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "words.jsonl")
     folder = tmp_path / "new"
-    assert "tag_words answers 32 of 32 examples alike" in exported(run_dir, folder)
+    said = exported(run_dir, folder)
+    assert "tag_words answers 32 of 32 examples alike" in said
+    assert "pipeline answers 32 of 32" not in said and " here, [('" in said, "as the card says"
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
     assert [model.config.id2label[i] for i in range(5)] == TAGS
     ours, theirs, batch = scores_of_both(head, model, folder)
@@ -185,6 +178,14 @@ def test_questions(
     facts = {**QUESTIONS, "as_token_classes": as_token_classes}
     run_dir, task = tmp_path / "run", "question_answering"
     head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "questions.json")
+    results = json.loads((run_dir / "results.json").read_text())
+    threshold = -9.9 if as_token_classes else -1.1  # so that it says of some that they have none
+    (run_dir / "results.json").write_text(
+        json.dumps({**results, "null_score_threshold": threshold})
+    )
+    examples = read_examples(task, str(sets / "questions.json"), ReadConfig()).examples
+    answers = [told["answer"] for told in FineTunedModel.load(run_dir).answers(examples)]
+    assert 3 < answers.count("") < 13 and len(set(answers)) > 3
     folder = tmp_path / "new"
     assert "find_answer answers 16 of 16 examples alike" in exported(run_dir, folder)
     kind = "TokenClassification" if as_token_classes else "QuestionAnswering"
@@ -200,3 +201,35 @@ def test_questions(
         assert model.config.label2id == {"OTHER": 0, "START": 1, "END": 2}
     (printed,) = run_card(folder, monkeypatch)
     assert printed.strip() in "Alice came. Bob did not."
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_odd_texts_where_the_examples_are_gone(task: str, tokenizer: Path, tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"max_seq_length": LENGTH, "classes": TAGS}
+    if task.endswith("e_classification") or task.startswith("pair"):
+        facts["has_several_labels"] = False
+    elif task == "question_answering":
+        facts = {**QUESTIONS, "as_token_classes": False}
+    write_finetuned_run(tmp_path / "run", tokenizer, MODEL, task, facts, tmp_path / "gone")
+    said = exported(tmp_path / "run", tmp_path / "new")
+    assert "examples   those of the run cannot be read" in said and "odd texts" in said
+    assert "answers" in said
+
+
+def test_refusals(
+    tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"max_seq_length": LENGTH, "classes": TAGS}
+    run_dir, task = tmp_path / "run", "token_classification"
+    write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "words.jsonl")
+    model = FineTunedModel.load(run_dir)
+    relu = dataclasses.replace(model, config=dataclasses.replace(MODEL, hidden_act="relu"))
+    with pytest.raises(UserError, match="logits of transformers differ from ours"):
+        export_finetuned(relu, tmp_path / "new", None, False, False)
+    (run_dir / "model.safetensors").unlink()
+    made = run_script(*SCRIPT, "--checkpoint", run_dir, "--output_dir", tmp_path / "new")
+    assert_one_line_error(made, "has no model.safetensors; give the --output_dir of a run of")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip .*'\.\[onnx,"):
+        check_onnx()
