@@ -209,7 +209,7 @@ def test_onnxruntime_fills_masks(
 
 def test_mistakes_are_one_line(exported: Exported, tmp_path: Path) -> None:
     for flags, problem in (
-        ((exported.folder, tmp_path / "new"), "has no latest checkpoint"),
+        ((tmp_path, tmp_path / "new"), "has no latest checkpoint"),
         ((exported.run_dir, exported.folder), "is there already and not an empty folder"),
     ):
         made = run_script(*SCRIPT, "--checkpoint", flags[0], "--output_dir", flags[1])

@@ -149,6 +149,7 @@ def test_several_labels(
     assert all(name in printed for name in labelled.LABELS)
 
 
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_tags(tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"max_seq_length": LENGTH, "classes": TAGS}
     run_dir, task = tmp_path / "run", "token_classification"
