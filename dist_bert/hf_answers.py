@@ -16,6 +16,7 @@ from dist_bert.tasks.texts import TextTask
 from dist_bert.tasks.words import entities
 
 _SHOWN_DIFFERENCES = 3
+_SHOWN_CHARACTERS = 100  # of an answer
 
 
 class Agreement(NamedTuple):
@@ -122,5 +123,8 @@ def _in_text(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str, 
 
 def _agreement(name: str, ours: Sequence[Any], found: Sequence[Any]) -> Agreement:
     differences = [(a, b) for a, b in zip(ours, found, strict=True) if a != b]
-    shown = [f"{a!r} here, {b!r} there" for a, b in differences[:_SHOWN_DIFFERENCES]]
+    shown = [
+        f"{a!r:.{_SHOWN_CHARACTERS}} here, {b!r:.{_SHOWN_CHARACTERS}} in transformers"
+        for a, b in differences[:_SHOWN_DIFFERENCES]
+    ]
     return Agreement(name, len(ours) - len(differences), len(ours), shown)

@@ -29,7 +29,8 @@ def tag_words(words: list[str], model: Any, tokenizer: Any) -> list[str]:
     steps = logits.double().log_softmax(1).numpy()[places]
     tags = [model.config.id2label[i] for i in range(model.config.num_labels)]
     may_follow = np.array([[t[:2] != "I-" or t[2:] == b[2:] for t in tags] for b in tags])
-    paths, origins = np.where([t[:2] != "I-" for t in tags], 0.0, -np.inf), []
+    paths = np.where([t[:2] != "I-" for t in tags], 0.0, -np.inf)
+    origins: list[Any] = []  # of each word's tags: the best tag before
     for step in steps:
         best = np.where(may_follow, paths[:, None], -np.inf) if origins else paths[None]
         origins.append(best.argmax(0))

@@ -69,8 +69,8 @@ def exported(run_dir: Path, folder: Path, with_onnx: bool = False) -> str:
     return said.getvalue()
 
 
-def scores_of_both(head: Any, reference: Any, folder: Path) -> tuple[Any, Any]:
-    """Of two samples, one of them padded, by ours and by transformers' model."""
+def scores_of_both(head: Any, reference: Any, folder: Path) -> tuple[Any, Any, Any]:
+    """Scores by ours and by transformers' model of two samples, one of them padded, and these."""
     fast = transformers.AutoTokenizer.from_pretrained(folder)
     assert fast.model_max_length == LENGTH
     batch = fast(["The old lamp.", "昨天"], ["Alice", "灯笼。"], padding=True, return_tensors="pt")
