@@ -1,4 +1,4 @@
-"""Functions that model cards show: what transformers has no pipeline for, or another one.
+"""Functions that model cards show: for what transformers has no pipeline, or one that differs.
 
 Each stands alone with its imports, because cards hold its source; the export calls it and tells how
 often it answers as the run does. Not for: our own models (`dist_bert.predict`).
