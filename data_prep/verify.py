@@ -169,7 +169,7 @@ def _check_statistics(where: str, found: SampleStatistics, said: dict[str, Any])
 def _as_text(sample: dict[str, Any], tokenizer: Tokenizer, labels: tuple[str, str] | None) -> str:
     """A sample for people; `labels` are what 0 and 1 mean, None where there is no B."""
     start, stop = int(sample["segment_b_start"]), int(sample["num_tokens"])
-    pieces = [tokenizer.piece(i).replace("\u2581", " ") for i in sample["input_ids"][:stop]]
+    pieces = [tokenizer.text_of(i) for i in sample["input_ids"][:stop]]
     count = int(sample["num_masked"])
     masks = zip(
         sample["masked_lm_positions"][:count], sample["masked_lm_labels"][:count], strict=True

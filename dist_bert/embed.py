@@ -18,7 +18,7 @@ from dist_bert.errors import UserError
 from dist_bert.inference import TrainedRun
 from dist_bert.layer_states import attention_weights, hidden_states
 from dist_bert.text_batches import Ids, Text, check_length, encoder_input, map_in_batches
-from dist_bert.tokenizer import CLS_ID, SEP_ID, SPACE
+from dist_bert.tokenizer import CLS_ID, SEP_ID
 
 Vector = NDArray[np.float32]  # (H,)
 
@@ -124,8 +124,8 @@ def _whole(run: TrainedRun, text: Text, ids: Ids) -> Ids:
 
 def _marked(before: str, word: str, after: str) -> str:
     """A normalised text with a word marked, for people to read."""
-    space = " " if word.startswith(SPACE) else ""
-    return f"{before}{space}«{word.lstrip(SPACE)}»{after}".replace(SPACE, " ").strip()
+    space = " " if word.startswith(" ") else ""
+    return f"{before}{space}«{word.lstrip(' ')}»{after}".strip()
 
 
 def _embed(

@@ -118,10 +118,12 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
         max_samples: samples that are used, the first ones; 0 = all.
 
     Raises:
-        UserError: the data set was made with another tokenizer, or `max_samples` is negative.
+        UserError: the data set was made with another tokenizer, `max_samples` is negative, or the
+            model has no MLM head. Next-sentence scores of one without that head are left out.
     """
     if max_samples < 0:
         raise UserError(f"--max_samples {max_samples}: must be at least 0; 0 = all samples")
+    run.require_mlm_head()
     manifest = Manifest.load(shards)
     if manifest.tokenizer["fingerprint"] != run.tokenizer.fingerprint:
         raise UserError(
@@ -139,11 +141,12 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
         SampleReader(shards, manifest, "train"), run.tokenizer.vocab_size, _MAX_BASELINE_BLOCKS
     )
     unigram_loss, majority_accuracy = unigram_baseline(counts, stored["masked_lm_labels"][is_label])
+    has_pairs = reader.has_pairs and not run.missing_heads
     return Evaluation(
         step=run.step,
         num_documents=np.unique(sums["document_id"]).size,
-        scores=scores_of_samples(sums, reader.has_pairs),
-        by_length=scores_by_length(sums, reader.has_pairs),
+        scores=scores_of_samples(sums, has_pairs),
+        by_length=scores_by_length(sums, has_pairs),
         by_kind=scores_by_kind(sums),
         unigram_loss=unigram_loss,
         majority_accuracy=majority_accuracy,

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,24 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a binary file that appears under `path` only when the block ends without an error."""
     with whole_path(path) as temporary, open(temporary, "wb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder to write to that becomes `path` when the block ends without an error."""
+    path = path.absolute()  # "." has no name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        with names_errors(path):
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, path)  # an empty folder may be in its place
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync(path.parent)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 class Answer:
     """One candidate for one [MASK]."""
 
-    piece: str  # as the tokenizer writes it: "\u2581" is a space before it
+    piece: str  # as the tokenizer writes it: "\u2581" is a space before it, "##" none
     probability: float
 
 
@@ -32,11 +32,12 @@ def fill_masks(
     """Every text with the `top_k` likeliest pieces for each [MASK] in it, in the texts' order.
 
     Raises:
-        UserError: a text has no [MASK] in it, or is longer than the model's positions; or `top_k`
-            is not positive.
+        UserError: a text has no [MASK] in it, or is longer than the model's positions; `top_k` is
+            not positive; or the model has no MLM head.
     """
     if top_k < 1:
         raise UserError(f"--top_k {top_k}: must be at least 1")
+    run.require_mlm_head()
 
     def encode(text: Text) -> tuple[Text, Ids]:
         ids = [CLS_ID, *run.tokenizer.encode_with_mask(text.text), SEP_ID]

@@ -20,6 +20,12 @@ TIED = {
     "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+# What published files may lack, as models saved for another task do: head -> how its names begin.
+HEADS = {
+    "MLM head": "cls.predictions.",
+    "pooler": "bert.pooler.",
+    "NSP head": "cls.seq_relationship.",
+}
 Names = dict[str, tuple[str, ...]]  # our name -> published names
 PARAMETERS: Names = {
     "encoder.word_embeddings.weight": (WORD_EMBEDDINGS,),
@@ -62,10 +68,10 @@ def published_names(config: ModelConfig) -> Names:
 def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
 
-    The tensors are views of those in `state_dict`.
+    The tensors are views of those in `state_dict`, which may lack heads.
     """
     published = _renamed(state_dict, published_names(config), config)
-    return published | {copy: published[original] for copy, original in TIED.items()}
+    return published | {copy: published[own] for copy, own in TIED.items() if own in published}
 
 
 def head_to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -75,8 +81,7 @@ def head_to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> 
         for ours, (published,) in HEAD_MODULES.items()
         for kind in ("weight", "bias")
     }
-    names = {n: p for n, p in (published_names(config) | heads).items() if n in state_dict}
-    return _renamed(state_dict, names, config)
+    return _renamed(state_dict, published_names(config) | heads, config)
 
 
 def _renamed(
@@ -85,19 +90,23 @@ def _renamed(
     published = {
         name: part
         for ours, parts in names.items()
+        if ours in state_dict
         for name, part in zip(parts, state_dict[ours].chunk(len(parts)), strict=True)
     }
     published[WORD_EMBEDDINGS] = published[WORD_EMBEDDINGS][: config.vocab_size]
     return published
 
 
-def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def from_published(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, without: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """Published parameters as our state dict; the padded rows of the vocabulary are zero.
 
     Args:
         state_dict: without the tied decoder or with it. Older files, such as bert-base-uncased, say
             gamma and beta for LayerNorm's weight and bias and add `position_ids`, a constant.
         config: the architecture that the parameters must fit.
+        without: how the names of heads begin that are in neither of the two state dicts.
 
     Raises:
         UserError: parameters are missing, unknown or of another shape, or the decoder is not tied.
@@ -108,7 +117,8 @@ def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
         if name != "bert.embeddings.position_ids"
     }
     with torch.device("meta"):  # shapes without memory
-        expected = to_published(BertForPreTraining(config).state_dict(), config)
+        whole = to_published(BertForPreTraining(config).state_dict(), config)
+    expected = {name: value for name, value in whole.items() if not name.startswith(without)}
     for copy, original in TIED.items():  # a file may keep either of the two
         if original not in given and copy in given:
             given[original] = given[copy]
@@ -133,4 +143,5 @@ def from_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
     return {
         ours: torch.cat([given[name] for name in names])
         for ours, names in published_names(config).items()
+        if names[0] in expected
     }

@@ -1,8 +1,8 @@
-"""A SentencePiece tokenizer as the `tokenizers` library's, which needs no SentencePiece.
+"""Tokenizers of the `tokenizers` library: a SentencePiece one made into one, a WordPiece one taken.
 
-The same ids come out: where the library's parts do otherwise than SentencePiece, other parts of it
-make good for that, and each says what. `compare` tells how well that goes on given texts. Not for:
-training, which uses `dist_bert.tokenizer` alone.
+From SentencePiece the same ids come out: where the library's parts do otherwise, other parts of it
+make good for that, and each says what. A published WordPiece vocabulary is renumbered. `compare`
+tells how well that goes on given texts. Not for: training, which uses `dist_bert.tokenizer` alone.
 """
 
 import itertools
@@ -25,8 +25,10 @@ from tokenizers import (
 from tokenizers import Tokenizer as FastTokenizer
 
 from dist_bert.errors import UserError
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPACE, UNK_ID, Tokenizer
+from dist_bert.sentence_pieces import SPACE
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, UNK_ID, Tokenizer
 from dist_bert.tokenizer_config import SPECIAL_PIECES
+from dist_bert.word_pieces import CONTINUES, check_kind
 
 _UNIGRAM, _BPE = 1, 2  # model_type, and kinds of pieces, in SentencePiece's protocol
 _NORMAL, _BYTE = 1, 6
@@ -50,6 +52,8 @@ ODD_TEXTS = (
     "The [MASK] lamp, the [MASK]s and the un[MASK]ed [MASK]",
     "[MASK]",
     "[MASK] [MASK][MASK]",
+    "\u0305\u0301 at the start, and behind [MASK]\u0301",
+    "\uff9e",
     "［MASK］ ［CLS］ [mask] [MASK <0x41> <0xE4> ▁ ▁▂▃ <unk> <s> </s>",
     "http://example.org/a_b?c=d&e=%20f#g user@example.org 3.14159e-10 1,000,000 C++ $x^2$ #!?",
     "supercalifragilisticexpialidocious" * 5,
@@ -106,19 +110,65 @@ def fast_tokenizer(proto: Any) -> FastTokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    cls, sep = SPECIAL_PIECES[CLS_ID], SPECIAL_PIECES[SEP_ID]
-    fast.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
-    )
-    fast.add_special_tokens([AddedToken(piece, normalized=False) for piece in SPECIAL_PIECES])
+    _add_special_pieces(fast)
     return fast
+
+
+def renumbered(
+    published: FastTokenizer, num_rows: int, name: str
+) -> tuple[FastTokenizer, list[int]]:
+    """A WordPiece tokenizer with the special pieces first, the others in their order.
+
+    Args:
+        published: as it was loaded.
+        num_rows: R of the word embeddings, of which some may belong to no piece.
+        name: of its folder, for messages.
+
+    Returns:
+        The tokenizer, and the published id of each of our R ids: those of no piece come last.
+
+    Raises:
+        UserError: it is not of BERT's kind, or has pieces or added tokens beside the vocabulary.
+    """
+    check_kind(published, name)
+    ids = published.get_vocab(with_added_tokens=False)
+    if missing := [piece for piece in SPECIAL_PIECES if piece not in ids]:
+        raise UserError(
+            f"{name}: its vocabulary lacks {', '.join(missing)}, with which this system works"
+        )
+    added = [token.content for token in published.get_added_tokens_decoder().values()]
+    if others := [token for token in added if token not in SPECIAL_PIECES]:
+        raise UserError(
+            f"{name}: has added tokens ({', '.join(others[:5])}), without which the same text has"
+            " other ids: only the vocabulary itself can be imported"
+        )
+    if (last := max(ids.values())) >= num_rows:
+        raise UserError(
+            f"{name}: its vocabulary has ids up to {last}, the word embeddings {num_rows} rows:"
+            " they are not of one model"
+        )
+    special = [ids[piece] for piece in SPECIAL_PIECES]
+    owned = sorted(set(ids.values()) - {*special})
+    order = [*special, *owned, *sorted(set(range(num_rows)) - {*special, *owned})]
+    new_ids = {old: new for new, old in enumerate(order)}
+    model = published.model
+    fast = FastTokenizer(
+        models.WordPiece(
+            {piece: new_ids[index] for piece, index in ids.items()},
+            unk_token=_piece(UNK_ID),
+            max_input_chars_per_word=model.max_input_chars_per_word,
+            continuing_subword_prefix=CONTINUES,
+        )
+    )
+    fast.normalizer, fast.pre_tokenizer = published.normalizer, published.pre_tokenizer
+    fast.decoder = decoders.WordPiece(CONTINUES)
+    _add_special_pieces(fast)
+    return fast, order
 
 
 def compare(
     tokenizer: Tokenizer,
-    proto: Any,
+    proto: Any | None,
     encode: Callable[[list[str]], list[list[int]]],
     texts: Iterable[str],
 ) -> Comparison:
@@ -129,7 +179,7 @@ def compare(
 
     Args:
         tokenizer: ours.
-        proto: its model.
+        proto: its model as `read_model` gives it; None = it has word pieces.
         encode: ids of texts, without those put around them, of the other one.
         texts: any number; a window of them at a time is in memory.
     """
@@ -149,16 +199,27 @@ def compare(
     return Comparison(num_compared, num_special, differences)
 
 
+def _add_special_pieces(fast: FastTokenizer) -> None:
+    """Makes them pieces that a text can spell, and puts [CLS] and [SEP] around texts and pairs."""
+    cls, sep = SPECIAL_PIECES[CLS_ID], SPECIAL_PIECES[SEP_ID]
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, CLS_ID), (sep, SEP_ID)],
+    )
+    fast.add_special_tokens([AddedToken(piece, normalized=False) for piece in SPECIAL_PIECES])
+
+
 def _piece(index: int) -> str:
     return SPECIAL_PIECES[index]
 
 
-def _is_tie(proto: Any, ids: Sequence[int], fast_ids: Sequence[int]) -> bool:
+def _is_tie(proto: Any | None, ids: Sequence[int], fast_ids: Sequence[int]) -> bool:
     """Whether two ways to cut one text have equal sums of log probabilities.
 
     SentencePiece adds them up in float32 and the library in float64, so the last digit decides.
     """
-    if proto.trainer_spec.model_type != _UNIGRAM:
+    if proto is None or proto.trainer_spec.model_type != _UNIGRAM:
         return False
     ours, theirs = ([proto.pieces[index] for index in side] for side in (ids, fast_ids))
     if "".join(piece.piece for piece in ours) != "".join(piece.piece for piece in theirs):
@@ -223,7 +284,8 @@ def _normalizer(table: bytes) -> normalizers.Normalizer:
     return normalizers.Sequence(
         [
             normalizers.NFC(),
-            normalizers.Replace(Regex(f"(?={_MARKS})"), _REMOVED),
+            # Not at the start: the library cannot take it away from there again, and panics.
+            normalizers.Replace(Regex(rf"(?!\A)(?={_MARKS})"), _REMOVED),
             normalizers.Precompiled(table),
             normalizers.NFC(),
             normalizers.Replace(Regex(" {2,}"), " "),

@@ -12,45 +12,53 @@ from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import MicroBatch, StepBatch
 from dist_bert.deepspeed_config import precision_of
+from dist_bert.errors import UserError
+from dist_bert.hf_names import HEADS, published_names
 from dist_bert.model import BertForPreTraining
 from dist_bert.run_dir import (
     CONFIG_NAME,
     LATEST_NAME,
     STATE_NAME,
     TOKENIZER_NAME,
-    require_checkpoint,
+    require_weights,
 )
+from dist_bert.stored_weights import read_stored
 from dist_bert.tokenizer import Tokenizer
+from dist_bert.weight_source import WeightSource
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by precision
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A checkpoint of a pretraining run."""
+    """A checkpoint of a pretraining run, or a model that was imported."""
 
     model: BertForPreTraining  # float32, in evaluation mode
     config: ModelConfig
     tokenizer: Tokenizer
     precision: str  # in which it was trained: bf16, fp16 or fp32
-    step: int
+    step: int  # 0 of an imported model: it does not say
     device: torch.device
+    missing_heads: tuple[str, ...] = ()  # that an imported model lacks: random ones stand there
 
     @classmethod
     def load(cls, run_dir: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
         """Loads the weights onto the current GPU (the first), or the CPU where there is none.
 
         Args:
-            run_dir: the folder of the run.
+            run_dir: the folder of the run, or of a model in Hugging Face layout with our tokenizer,
+                as launch/import_model.py and launch/export_model.py write it.
             pointer: which checkpoint, `latest` or `best` (of the lowest validation loss).
 
         Raises:
-            UserError: there is no run or no checkpoint in the folder.
+            UserError: there is neither a checkpoint nor a model in the folder.
         """
-        path = require_checkpoint(run_dir, pointer)
+        path = require_weights(run_dir, pointer)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not path.is_dir():
+            return cls._of_file(Path(run_dir), device)
         resolved = read_json(Path(run_dir) / CONFIG_NAME)
         config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             model = BertForPreTraining(config)
         model.load_state_dict(read_weights(path), assign=True)
@@ -62,6 +70,52 @@ class TrainedRun:
             step=read_json(path / STATE_NAME)["state"]["step"],
             device=device,
         )
+
+    @classmethod
+    def _of_file(cls, folder: Path, device: torch.device) -> "TrainedRun":
+        """Loads the one weights file of a folder."""
+        source = WeightSource.find(folder, "--checkpoint")
+        if source.tokenizer is None:
+            raise UserError(
+                f"--checkpoint {folder}: has no {TOKENIZER_NAME}; import the model first, `python"
+                f" launch/import_model.py --input {folder} --output_dir DIR`, and give that DIR"
+            )
+        stored = read_stored(source)
+        with torch.device("cpu" if stored.missing_heads else "meta"):
+            model = BertForPreTraining(source.model)
+        model.load_state_dict({**model.state_dict(), **stored.tensors}, assign=True)
+        resolved = read_json(folder / CONFIG_NAME)
+        return cls(
+            model.to(device).eval(),
+            source.model,
+            Tokenizer(source.tokenizer),
+            precision=precision_of(resolved.get("deepspeed", {})),
+            step=resolved.get("run", {}).get("num_train_steps", 0),  # a run writes it at its end
+            device=device,
+            missing_heads=stored.missing_heads,
+        )
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """All weights but those of missing heads, by the parameters' names."""
+        names = published_names(self.config)
+        without = tuple(HEADS[head] for head in self.missing_heads)
+        return {
+            name: value
+            for name, value in self.model.state_dict().items()
+            if not names[name][0].startswith(without)
+        }
+
+    def require_mlm_head(self) -> None:
+        """Refuses a model that cannot say what stands behind a [MASK].
+
+        Raises:
+            UserError: its MLM head is missing.
+        """
+        if "MLM head" in self.missing_heads:
+            raise UserError(
+                "the model has no MLM head, which tells masked tokens: it was saved for another"
+                " task; `launch/pretrain.py --init_from` trains a new one"
+            )
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:

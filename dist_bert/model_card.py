@@ -4,6 +4,7 @@ The licence is the user's to choose. Not for: exporting (`dist_bert.export`).
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,26 @@ _SCORES = {  # metric -> (name, format)
     "validation/nsp_accuracy": ("next sentence accuracy", ".2%"),
 }
 
+TOKENIZER_NOTES = {  # by whether it has word pieces
+    False: (
+        "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
+        " `BertTokenizer` (WordPiece) must not be used."
+    ),
+    True: (
+        "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the"
+        " special pieces have been put first, so its ids are not the published ones."
+    ),
+}
 
-def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, check: str) -> str:
+
+def model_card(
+    name: str,
+    resolved: dict[str, Any],
+    step: int,
+    run_dir: Path,
+    has_word_pieces: bool,
+    check: str,
+) -> str:
     """The text of the card.
 
     Args:
@@ -25,6 +44,7 @@ def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, ch
         resolved: the run's config.json.
         step: of the checkpoint.
         run_dir: for the scores, if a validation was right at that step.
+        has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
         check: what the export has compared, a line.
     """
     scores = _scores(run_dir, step)
@@ -34,13 +54,12 @@ def model_card(name: str, resolved: dict[str, Any], step: int, run_dir: Path, ch
         f"# {name}",
         "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
         _usage(name),
-        "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
-        " `BertTokenizer` (WordPiece) must not be used.",
+        TOKENIZER_NOTES[has_word_pieces],
         "## Training",
-        _table([("", ""), *_training(resolved, step)]),
+        table([("", ""), *_training(resolved, step)]),
     ]
     if scores:
-        parts += [f"Held-out samples at step {step:,}:", _table([("", ""), *scores])]
+        parts += [f"Held-out samples at step {step:,}:", table([("", ""), *scores])]
     return "\n\n".join([*parts, "## Checks of the export", check]) + "\n"
 
 
@@ -55,8 +74,8 @@ def _usage(name: str) -> str:
 
 def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
     """Names and values; a part of the configuration that a run does not have has no lines."""
-    rows = [("optimizer steps", f"{step:,}")]
-    settings = resolved["deepspeed"]
+    rows = [("optimizer steps", f"{step:,}")]  # 0 if it was imported
+    settings = resolved.get("deepspeed", {})
     if "train_batch_size" in settings:
         rows.append(("samples a step", f"{settings['train_batch_size']:,}"))
     optimizer = settings.get("optimizer")
@@ -95,6 +114,7 @@ def _scores(run_dir: Path, step: int) -> list[tuple[str, str]]:
     ]
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    head, *body = [f"| {name} | {value} |" for name, value in rows]
-    return "\n".join([head, "|---|---|", *body])
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])

@@ -22,7 +22,7 @@ from dist_bert.fill_mask import likeliest_pieces
 from dist_bert.inference import to_device
 from dist_bert.masking import restore
 from dist_bert.reader import SampleReader
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPACE, Tokenizer
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 _NUM_SENTENCES = 6
 _MIN_TOKENS = 16  # below it a sample is a heading or a few names rather than a sentence
@@ -151,4 +151,4 @@ def _readable(tokenizer: Tokenizer, ids: Sequence[int], originals: Sequence[int]
 
 
 def _space_before(tokenizer: Tokenizer, index: int) -> str:
-    return " " if tokenizer.piece(int(index)).startswith(SPACE) else ""
+    return " " if tokenizer.text_of(int(index)).startswith(" ") else ""

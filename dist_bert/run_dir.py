@@ -1,7 +1,7 @@
 """What lies where in a run's folder; no torch, so that any script can look.
 
 RUN/config.json        resolved configuration and versions
-RUN/tokenizer.model    the tokenizer that made the shards
+RUN/tokenizer.model    the tokenizer that made the shards, of either kind
 RUN/metrics.jsonl      the metrics, one object a step
 RUN/predictions.jsonl  answers to the fixed sentences, one object a sentence and validation
 RUN/starts.jsonl       one object for each start of the run
@@ -44,6 +44,21 @@ def require_checkpoint(run_dir: str | Path, pointer: str = LATEST_NAME) -> Path:
             f" {'at least once' if pointer == LATEST_NAME else 'right after a validation'}"
         )
     return checkpoint
+
+
+def require_weights(run_dir: str | Path, pointer: str = LATEST_NAME) -> Path:
+    """What is to be used of a folder: a checkpoint, or the weights file of one that has none.
+
+    The latter is a run that has ended, or a model that was imported or exported.
+
+    Raises:
+        UserError: there is neither.
+    """
+    weights = Path(run_dir) / WEIGHTS_NAME
+    has_checkpoints = (Path(run_dir) / CHECKPOINTS_NAME).exists()
+    if pointer == LATEST_NAME and weights.exists() and not has_checkpoints:
+        return weights
+    return require_checkpoint(run_dir, pointer)
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:

@@ -1,7 +1,7 @@
 """Where a run's first weights come from, found and checked before anything slow; no torch.
 
 The weights are those of a run of ours or of a folder in Hugging Face layout. Not for: reading them
-(`dist_bert.initial_weights`).
+(`dist_bert.stored_weights`).
 """
 
 import dataclasses
@@ -36,43 +36,46 @@ class WeightSource:
 
     path: Path  # as given
     checkpoint: Path | None  # of a run of ours; None for published weights
-    tensor_files: tuple[Path, ...]  # of published weights
+    tensor_files: tuple[Path, ...]  # where there is no checkpoint
     model: ModelConfig
     tokenizer: Path | None  # that made the ids; None where published weights come without one
+    is_published: bool  # under published names, not ours
 
     @classmethod
-    def find(cls, path: str | Path) -> "WeightSource":
+    def find(cls, path: str | Path, flag: str = "--init_from") -> "WeightSource":
         """Tells what lies at a path.
 
         Args:
-            path: a run's folder, or a folder, safetensors file or index in Hugging Face layout.
+            path: a run's folder, or a folder, safetensors file or index in Hugging Face layout. A
+                run that has ended may have its weights file alone.
+            flag: that names the path, for messages.
 
         Raises:
             UserError: there are no weights, or they are of a kind that cannot be read.
         """
         path = Path(path)
         if (path / CHECKPOINTS_NAME).is_dir():
-            return cls._of_run(path)
+            return cls._of_run(path, flag)
         folder = path if path.is_dir() else path.parent
         config = folder / CONFIG_NAME
-        tensor_files = _published_files(path)
+        tensor_files = _tensor_files(path, flag)
         if not config.exists():
-            raise UserError(f"--init_from {path}: {config} is missing: put the model's one there")
+            raise UserError(f"{flag} {path}: {config} is missing: put the model's one there")
         tokenizer = folder / TOKENIZER_NAME
-        model = _published_model(config)
-        return cls(path, None, tensor_files, model, tokenizer if tokenizer.exists() else None)
+        is_published = "model" not in read_json(config)
+        model = _published_model(config) if is_published else _model_of_run(config)
+        known_tokenizer = tokenizer if tokenizer.exists() else None
+        return cls(path, None, tensor_files, model, known_tokenizer, is_published)
 
     @classmethod
-    def _of_run(cls, path: Path) -> "WeightSource":
+    def _of_run(cls, path: Path, flag: str) -> "WeightSource":
         checkpoint = latest_checkpoint(path)
         if checkpoint is None:
             raise UserError(
-                f"--init_from {path}: has no checkpoint yet: give a run that has saved at least"
-                " once"
+                f"{flag} {path}: has no checkpoint yet: give a run that has saved at least once"
             )
-        config = path / CONFIG_NAME
-        model = from_dict(ModelConfig, read_json(config).get("model", {}), str(config))
-        return cls(path, checkpoint, (), model, path / TOKENIZER_NAME)
+        model = _model_of_run(path / CONFIG_NAME)
+        return cls(path, checkpoint, (), model, path / TOKENIZER_NAME, is_published=False)
 
     def problems(
         self, model: ModelConfig, tokenizer: dict[str, Any], extend_positions: bool
@@ -108,8 +111,8 @@ class WeightSource:
                 return []
             return [
                 f"vocab_size: the weights have {rows} rows and the shards' tokenizer {num_pieces}"
-                " pieces, so their ids mean different things: a published vocabulary cannot be"
-                " imported yet, start from a run of your own"
+                " pieces, so their ids mean different things: import the model with `python"
+                " launch/import_model.py`, and prepare the shards with its tokenizer"
             ]
         if not self.tokenizer.exists():
             return [f"{self.tokenizer} is missing: copy there the tokenizer of the weights"]
@@ -121,10 +124,14 @@ class WeightSource:
         ]
 
 
-def _published_files(path: Path) -> tuple[Path, ...]:
+def _model_of_run(path: Path) -> ModelConfig:
+    return from_dict(ModelConfig, read_json(path).get("model", {}), str(path))
+
+
+def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:
     """The safetensors files at a path; only the path itself where that is a file."""
     if not path.exists():
-        raise UserError(f"--init_from {path}: does not exist: give a run's folder or weights")
+        raise UserError(f"{flag} {path}: does not exist: give a run's folder or weights")
     if path.suffix == ".safetensors":
         return (path,)
     if (path / PUBLISHED_NAME).exists():
@@ -138,12 +145,12 @@ def _published_files(path: Path) -> tuple[Path, ...]:
         return tuple(index.parent / name for name in names)
     if path.suffix == ".bin" or (path / _PICKLE_NAME).exists():
         raise UserError(
-            f"--init_from {path}: {_PICKLE_NAME} is a pickle, which can run code, and is not read:"
+            f"{flag} {path}: {_PICKLE_NAME} is a pickle, which can run code, and is not read:"
             " convert it with transformers, BertForPreTraining.from_pretrained(FOLDER)"
             ".save_pretrained(NEW_FOLDER)"
         )
     raise UserError(
-        f"--init_from {path}: holds neither {CHECKPOINTS_NAME}/ of a run nor {PUBLISHED_NAME}:"
+        f"{flag} {path}: holds neither {CHECKPOINTS_NAME}/ of a run nor {PUBLISHED_NAME}:"
         " give a run's folder or weights in Hugging Face layout"
     )
 
@@ -151,7 +158,11 @@ def _published_files(path: Path) -> tuple[Path, ...]:
 def _published_model(path: Path) -> ModelConfig:
     """The architecture in a published config.json; BertConfig's defaults are ModelConfig's."""
     values = read_json(path)
-    for name, only in (("model_type", "bert"), ("position_embedding_type", "absolute")):
+    for name, only in (
+        ("model_type", "bert"),
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+    ):
         if values.get(name, only) != only:
             raise UserError(f"{path}: {name} = {values[name]!r}: only {only!r} fits this model")
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {*_UNPUBLISHED}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dist_bert.cli import Parser, run
 from dist_bert.errors import UserError
 from dist_bert.files import write_json
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ MAX_CONTEXT = 30  # characters beside a marked word in a picture
 def main(arguments: argparse.Namespace) -> None:
     """Embeds, prints similarities and writes the files that are asked for."""
     pointer = BEST_NAME if arguments.best else LATEST_NAME
-    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
+    checkpoint = require_weights(arguments.checkpoint, pointer)
     check(arguments)
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
@@ -241,7 +241,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--input", metavar="FILE", help="file of sentences, one a line; - for stdin"
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
+    )
     parser.add_argument(
         "--best",
         action="store_true",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dist_bert.cli import Parser, is_first_rank, run
 from dist_bert.files import write_json
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
 if TYPE_CHECKING:
     from dist_bert.confidence import Estimate
@@ -28,7 +28,7 @@ PAIR_COLUMNS = {"nsp_accuracy": "NSP accuracy"}
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates, prints tables and writes all figures as JSON where asked."""
     pointer = BEST_NAME if arguments.best else LATEST_NAME
-    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
+    checkpoint = require_weights(arguments.checkpoint, pointer)
     if arguments.dry_run:
         if is_first_rank():
             print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
@@ -112,7 +112,9 @@ def _cell(estimate: "Estimate | None", name: str) -> str:
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
+    )
     parser.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
     parser.add_argument(
         "--best",

@@ -1,9 +1,10 @@
-"""Writes a pretrained run as a folder that Hugging Face's transformers loads.
+"""Writes a pretrained or fine-tuned run as a folder that Hugging Face's transformers loads.
 
     python launch/export_model.py --checkpoint runs/pretrain --output_dir exports/my_bert
+    python launch/export_model.py --checkpoint runs/finetune --output_dir exports/my_classifier
 
-AutoTokenizer and AutoModel (or AutoModelForMaskedLM, AutoModelForPreTraining) read it without this
-package. It is loaded back and compared with the run before it appears.
+AutoTokenizer and AutoModel (or AutoModelForMaskedLM, AutoModelForSequenceClassification, ...) read
+it without this package. It is loaded back and compared with the run before it appears.
 """
 
 import argparse
@@ -11,36 +12,65 @@ import json
 from pathlib import Path
 
 from dist_bert.cli import Parser, run
-from dist_bert.config import ModelConfig, from_dict, read_json
-from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.config import read_json
+from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_weights
+from dist_bert.weight_source import WeightSource
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Finds the checkpoint, checks that it can be exported, and exports it."""
+    """Finds out what kind of run it is, and exports it."""
+    if arguments.onnx == "true":
+        from dist_bert.onnx_file import check_onnx  # imports torch
+
+        check_onnx()
+    from dist_bert.tasks.results import best_run  # imports numpy
+
+    config = best_run(arguments.checkpoint) / CONFIG_NAME
+    if config.exists() and "task" in read_json(config):
+        _export_finetuned(arguments, config.parent)
+    else:
+        _export_pretrained(arguments)
+
+
+def _export_pretrained(arguments: argparse.Namespace) -> None:
     pointer = BEST_NAME if arguments.best else LATEST_NAME
-    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
+    checkpoint = require_weights(arguments.checkpoint, pointer)
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2, default=str))
         return
     from dist_bert.export import check_export, export
     from dist_bert.inference import TrainedRun
 
-    path = arguments.checkpoint / CONFIG_NAME
-    check_export(from_dict(ModelConfig, read_json(path)["model"], str(path)), arguments.output_dir)
+    source = WeightSource.find(arguments.checkpoint, "--checkpoint")
+    check_export(source.model, arguments.output_dir)
     trained = TrainedRun.load(arguments.checkpoint, pointer)
     num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     print(f"exporting  {checkpoint}: {num_parameters / 1e6:.1f} M parameters", flush=True)
-    allow_differences = arguments.allow_differences == "true"
-    export(
-        trained,
-        arguments.checkpoint,
-        arguments.output_dir,
-        arguments.sample_text,
-        allow_differences,
-    )
+    export(trained, arguments.checkpoint, arguments.output_dir, *_settings(arguments))
     print(
         f'{arguments.output_dir}: load it with AutoModel.from_pretrained("{arguments.output_dir}")'
     )
+
+
+def _export_finetuned(arguments: argparse.Namespace, run_dir: Path) -> None:
+    if arguments.dry_run:
+        print(json.dumps({**vars(arguments), "checkpoint": run_dir}, indent=2, default=str))
+        return
+    from dist_bert.hf_folder import check_new_folder
+    from dist_bert.predict import FineTunedModel
+
+    check_new_folder(arguments.output_dir)
+    from dist_bert.finetuned_export import export_finetuned  # imports transformers' tokenizers
+
+    model = FineTunedModel.load(run_dir)
+    num_parameters = sum(parameter.numel() for parameter in model.head.parameters())
+    print(f"exporting  {run_dir}: {num_parameters / 1e6:.1f} M parameters", flush=True)
+    export_finetuned(model, arguments.output_dir, *_settings(arguments))
+    print(f"{arguments.output_dir}: its README.md says how it is used")
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[str | None, bool, bool]:
+    return arguments.sample_text, arguments.allow_differences == "true", arguments.onnx == "true"
 
 
 if __name__ == "__main__":
@@ -54,18 +84,26 @@ if __name__ == "__main__":
     parser.add_argument(
         "--best",
         action="store_true",
-        help="export the checkpoint of the lowest validation loss, not the latest",
+        help="export the checkpoint of the lowest validation loss, not the latest (of a fine-tuned"
+        " run there is only the best)",
     )
     parser.add_argument(
         "--sample_text",
         metavar="FILE",
-        help="texts, one a line, whose token ids are compared (default: those of the run's shards)",
+        help="texts, one a line, whose token ids are compared (default: those of the run's shards;"
+        " of a fine-tuned run, beside its examples)",
     )
     parser.add_argument(
         "--allow_differences",
         choices=("true", "false"),
         default="false",
         help="export although some texts have other token ids in transformers (default: false)",
+    )
+    parser.add_argument(
+        "--onnx",
+        choices=("true", "false"),
+        default="false",
+        help="write model.onnx too, which runs without PyTorch (default: false)",
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
     run(main, parser.parse_args())

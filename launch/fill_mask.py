@@ -11,13 +11,13 @@ import dataclasses
 import json
 
 from dist_bert.cli import Parser, run
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Prints the answers, or one JSON object a text."""
     pointer = BEST_NAME if arguments.best else LATEST_NAME
-    checkpoint = require_checkpoint(arguments.checkpoint, pointer)
+    checkpoint = require_weights(arguments.checkpoint, pointer)
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
         return
@@ -41,7 +41,9 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("text", nargs="*", help="text with at least one [MASK]")
     parser.add_argument("--input", metavar="FILE", help="file of texts, one a line; - for stdin")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
+    )
     parser.add_argument(
         "--best",
         action="store_true",

@@ -183,3 +183,69 @@ def write_run(
     files.write_json(run_dir / "config.json", config)
     (run_dir / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     return bert.eval()
+
+
+def write_finetuned_run(
+    run_dir: Path,
+    tokenizer: Path,
+    model: ModelConfig,
+    task_name: str,
+    facts: dict[str, Any],
+    examples: Path,
+    **read: str,
+) -> Any:
+    """A fine-tuning run's folder as it is left at the end, with random weights; returns the head.
+
+    Args:
+        run_dir: new.
+        tokenizer: the file of the encoder's tokenizer.
+        model: the architecture.
+        task_name: one of `dist_bert.tasks.examples.TASKS`.
+        facts: what the task is made with, beside its tokenizer.
+        examples: what it was scored on.
+        read: settings of reading them.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from dist_bert.finetune_job import task_of
+    from dist_bert.tasks.config import FinetuneConfig
+    from dist_bert.tasks.heads import new_head
+    from dist_bert.tasks.readers import ReadConfig
+    from dist_bert.tokenizer import Tokenizer
+
+    run_dir.mkdir(parents=True)
+    (run_dir / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    task = {"name": task_name, **facts}
+    torch.manual_seed(4)
+    head = new_head(task_of(task, Tokenizer(tokenizer)), model)
+    with torch.no_grad():
+        for parameter in head.parameters():  # far from the initial ones: answers differ
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    save_file(head.state_dict(), run_dir / "model.safetensors")
+    settings = FinetuneConfig(task=task_name, train="train.txt", eval=str(examples))
+    files.write_json(
+        run_dir / "config.json",
+        {
+            "model": dataclasses.asdict(model),
+            "task": task,
+            "finetune": dataclasses.asdict(settings),
+            "read": dataclasses.asdict(ReadConfig(**read)),  # type: ignore[arg-type]
+            "run": {"num_train_steps": 29, "warmup_steps": 3, "schedule": "linear"},
+            "deepspeed": {"train_batch_size": 8, "optimizer": {"type": "AdamW"}},
+            "encoder": {"path": "somewhere/the_encoder", "checkpoint": ""},
+            "sets": {"train": {"examples": 1_009}, "eval": {"examples": 40}},
+        },
+    )
+    score = {"name": "some", "precision": 0.5, "recall": 0.25, "f1": 0.75, "support": 11}
+    results = {
+        "main": "f1",
+        "values": {"f1": 0.8125},
+        "per_class": [] if task_name == "question_answering" else [score],
+        "confusion": None,
+        **{"step": 17, "lr": 5e-5, "seed": 42, "identity": {}, "loss": 0.5},
+    }
+    if facts.get("may_lack_answers"):
+        results["null_score_threshold"] = 0.5
+    files.write_json(run_dir / "results.json", results)
+    return head.eval()

@@ -71,6 +71,7 @@ def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
         "fill_mask": ("--checkpoint", "c", "a [MASK]"),
         "embed": ("--checkpoint", "c", "a"),
         "report": ("r",),
+        "import_model": ("--input", "d", "--output_dir", "d"),
         "export_model": ("--checkpoint", "c", "--output_dir", "d"),
         "predict": ("--checkpoint", "c", "--input", "f"),
         "save_weights": ("--checkpoint", "c", "--output", "f"),

@@ -232,7 +232,7 @@ def test_a_published_vocabulary_of_another_size_is_refused(tmp_path: Path) -> No
     published(tmp_path)
     (found,) = problems(tmp_path, vocab_size=99)
     assert found.startswith("vocab_size: the weights have 101 rows and the shards' tokenizer 99")
-    assert "a published vocabulary cannot be imported yet" in found
+    assert "import the model with `python launch/import_model.py`" in found
 
 
 def test_published_weights_with_our_tokenizer_beside_them_are_sure(

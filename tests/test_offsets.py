@@ -8,7 +8,8 @@ import pytest
 import sentencepiece
 
 from dist_bert.hf_tokenizer import ODD_TEXTS
-from dist_bert.tokenizer import SPACE, UNK_ID, Tokenizer, train_tokenizer
+from dist_bert.sentence_pieces import SPACE
+from dist_bert.tokenizer import UNK_ID, Tokenizer, train_tokenizer
 from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import chinese_sentences, english_sentences
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_bert.data import NO_LABEL
+from dist_bert.sentence_pieces import is_ideograph
 from dist_bert.tasks.examples import TextExample, WordsExample
 from dist_bert.tasks.windows import Window, token_class_labels
-from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer, is_ideograph
+from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ from dist_bert.kernels import dropout
 from dist_bert.model import BertEncoder, BertForPreTraining
 from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.texts import TextTask
+from dist_bert.tasks.windows import TOKEN_CLASSES
 from dist_bert.tasks.words import WordTask
 
 NUM_SPAN_SCORES = 2  # a token as the first and as the last one of the answer
-NUM_TOKEN_CLASSES = 3  # of the textbook's question answering: other, start, end
 
 
 class BertForTextClassification(nn.Module):
@@ -208,7 +208,7 @@ def new_head(task: TextTask | WordTask | QuestionTask, config: ModelConfig) -> H
     if isinstance(task, WordTask):
         return BertForTokenClassification(config, len(task.classes))
     if task.as_token_classes:
-        return BertForTokenClassification(config, NUM_TOKEN_CLASSES)
+        return BertForTokenClassification(config, len(TOKEN_CLASSES))
     return BertForQuestionAnswering(config)
 
 

@@ -21,6 +21,7 @@ from dist_bert.tasks.examples import Answer, QuestionExample
 from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 OTHER, START, END = range(3)  # classes of the tokens of a context
+TOKEN_CLASSES = ("OTHER", "START", "END")
 _NUM_SPECIAL = 3  # [CLS] and two [SEP]
 _KEPT_CONTEXTS = 32  # the longest real one, 57,000 characters, takes 0.2 MB
 _SHOWN = 40  # characters of an answer in a message

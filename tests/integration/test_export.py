@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import tokenizers
 import torch
@@ -17,9 +18,11 @@ from dist_bert import files, hf_tokenizer
 from dist_bert.config import ModelConfig
 from dist_bert.errors import UserError
 from dist_bert.export import check_export, export
+from dist_bert.hf_folder import load_model
 from dist_bert.hf_names import from_published
 from dist_bert.inference import TrainedRun
 from dist_bert.model import unpad
+from dist_bert.onnx_file import write_onnx
 from dist_bert.weight_source import WeightSource
 from tests.corpus import chinese_sentences, english_sentences
 from tests.integration.conftest import (
@@ -150,7 +153,7 @@ def test_other_ids_end_the_export_unless_they_are_allowed(
     assert f"{compared:,} texts compared, 0 differ" in capsys.readouterr().out
     plain = tokenizers.normalizers.NFC()  # forgets full-width letters and spaces
     monkeypatch.setattr("dist_bert.hf_tokenizer._normalizer", lambda table: plain)
-    with pytest.raises(UserError, match=r"of 518 texts have other token ids .* must be 0;"):
+    with pytest.raises(UserError, match=r"of 520 texts have other token ids .* must be 0;"):
         export(run, exported.run_dir, tmp_path / "other", str(lines), False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["equal", "lines.txt"]
     export(run, exported.run_dir, tmp_path / "other", str(lines), True)
@@ -161,7 +164,9 @@ def test_other_ids_end_the_export_unless_they_are_allowed(
 def test_other_logits_end_the_export(exported: Exported, tmp_path: Path) -> None:
     run = TrainedRun.load(exported.run_dir)
     gelu = dataclasses.replace(run.config, hidden_act="gelu", mlm_hidden_act="gelu")
-    with pytest.raises(UserError, match="logits of transformers differ from the run's"):
+    with pytest.raises(
+        UserError, match="MLM logits, pooled, NSP logits of transformers differ from ours"
+    ):
         export(
             dataclasses.replace(run, config=gelu), exported.run_dir, tmp_path / "new", None, True
         )
@@ -172,9 +177,39 @@ def test_other_logits_end_the_export(exported: Exported, tmp_path: Path) -> None
             export(run, exported.run_dir, tmp_path / "new", str(tmp_path / name), True)
 
 
+def test_onnxruntime_fills_masks(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights beside the file, as those of large models; and weights that it does not have."""
+    monkeypatch.setattr("dist_bert.onnx_file._MAX_FILE_BYTES", 0)
+    folder = tmp_path / "new"
+    export(TrainedRun.load(exported.run_dir), exported.run_dir, folder, None, False, with_onnx=True)
+    assert (folder / "model.onnx.data").exists()
+    assert "prediction_logits, seq_relationship_logits of onnxruntime" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    ids = torch.tensor([[2, 4, 55, 501, 3], [2, 77, 4, 3, 0]])
+    mask, segments = (ids > 0).long(), torch.zeros_like(ids)
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+    (logits,) = session.run(["prediction_logits"], {n: v.numpy() for n, v in given.items()})
+    unpadded: Any = unpad(ids, mask, segments)
+    with torch.no_grad():
+        ours = exported.model.mlm_logits(exported.model.encoder(**unpadded))[:, :707]
+    theirs = torch.from_numpy(logits)[mask.bool()]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    model = load_model(folder)
+    with torch.no_grad():
+        model.cls.predictions.bias.add_(0.002)
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: None)  # the file stays what it is
+    with pytest.raises(UserError, match=r"largest difference 2\.0e-03 .*, must be at most 0\.001"):
+        write_onnx(model, folder)
+
+
 def test_mistakes_are_one_line(exported: Exported, tmp_path: Path) -> None:
     for flags, problem in (
-        ((exported.folder, tmp_path / "new"), "has no latest checkpoint"),
+        ((tmp_path, tmp_path / "new"), "has no latest checkpoint"),
         ((exported.run_dir, exported.folder), "is there already and not an empty folder"),
     ):
         made = run_script(*SCRIPT, "--checkpoint", flags[0], "--output_dir", flags[1])

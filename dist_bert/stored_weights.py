@@ -1,0 +1,77 @@
+"""The weights that a `WeightSource` has, by our names. Not for: fitting them to another model."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dist_bert.checkpoint_files import CheckpointReader
+from dist_bert.errors import UserError
+from dist_bert.hf_names import HEADS, TIED, from_published
+from dist_bert.weight_source import WeightSource
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeights:
+    """What a source has, and what not."""
+
+    tensors: dict[str, Tensor]  # float32 on the CPU, by our parameters' names
+    missing_heads: tuple[str, ...]  # of `HEADS`, whose parameters are not among them
+    left_out: tuple[str, ...]  # modules that belong to other tasks
+
+
+def read_stored(source: WeightSource) -> StoredWeights:
+    """Reads all weights of a source.
+
+    Raises:
+        UserError: a file is damaged, or its tensors are not those of its config.
+    """
+    if source.checkpoint is not None:
+        return StoredWeights(CheckpointReader(source.checkpoint).weights(), (), ())
+    tensors = _read_files(source.tensor_files)
+    if not source.is_published:
+        return StoredWeights(tensors, (), ())
+    published, left_out = under_published_names(tensors)
+    missing = tuple(
+        head
+        for head, prefix in HEADS.items()
+        if not any(name.startswith(prefix) and name not in TIED for name in published)
+    )
+    without = tuple(HEADS[head] for head in missing)
+    # A decoder alone is no head: it is the word embeddings again.
+    published = {name: t for name, t in published.items() if not name.startswith(without)}
+    return StoredWeights(from_published(published, source.model, without), missing, left_out)
+
+
+def under_published_names(
+    tensors: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Float32 tensors of encoder and pretraining heads, named as in `BertForPreTraining`.
+
+    Args:
+        tensors: of any of transformers' BERT models. The bare encoder says no `bert.`; the heads of
+            other tasks are left out.
+
+    Returns:
+        The tensors, and the modules that were left out.
+    """
+    is_bare = not any(name.startswith("bert.") for name in tensors)
+    named = {
+        f"bert.{name}" if is_bare and not name.startswith("cls.") else name: tensor
+        for name, tensor in tensors.items()
+    }
+    known = {name: t.float() for name, t in named.items() if name.startswith(("bert.", "cls."))}
+    return known, tuple(sorted({name.split(".")[0] for name in named.keys() - known.keys()}))
+
+
+def _read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
+    return tensors

@@ -1,0 +1,65 @@
+"""Makes a published BERT usable here: evaluate, fill masks, embed, fine-tune, pretrain further.
+
+    python launch/import_model.py --input downloads/bert-base-uncased --output_dir models/bert_base
+
+The input is a folder in Hugging Face layout: config.json, safetensors, and vocab.txt or
+tokenizer.json. What comes out is compared with what transformers makes of it before it appears.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from dist_bert.cli import Parser, run
+from dist_bert.errors import UserError
+from dist_bert.weight_source import WeightSource
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Finds the weights, checks that they can be imported, and imports them."""
+    source = WeightSource.find(arguments.input, "--input")
+    if not source.is_published or not arguments.input.is_dir():
+        raise UserError(
+            f"--input {arguments.input}: is a run or a single file, must be a folder in Hugging"
+            " Face layout; a run is used as it is"
+        )
+    if arguments.dry_run:
+        files = [str(path) for path in source.tensor_files]
+        print(json.dumps({**vars(arguments), "tensor_files": files}, indent=2, default=str))
+        return
+    from dist_bert.hf_folder import check_new_folder
+
+    check_new_folder(arguments.output_dir)
+    from dist_bert.hf_import import import_model
+
+    print(f"importing  {arguments.input}", flush=True)
+    allow_differences = arguments.allow_differences == "true"
+    import_model(source, arguments.output_dir, arguments.sample_text, allow_differences)
+    print(
+        f"{arguments.output_dir}: give it as --checkpoint or --init_from, and"
+        f" {arguments.output_dir}/tokenizer.model to launch/prepare_shards.py"
+    )
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="DIR", help="folder of a published BERT"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="DIR", help="is missing or empty"
+    )
+    parser.add_argument(
+        "--sample_text",
+        metavar="FILE",
+        help="texts, one a line, whose token ids are compared, too (always: odd texts, and lines"
+        " in which every piece of the vocabulary stands once)",
+    )
+    parser.add_argument(
+        "--allow_differences",
+        choices=("true", "false"),
+        default="false",
+        help="import although some texts have other token ids in transformers (default: false)",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    run(main, parser.parse_args())

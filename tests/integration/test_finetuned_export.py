@@ -1,0 +1,236 @@
+"""Fine-tuned runs exported, and loaded by transformers and onnxruntime alone."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+from dist_bert.config import ModelConfig
+from dist_bert.errors import UserError
+from dist_bert.finetuned_export import export_finetuned
+from dist_bert.model import unpad
+from dist_bert.onnx_file import check_onnx
+from dist_bert.predict import FineTunedModel
+from dist_bert.tasks.examples import TASKS
+from dist_bert.tasks.readers import ReadConfig, read_examples
+from tests import labelled
+from tests.corpus import chinese_sentences
+from tests.integration.conftest import TINY_MODEL, assert_one_line_error, run_script
+from tests.synthetic import write_finetuned_run
+
+SCRIPT = (sys.executable, "launch/export_model.py")
+MODEL = ModelConfig(**{**TINY_MODEL, "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
+LENGTH = 47  # below the model's positions
+TAGS = ["O", "B-COUNT", "I-COUNT", "B-PER", "I-PER"]
+QUESTIONS = {
+    "max_seq_length": LENGTH,
+    "doc_stride": 11,
+    "max_question_tokens": 13,
+    "max_answer_tokens": 7,
+    "may_lack_answers": True,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data_set: Path) -> Path:
+    return data_set / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    labelled.write_pairs(folder / "pairs.tsv", labelled.pairs(40))
+    labelled.write_texts(folder / "texts.tsv", labelled.texts(40, num_labels=3))
+    mixed = labelled.questions(11) + labelled.questions(5, seed=1, is_chinese=True)
+    numbered = [dataclasses.replace(question, id=f"{i}") for i, question in enumerate(mixed)]
+    labelled.write_questions(folder / "questions.json", numbered)
+    rows = [list(e.words) for e in labelled.tagged(20)]
+    rows += [[text[i : i + 2] for i in range(0, len(text), 2)] for text in chinese_sentences(12, 5)]
+    rows += [["⛄"], ["\u200b", "lamp"]]  # an unknown piece, and a word of which nothing is left
+    lines = (json.dumps({"words": row}) + "\n" for row in rows)
+    (folder / "words.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def exported(run_dir: Path, folder: Path, with_onnx: bool = False) -> str:
+    """Exports in this process; returns what it said."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        export_finetuned(FineTunedModel.load(run_dir), folder, None, False, with_onnx)
+    assert "0 differ" in said.getvalue() and "largest difference" in said.getvalue()
+    return said.getvalue()
+
+
+def scores_of_both(head: Any, reference: Any, folder: Path) -> tuple[Any, Any, Any]:
+    """Scores by ours and by transformers' model of two samples, one of them padded, and these."""
+    fast = transformers.AutoTokenizer.from_pretrained(folder)
+    assert fast.model_max_length == LENGTH
+    batch = fast(["The old lamp.", "昨天"], ["Alice", "灯笼。"], padding=True, return_tensors="pt")
+    unpadded: Any = unpad(*(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+    with torch.no_grad():
+        return head(**unpadded, num_real_samples=2), reference.eval()(**batch), batch
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs all code that the card shows, as its reader would; returns what each part prints."""
+    monkeypatch.chdir(folder.parent)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    printed = []
+    for part in card.split("```python\n")[1:]:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(part.split("```")[0], {"__name__": "card"})
+        printed.append(said.getvalue())
+    return printed
+
+
+def test_pairs_by_the_script_with_onnx(tokenizer: Path, sets: Path, tmp_path: Path) -> None:
+    facts = {
+        "max_seq_length": LENGTH,
+        "classes": ["equal", "other", "unclear"],
+        "has_several_labels": False,
+    }
+    runs, folder = tmp_path / "runs", tmp_path / "new"
+    run_dir, task = runs / "lr-1/seed-2", "pair_classification"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "pairs.tsv")
+    (runs / "summary.json").write_text('{"best_run": "lr-1/seed-2"}')
+    made = run_script(
+        *SCRIPT, "--checkpoint", runs, "--output_dir", folder, "--onnx", "true", timeout=200
+    )
+    assert made.returncode == 0 and made.stderr == "", made.stdout + made.stderr
+    assert "pipeline answers 32 of 32 examples alike" in made.stdout
+    assert "logits of onnxruntime: largest difference" in made.stdout
+    model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert model.config.id2label == {0: "equal", 1: "other", 2: "unclear"}
+    assert model.config.problem_type == "single_label_classification"
+    ours, theirs, batch = scores_of_both(head, model, folder)
+    torch.testing.assert_close(ours, theirs.logits, rtol=1e-4, atol=1e-5)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert {given.name for given in session.get_inputs()} == set(batch)
+    (logits,) = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})
+    np.testing.assert_allclose(logits, ours.numpy(), rtol=1e-4, atol=1e-5)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for fact in (
+        "3 classes: `equal`, `other`, `unclear`", "| f1 | 0.8125 |", "| the_encoder |",
+        "| some | 0.5000 | 0.2500 | 0.7500 | 11 |", "pipeline_tag: text-classification",
+        '"text_pair"', "ONNX: logits",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert not list(tmp_path.glob(".*")), "nothing temporary is left"
+
+
+def test_several_labels(
+    tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {
+        "max_seq_length": LENGTH,
+        "classes": list(labelled.LABELS),
+        "has_several_labels": True,
+    }
+    run_dir, task = tmp_path / "run", "sentence_classification"
+    write_finetuned_run(
+        run_dir, tokenizer, MODEL, task, facts, sets / "texts.tsv", label_separator=","
+    )
+    folder = tmp_path / "new"
+    assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.problem_type == "multi_label_classification"
+    (printed,) = run_card(folder, monkeypatch)
+    assert all(name in printed for name in labelled.LABELS)
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_tags(tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"max_seq_length": LENGTH, "classes": TAGS}
+    run_dir, task = tmp_path / "run", "token_classification"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "words.jsonl")
+    folder = tmp_path / "new"
+    said = exported(run_dir, folder)
+    assert "tag_words answers 32 of 32 examples alike" in said
+    assert "pipeline answers 32 of 32" not in said and " here, [('" in said, "as the card says"
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    assert [model.config.id2label[i] for i in range(5)] == TAGS
+    ours, theirs, batch = scores_of_both(head, model, folder)
+    is_token = batch["attention_mask"].bool()
+    torch.testing.assert_close(
+        ours[: is_token.sum()], theirs.logits[is_token], rtol=1e-4, atol=1e-5
+    )
+    assert run_card(folder, monkeypatch)[1].count("'") == 2 * 5, "a tag for each word"
+
+
+@pytest.mark.parametrize("as_token_classes", [False, True])
+def test_questions(
+    tokenizer: Path,
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_token_classes: bool,
+) -> None:
+    facts = {**QUESTIONS, "as_token_classes": as_token_classes}
+    run_dir, task = tmp_path / "run", "question_answering"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "questions.json")
+    results = json.loads((run_dir / "results.json").read_text())
+    threshold = -9.9 if as_token_classes else -1.1  # so that it says of some that they have none
+    (run_dir / "results.json").write_text(
+        json.dumps({**results, "null_score_threshold": threshold})
+    )
+    examples = read_examples(task, str(sets / "questions.json"), ReadConfig()).examples
+    answers = [told["answer"] for told in FineTunedModel.load(run_dir).answers(examples)]
+    assert 3 < answers.count("") < 13 and len(set(answers)) > 3
+    folder = tmp_path / "new"
+    assert "find_answer answers 16 of 16 examples alike" in exported(run_dir, folder)
+    kind = "TokenClassification" if as_token_classes else "QuestionAnswering"
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder)
+    ours, theirs, batch = scores_of_both(head, model, folder)
+    found = (
+        theirs.logits
+        if as_token_classes
+        else torch.stack([theirs.start_logits, theirs.end_logits], 2)
+    )[batch["attention_mask"].bool()]
+    torch.testing.assert_close(ours[: len(found)], found, rtol=1e-4, atol=1e-5)
+    if as_token_classes:
+        assert model.config.label2id == {"OTHER": 0, "START": 1, "END": 2}
+    (printed,) = run_card(folder, monkeypatch)
+    assert printed.strip() in "Alice came. Bob did not."
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_odd_texts_where_the_examples_are_gone(task: str, tokenizer: Path, tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"max_seq_length": LENGTH, "classes": TAGS}
+    if task.endswith("e_classification") or task.startswith("pair"):
+        facts["has_several_labels"] = False
+    elif task == "question_answering":
+        facts = {**QUESTIONS, "as_token_classes": False}
+    write_finetuned_run(tmp_path / "run", tokenizer, MODEL, task, facts, tmp_path / "gone")
+    said = exported(tmp_path / "run", tmp_path / "new")
+    assert "examples   those of the run cannot be read" in said and "odd texts" in said
+    assert "answers" in said
+
+
+def test_refusals(
+    tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"max_seq_length": LENGTH, "classes": TAGS}
+    run_dir, task = tmp_path / "run", "token_classification"
+    write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "words.jsonl")
+    model = FineTunedModel.load(run_dir)
+    relu = dataclasses.replace(model, config=dataclasses.replace(MODEL, hidden_act="relu"))
+    with pytest.raises(UserError, match="logits of transformers differ from ours"):
+        export_finetuned(relu, tmp_path / "new", None, False, False)
+    (run_dir / "model.safetensors").unlink()
+    made = run_script(*SCRIPT, "--checkpoint", run_dir, "--output_dir", tmp_path / "new")
+    assert_one_line_error(made, "has no model.safetensors; give the --output_dir of a run of")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip .*'\.\[onnx,"):
+        check_onnx()
