@@ -227,9 +227,16 @@ def test_several_labels_and_a_list_of_names(file: File, tmp_path: Path) -> None:
         '{"text": "a", "label": [2, "joy"]}\n{"text": "b", "label": []}\n{"text": "c", "label": 1}'
     )
     write(names, '["joy", "fear", "anger"]')
-    assert [row[2] for row in fields_of(read(lists, labels=str(names)))] == [
-        *(("anger", "joy"), (), ("fear",))
-    ]
+    several = read(lists, labels=str(names), label_separator=",")
+    assert [row[2] for row in fields_of(several)] == [("anger", "joy"), (), ("fear",)]
+    one = read(lists, labels=str(names), max_bad_share=0.7)
+    assert [row[2] for row in fields_of(one)] == [("fear",)]
+    assert one.bad_rows == {"several labels": 1, "empty label": 1}
+    assert one.first_bad[0].endswith(
+        "line 1: has labels anger, joy; give --label_separator or --drop_several_labels"
+    )
+    kept = read(lists, labels=str(names), drop_several_labels=True, max_bad_share=0.4)
+    assert (len(kept.examples), kept.notes.total(), kept.bad_rows) == (1, 1, {"empty label": 1})
     digits = write(tmp_path / "digits", "1\n0\n")  # a name goes before a number
     assert fields_of(read(file("a\t0\n"), labels=str(digits)))[0][2] == ("0",)
 

@@ -65,7 +65,9 @@ class ReadConfig:
         "", "the label, likewise; empty = by the usual names, or the column behind the texts"
     )
     label_separator: str = setting(
-        "", "what stands between the labels of an example that may have several; empty = it has one"
+        "",
+        "what stands between the labels of an example that may have several (JSON lines: they may"
+        " be a list, too); empty = it has one",
     )
     drop_several_labels: bool = setting(
         False, "leave out examples with more than one label, for a task of single labels"

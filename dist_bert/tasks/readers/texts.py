@@ -146,8 +146,13 @@ def _example(row: Row, place: str, rule: LabelRule, is_single: bool) -> TextExam
     if isinstance(row, RowError):
         raise row
     labels = rule.labels_of(row[LABEL]) if LABEL in row else None
-    if labels == () and is_single:
+    if labels == () and (is_single or not rule.separator):
         raise RowError("empty label")
+    if len(labels or ()) > 1 and not (is_single or rule.separator):  # a list of JSON
+        told = (
+            f"has labels {', '.join(labels or ())}; give --label_separator or --drop_several_labels"
+        )
+        raise RowError("several labels", told)
     text_b = _text(row[TEXT_B]) if TEXT_B in row else None
     return TextExample(_text(row[TEXT]), text_b, labels, place)
 
