@@ -73,6 +73,8 @@ def test_a_linear_model_learns_several_labels() -> None:
     ] * 4
     held_out = [text("kettle ladder so on"), text("clock"), text("and so on")]
     assert linear_labels(training, held_out) == [("green", "red"), ("blue",), ()]
+    one_or_none = [text("kettle", "red"), text("ladder")]
+    assert linear_labels(one_or_none, one_or_none) == [("red",), ()]
 
 
 def test_a_linear_model_takes_characters_of_chinese() -> None:

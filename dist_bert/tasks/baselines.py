@@ -87,9 +87,8 @@ def linear_labels(
     to 3 characters, weighted by log frequency times inverse document frequency (TF-IDF). A pair
     has those of both texts, their product (what both have) and the sum of it (the cosine).
     """
-    classes = _classes(training)
-    if len(classes) == 1:
-        return [(classes[0],)] * len(examples)
+    if len({example.labels for example in training}) == 1:
+        return [training[0].labels or ()] * len(examples)  # there is nothing to tell apart
     texts = [t for e in training for t in (e.text_a, e.text_b) if t is not None]
     vectorizer = _tf_idf(texts).fit(texts)
     features, features_held_out = (_features(vectorizer, part) for part in (training, examples))
@@ -97,6 +96,7 @@ def linear_labels(
     if all(len(example.labels or ()) == 1 for example in training):
         machine.fit(features, [(example.labels or ())[0] for example in training])
         return [(str(label),) for label in machine.predict(features_held_out)]
+    classes = _classes(training)
     applies = _membership([example.labels or () for example in training], classes)
     chosen = np.ones((len(examples), len(classes)), np.bool_)
     for index in np.flatnonzero(~applies.all(axis=0)):  # of the others there is nothing to learn
