@@ -36,8 +36,10 @@ from dist_bert.metrics import read_metrics
 from dist_bert.predictions import FixedSentences
 from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
+from dist_bert.rank_log import open_rank_log
+from dist_bert.ranks import Ranks
 from dist_bert.reader import SampleReader
-from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, latest_checkpoint
+from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
 from dist_bert.run_record import open_run
 from dist_bert.tokenizer import Tokenizer
 from dist_bert.watchdog import Watchdog
@@ -68,6 +70,7 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
     watchdog = Watchdog(run.watchdog_minutes)
     heartbeat = engine = None
     try:
+        open_rank_log(Path(run.output_dir) / LOGS_NAME)
         start_distributed(run.timeout_seconds)
         heartbeat = Heartbeat(run.heartbeat_seconds)
         watchdog.beat("making model and engine")
@@ -103,7 +106,7 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
         heartbeat.stop()
         dist.barrier()  # a rank that still beats would miss those that have left
     except UserError as error:  # raised by all ranks together; after any other one peers may hang
-        console.note(f"error: {error}")
+        console.note_mistake(error)
         console.close()
         watchdog.stop()
         if heartbeat is not None:
@@ -148,8 +151,16 @@ class _Parts:
         is_first = dist.get_rank() == 0
         self._writer = open_run(job, state) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
+        ranks = Ranks(run.output_dir, console)
         self.progress = Progress(
-            engine, job.model, run, has_pairs, self._writer, console, _skipped_steps(self._rows)
+            engine,
+            job.model,
+            run,
+            has_pairs,
+            self._writer,
+            console,
+            ranks,
+            _skipped_steps(self._rows),
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
