@@ -21,6 +21,7 @@ Facts = dict[str, Any]
 _PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece")
 # In these, nodes of one run must not differ: the numbers could, or the code that makes them.
 _ALIKE = ("python", *_PACKAGES, "cuda", "nccl", "driver", "code")
+_OWN = ("host", "ranks", "variables")  # of each node
 
 
 def facts() -> Facts:
@@ -56,7 +57,7 @@ def nodes(facts_of_ranks: Sequence[Facts]) -> list[Facts]:
     return [
         {
             "host": facts_of_ranks[ranks[0]]["host"],
-            "ranks": ranks,
+            "ranks": ranks,  # here, before the long ones
             **facts_of_ranks[ranks[0]],
             "variables": _common(facts_of_ranks[rank]["variables"] for rank in ranks),
         }
@@ -92,9 +93,6 @@ def kinds(of_nodes: Sequence[Facts]) -> list[Facts]:
         }
         for group in groups.values()
     ]
-
-
-_OWN = ("host", "ranks", "variables")
 
 
 def _common(variables: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -25,8 +25,8 @@ def total_seconds(spans: Iterable[Span]) -> float:
     """Time in all spans together; on CUDA the device must have passed them."""
     total = 0.0
     for start, end in spans:
-        if isinstance(start, float):
-            assert isinstance(end, float)
+        if isinstance(start, float) or isinstance(end, float):
+            assert isinstance(start, float) and isinstance(end, float), "of one device"
             total += end - start
         else:
             total += start.elapsed_time(end) / 1_000  # milliseconds

@@ -157,6 +157,7 @@ def nodes(history: RunHistory) -> str:
     columns = []
     for kind in environment.kinds(history.nodes):
         hosts = kind.pop("hosts")
+        gpus: Counter[str] = Counter(kind.pop("gpus"))
         some = ", ".join(hosts[:_MAX_HOSTS])
         left_out = len(hosts) - _MAX_HOSTS
         columns.append(
@@ -164,7 +165,7 @@ def nodes(history: RunHistory) -> str:
                 "nodes": f"{len(hosts):,}",
                 "ranks": f"{len(kind.pop('ranks')):,}",
                 "hosts": some + (f" and {left_out:,} more" if left_out > 0 else ""),
-                "gpus": ", ".join(f"{n} x {name}" for name, n in Counter(kind.pop("gpus")).items()),
+                "gpus": ", ".join(f"{count} x {name}" for name, count in gpus.items()),
                 **{f"${name}": value for name, value in kind.pop("variables").items()},
                 **{name: value or "none" for name, value in kind.items()},
             }
