@@ -18,7 +18,7 @@ from dist_bert.reporting.run_history import RunHistory, column
 
 MAX_VALIDATION_ROWS = 25
 MAX_PREDICTION_STEPS = 8
-_MAX_HOSTS = 16  # named of those that are alike
+_MAX_HOSTS = 8  # named of those that are alike
 _OWN_KEYS = ("run.output_dir", "versions.")  # differ by nature; have a table of their own
 _START_COLUMNS = {
     "time": "started",
