@@ -19,7 +19,7 @@ from dist_bert import rank_log
 # time, a level and a place of its code before every message.
 _LOGGERS = ("DeepSpeed", "dist_bert")
 _TOLD_OTHERWISE = ("Setting accelerator to CPU",)  # the first line of a run names the device
-_MAX_KINDS = 200  # of warnings that a rank writes; so its file stays below 2 MB a start
+_MAX_KINDS = 200  # of warnings that a rank writes; so its file grows by some MB a start at most
 _MAX_LENGTH = 1_000  # characters of a warning
 _MAX_SHOWN = 8  # warnings of other ranks at a time; the rest is in their files
 

@@ -73,7 +73,6 @@ class Ranks:
         if any(num_unshared):
             gather_warnings(self._console)
         interval = Interval(compute, wait, len(records), seconds)
-        if dist.get_rank() == 0:
-            for text in self._stragglers.named(interval):
-                self._console.warn(text)
+        for text in self._stragglers.named(interval):
+            self._console.say(f"warning: {text}")  # of the run, not of rank 0
         return interval.metrics()
