@@ -1,21 +1,27 @@
 """What a run says: a progress bar on a terminal, plain lines elsewhere, all of it in RUN/log.txt.
 
-Rank 0 alone speaks; of the others only warnings are shown, with their rank. Not for: the errors
-that end a process (`dist_bert.cli`, `dist_bert.interrupts`).
+Rank 0 alone speaks. Every rank has its warnings in a file of its own (`dist_bert.rank_log`); those
+of the others are gathered now and then (`dist_bert.ranks`), and rank 0 shows each text once. Not
+for: the errors that end a process (`dist_bert.cli`, `dist_bert.interrupts`).
 """
 
-import datetime
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
+
+from dist_bert import rank_log
 
 # Loggers whose warnings are for the user. DeepSpeed's has a handler of its own, which prints a
 # time, a level and a place of its code before every message.
 _LOGGERS = ("DeepSpeed", "dist_bert")
 _TOLD_OTHERWISE = ("Setting accelerator to CPU",)  # the first line of a run names the device
+_MAX_KINDS = 200  # of warnings that a rank writes; so its file grows by some MB a start at most
+_MAX_LENGTH = 1_000  # characters of a warning
+_MAX_SHOWN = 8  # warnings of other ranks at a time; the rest is in their files
 
 
 class Console:
@@ -27,6 +33,9 @@ class Console:
         self._bar: Any = None
         self._log: IO[str] | None = None
         self._early: list[str] = []  # what was said before there was a log file
+        self._counts: dict[str, int] = {}  # how often this rank has warned so
+        self._unshared: list[str] = []  # of another rank than 0: what it has not heard yet
+        self._heard: set[str] = set()  # warnings of other ranks that rank 0 has shown
 
     def take_over_warnings(self) -> None:
         """Shows the warnings of Python and of DeepSpeed as lines like all others."""
@@ -63,17 +72,57 @@ class Console:
             self._print(text, sys.stdout)
 
     def warn(self, text: str) -> None:
-        """A warning in one line, with the rank where it is not rank 0's."""
-        text = f"warning: {' '.join(text.split())}"
+        """A warning in one line; the same again only at the 10th, 100th, 1,000th ... time."""
+        text = " ".join(text.split())[:_MAX_LENGTH]
+        if len(self._counts) >= _MAX_KINDS and text not in self._counts:
+            text = f"more than {_MAX_KINDS} different warnings; the others are counted here"
+        count = self._counts[text] = self._counts.get(text, 0) + 1
+        if str(count).strip("0") != "1":
+            return
+        line = f"warning: {text}" + (f" ({count:,} times)" if count > 1 else "")
+        rank_log.keep(line)
         if self._rank == 0:
-            self.say(text)
-        else:
-            self._print(f"rank {self._rank}: {text}", sys.stderr)
+            self.say(line)
+        elif count == 1:
+            self._unshared.append(line)
+
+    @property
+    def num_unshared(self) -> int:
+        """How many warnings of this rank rank 0 has not heard of."""
+        return len(self._unshared)
+
+    def take_unshared(self) -> list[str]:
+        """These warnings, which then count as heard."""
+        taken, self._unshared = self._unshared, []
+        return taken
+
+    def hear(self, warnings_of_ranks: Sequence[Sequence[str]]) -> None:
+        """Shows what other ranks have warned of, each text once; nothing that was shown before.
+
+        Args:
+            warnings_of_ranks: rank -> what it had not shared; on rank 0.
+        """
+        ranks: dict[str, list[int]] = {}
+        for rank, lines in enumerate(warnings_of_ranks):
+            for line in lines:
+                if line.removeprefix("warning: ") not in self._counts and line not in self._heard:
+                    ranks.setdefault(line, []).append(rank)
+        for line, those in list(ranks.items())[:_MAX_SHOWN]:
+            others = f" and {len(those) - 1:,} more" if len(those) > 1 else ""
+            self.say(f"rank {those[0]}{others}: {line}")
+            self._heard.add(line)
+        if len(ranks) > _MAX_SHOWN:
+            self.say(f"warning: {len(ranks) - _MAX_SHOWN:,} more of other ranks, see their logs")
 
     def note(self, text: str) -> None:
         """A line for the log file alone: what ends a process is shown by what ends it."""
         if self._rank == 0:
             self._keep(text)
+
+    def note_mistake(self, error: Exception) -> None:
+        """A user's mistake, which all ranks meet together, for the log files alone."""
+        self.note(f"error: {error}")
+        rank_log.keep(f"error: {error}")
 
     def advance(self) -> None:
         """One step more on the bar."""
@@ -110,11 +159,11 @@ class Console:
             stream.flush()
 
     def _keep(self, text: str) -> None:
-        time = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        line = f"{rank_log.now()} {text}\n"
         if self._log is None:
-            self._early.append(f"{time} {text}\n")
+            self._early.append(line)
         else:
-            self._log.write(f"{time} {text}\n")
+            self._log.write(line)
 
     def _show_warning(
         self,

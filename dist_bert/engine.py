@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import deepspeed
@@ -29,6 +29,7 @@ from dist_bert.guard import SkippedSteps, gradient_factor, skip_plain_updates
 from dist_bert.hashing import hash64
 from dist_bert.inference import sum_of_shares, to_device
 from dist_bert.optim import lr_share, parameter_groups
+from dist_bert.stopwatch import Span, moment
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -43,6 +44,7 @@ class StepRecord:
     grad_norm: float | Tensor | None  # before clipping; None where the JSON switches it off
     lr: float
     data_wait_seconds: float
+    forward_spans: Sequence[Span] = ()  # of the micro-steps; none where they hold collectives
     is_skipped: bool = False  # loss or gradient was not finite: nothing was updated
 
 
@@ -190,6 +192,7 @@ def _train_step(
     lr = peak_lr * lr_share(step, run)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
+    spans: list[Span] = []
     metrics = torch.zeros(len(engine.module.metric_names), device=engine.device)
     for micro_step, micro_batch in enumerate(batch.micro_batches):
         beat(f"in step {step:,}, micro-step {micro_step + 1} of {len(batch.micro_batches)}")
@@ -197,7 +200,9 @@ def _train_step(
             stop.begin()
         # Dropout depends on what is computed, not on what was before: no generator state to save.
         torch.manual_seed(int(hash64(run.seed, "dropout", step, micro_step, rank) >> 1))
+        start = moment(engine.device)
         loss, shares = engine(**to_device(micro_batch, engine.device))
+        spans.append((start, moment(engine.device)))
         # DeepSpeed averages gradients over ranks; shares want their sum.
         engine.backward(loss * gradient_factor(loss, world_size), scale_wrt_gas=False)
         engine.step()  # updates the weights after the last micro-step, else only counts
@@ -210,6 +215,8 @@ def _train_step(
         engine.get_global_grad_norm(),
         lr,
         data_wait_seconds,
+        # At stage 3 each layer's weights are gathered: all ranks take as long as the slowest one.
+        spans if engine.zero_optimization_stage() < 3 else (),
         is_skipped=skipped.count(),
     )
 

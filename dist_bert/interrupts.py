@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from dist_bert.rank_log import last_words
+
 INTERRUPTED_EXIT_CODE = 85  # saved, and to be started again; free in sysexits.h and in shells
 INTERRUPTED_NAME = "interrupted"  # file in the run's folder: some launchers drop the exit code
 FAULT_EXIT_CODE = 1
@@ -76,9 +78,8 @@ class Interrupts:
 
 def end_at_once(message: str) -> NoReturn:
     """Ends the process from any thread, past whatever hangs, with a line that names the rank."""
-    line = f"error: rank {os.environ.get('RANK', '0')}: {message}\n"
     try:
-        os.write(2, line.encode())
+        last_words(f"error: rank {os.environ.get('RANK', '0')}: {message}")
     finally:
         os._exit(FAULT_EXIT_CODE)
 
@@ -94,8 +95,8 @@ def end_with_error(error: Exception) -> NoReturn:
             "lost another rank: its own error stands above, unless it was killed"
             f" ({str(error).splitlines()[0]})"
         )
-    text = "".join(traceback.format_exception(error))
-    os.write(2, f"error: rank {os.environ.get('RANK', '0')} failed:\n{text}".encode())
+    text = "".join(traceback.format_exception(error)).rstrip()
+    last_words(f"error: rank {os.environ.get('RANK', '0')} failed:\n{text}")
     os._exit(FAULT_EXIT_CODE)
 
 

@@ -17,9 +17,11 @@ from dist_bert.cli import USER_ERROR_EXIT_CODE
 from dist_bert.console import Console
 from dist_bert.data import count_validation_samples
 from dist_bert.engine import leave_distributed, start_distributed
+from dist_bert.environment import differences, nodes
 from dist_bert.errors import UserError
 from dist_bert.interrupts import end_with_error
 from dist_bert.job import Examination, PretrainingJob
+from dist_bert.ranks import gather_environment, gather_warnings
 from dist_bert.reader import SampleReader
 from dist_bert.rehearsal import Rehearsal
 from dist_bert.shard_format import Manifest, ShardFile
@@ -45,6 +47,9 @@ def check(found: Examination, console: Console) -> int:
         start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
         if job is not None:
             console.say(json.dumps(job.resolved(), indent=2))
+        of_nodes = nodes(gather_environment())
+        console.say(f"checked  versions and code of all nodes ({len(of_nodes):,})")
+        differing = _told([f"nodes differ: {text}" for text in differences(of_nodes)])
         problems = _told(found.problems)
         if run is not None and found.manifest is not None:
             watchdog.beat("opening the shards")
@@ -64,6 +69,8 @@ def check(found: Examination, console: Console) -> int:
             problems += _told(_of_all_ranks(rehearsal.problems(may_resume=not problems)))
         else:
             console.say("left out steps, a save and a validation: they need what is wrong")
+        problems += differing  # last: they keep nothing else from being checked
+        gather_warnings(console)
     except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
         _end_out_of_memory(job)
     except Exception as error:

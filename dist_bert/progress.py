@@ -19,6 +19,7 @@ from dist_bert.engine import StepRecord
 from dist_bert.flops import peak_flops, training_flops
 from dist_bert.metrics import MetricsWriter, scores_of
 from dist_bert.predictions import Prediction, as_table
+from dist_bert.ranks import Ranks
 
 
 class Progress:
@@ -32,6 +33,7 @@ class Progress:
         has_pairs: bool,
         writer: MetricsWriter | None,
         console: Console,
+        ranks: Ranks,
         num_skipped: int = 0,
     ) -> None:
         """Measures the device's peak where it is not known.
@@ -43,6 +45,7 @@ class Progress:
             has_pairs: whether samples have a next-sentence label.
             writer: on rank 0; None elsewhere.
             console: of this rank.
+            ranks: compares them once per log interval.
             num_skipped: steps that were skipped so far, on rank 0.
         """
         self._engine = engine
@@ -51,6 +54,7 @@ class Progress:
         self._has_pairs = has_pairs
         self._writer = writer
         self._console = console
+        self._ranks = ranks
         self._num_skipped = num_skipped
         dtype = next(engine.module.parameters()).dtype
         self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
@@ -87,8 +91,9 @@ class Progress:
         dist.all_reduce(shares)
         metrics = shares.tolist()  # waits for the device, so the clock below is honest
         seconds = time.perf_counter() - self._interval_start
+        compared = self._ranks.compare(self._pending, seconds)
         if self._writer is not None:
-            common = self._interval_values(seconds)
+            common = {**self._interval_values(seconds), **compared}
             num_skipped = self._num_skipped - sum(record.is_skipped for record in self._pending)
             for record, values in zip(self._pending, metrics, strict=True):
                 num_skipped += record.is_skipped

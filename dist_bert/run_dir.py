@@ -6,7 +6,9 @@ RUN/metrics.jsonl      the metrics, one object a step
 RUN/predictions.jsonl  answers to the fixed sentences, one object a sentence and validation
 RUN/starts.jsonl       one object for each start of the run
 RUN/log.txt            what the run said, with times, over all starts
-RUN/tensorboard/       the same for TensorBoard
+RUN/logs/              what each rank warned of and how it failed, likewise
+RUN/environment.json   hosts, versions and variables of the latest start
+RUN/tensorboard/       the metrics for TensorBoard
 RUN/checkpoints/       step-NNNNNNNNN folders; `latest` and `best`, which name one of them each
 RUN/model.safetensors  the weights in float32, when the run has ended
 """
@@ -21,6 +23,8 @@ METRICS_NAME = "metrics.jsonl"
 PREDICTIONS_NAME = "predictions.jsonl"
 STARTS_NAME = "starts.jsonl"
 LOG_NAME = "log.txt"
+LOGS_NAME = "logs"
+ENVIRONMENT_NAME = "environment.json"
 TENSORBOARD_NAME = "tensorboard"
 CHECKPOINTS_NAME = "checkpoints"
 LATEST_NAME = "latest"

@@ -3,25 +3,22 @@
 By rank 0 alone. Not for: the numbers of steps (`dist_bert.progress`).
 """
 
-import datetime
 import importlib.metadata
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from dist_bert import files
 from dist_bert.checkpoint import TrainState
+from dist_bert.code_version import ROOT, code_version
 from dist_bert.interrupts import INTERRUPTED_NAME
 from dist_bert.job import Job
 from dist_bert.metrics import MetricsWriter, read_rows, write_rows
+from dist_bert.rank_log import now
 from dist_bert.run_dir import CONFIG_NAME, STARTS_NAME, TOKENIZER_NAME
 
 _VERSIONS_KEPT = ("torch", "deepspeed", "numpy", "sentencepiece")
-_MAX_DIFF = 50_000  # characters; TensorBoard's page gets slow with more
-_GIT_SECONDS = 10.0  # on a file system that hangs, a run starts without its commit
-_ROOT = Path(__file__).parents[1]
 
 
 def open_run(job: Job, state: TrainState) -> MetricsWriter:
@@ -34,13 +31,13 @@ def open_run(job: Job, state: TrainState) -> MetricsWriter:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / INTERRUPTED_NAME).unlink(missing_ok=True)
     versions = {name: importlib.metadata.version(name) for name in _VERSIONS_KEPT}
-    commit, changes = code_version(_ROOT)
+    commit, changes = code_version(ROOT)
     resolved: dict[str, Any] = {**job.resolved(), "versions": versions, "commit": commit}
     files.write_json(run_dir / CONFIG_NAME, resolved)
     shutil.copyfile(job.tokenizer_path, run_dir / TOKENIZER_NAME)
     shape = job.deepspeed.batch_shape
     start = {
-        "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": now(),
         "step": state.step,
         "world_size": shape.world_size,
         "zero_stage": job.deepspeed.zero_stage,
@@ -62,39 +59,6 @@ def open_run(job: Job, state: TrainState) -> MetricsWriter:
         writer.mark(first, "progress/restarts", len(starts) - 1)
     writer.flush()
     return writer
-
-
-def code_version(root: Path) -> tuple[str | None, str]:
-    """The commit of a git checkout, and what is not committed: its status and its diff.
-
-    Args:
-        root: top folder of the checkout.
-
-    Returns:
-        None and "" where `root` is none, or git is missing or fails.
-    """
-    try:
-        if _git(root, "rev-parse", "--show-toplevel").strip() != str(root.resolve()):
-            return None, ""  # a package installed below somebody else's checkout
-        commit = _git(root, "rev-parse", "HEAD").strip()
-        changes = _git(root, "status", "--short") + _git(root, "diff", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return None, ""
-    if len(changes) > _MAX_DIFF:
-        changes = f"{changes[:_MAX_DIFF]}\n... and {len(changes) - _MAX_DIFF:,} characters more\n"
-    return commit, changes
-
-
-def _git(root: Path, *arguments: str) -> str:
-    ended = subprocess.run(
-        ["git", "--no-optional-locks", "-C", str(root), *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=True,
-        timeout=_GIT_SECONDS,
-    )
-    return ended.stdout
 
 
 def _code_block(language: str, text: str) -> str:

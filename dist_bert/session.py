@@ -34,7 +34,9 @@ from dist_bert.metrics import read_metrics
 from dist_bert.predictions import Prediction
 from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
-from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, latest_checkpoint
+from dist_bert.rank_log import open_rank_log
+from dist_bert.ranks import Ranks
+from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
 from dist_bert.run_record import open_run
 from dist_bert.watchdog import Watchdog
 
@@ -92,13 +94,14 @@ def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int
     watchdog = Watchdog(run.watchdog_minutes)
     heartbeat = None
     try:
+        open_rank_log(Path(run.output_dir) / LOGS_NAME)
         start_distributed(run.timeout_seconds)
         heartbeat = Heartbeat(run.heartbeat_seconds)
         code = body(watchdog)
         heartbeat.stop()
         dist.barrier()  # a rank that still beats would miss those that have left
     except UserError as error:  # raised by all ranks together; after any other one peers may hang
-        console.note(f"error: {error}")
+        console.note_mistake(error)
         console.close()
         watchdog.stop()
         if heartbeat is not None:
@@ -200,6 +203,7 @@ class _Parts:
             work.has_pairs,
             self._writer,
             console,
+            Ranks(run.output_dir, console),
             _skipped_steps(self._rows),
         )
         if is_first:

@@ -11,6 +11,7 @@ import threading
 import time
 
 from dist_bert.interrupts import end_at_once
+from dist_bert.rank_log import last_words, show_stacks
 
 _BACKSTOP = 1.5  # limits after which faulthandler's own timer ends the process
 
@@ -55,8 +56,8 @@ class Watchdog:
 
     def _end(self, idle_seconds: float) -> None:
         rank = os.environ.get("RANK", "0")
-        os.write(2, f"\nrank {rank}: stacks of all threads while {self._doing}:\n".encode())
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        last_words(f"rank {rank}: stacks of all threads while {self._doing}:")
+        show_stacks()
         end_at_once(
             f"no progress for {idle_seconds / 60:.2g} minutes (watchdog_minutes ="
             f" {self._seconds / 60:.2g}) while {self._doing}; the stacks above show where it is"

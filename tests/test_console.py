@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_bert import rank_log
 from dist_bert.console import Console
 
 
@@ -63,7 +64,13 @@ def test_rank_0_speaks_and_all_of_it_is_logged_over_restarts(
     assert logged(path) == ["first start", *kept, "second start", *kept]
 
 
-def test_other_ranks_only_warn(
+@pytest.fixture(autouse=True)
+def no_early_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept until a rank has its file is of this process, not of one console."""
+    monkeypatch.setattr(rank_log, "_early", [])
+
+
+def test_other_ranks_show_nothing_and_share_their_warnings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console = rank(3, monkeypatch)
@@ -72,7 +79,47 @@ def test_other_ranks_only_warn(
     console.note("a note")
     console.warn("something is odd")
     output = capsys.readouterr()
-    assert output.out == "" and output.err == "rank 3: warning: something is odd\n"
+    assert output.out == output.err == ""
+    assert console.num_unshared == 1
+    assert console.take_unshared() == ["warning: something is odd"]
+    assert console.num_unshared == 0 and console.take_unshared() == []
+    console.warn("something is odd")
+    assert console.num_unshared == 0, "has been shared"
+
+
+def test_a_warning_of_many_ranks_is_shown_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = rank(0, monkeypatch)
+    console.warn("all say this")
+    common, some, own = (f"warning: {text}" for text in ("all say this", "some", "own"))
+    console.hear([[], [common], [common, some], [some, own], [common, some]])
+    console.hear([[], [some, own], [], [], []])
+    console.hear([[], *([f"warning: rank {r}'s own"] for r in range(1, 12))])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [common, f"rank 2 and 2 more: {some}", f"rank 3: {own}"]
+    assert lines[3:11] == [f"rank {r}: warning: rank {r}'s own" for r in range(1, 9)]
+    assert lines[11:] == ["warning: 3 more of other ranks, see their logs"]
+
+
+def test_a_flood_of_warnings_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = rank(0, monkeypatch)
+    for _ in range(10_001):
+        console.warn("again")
+    counts = ["", *(f" ({n} times)" for n in ("10", "100", "1,000", "10,000"))]
+    assert capsys.readouterr().out.splitlines() == [f"warning: again{count}" for count in counts]
+    for number in range(1_000):
+        console.warn(f"{number} " + "x" * 5_000)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) == 1_000 + len("warning: ") for line in lines[:199])
+    flood = "warning: more than 200 different warnings; the others are counted here"
+    assert lines[199:] == [flood, f"{flood} (10 times)", f"{flood} (100 times)"]
+    other = rank(1, monkeypatch)
+    for number in range(1_000):
+        other.warn(f"number {number}")
+    assert other.num_unshared == 201
 
 
 def test_warnings_of_python_and_deepspeed_are_lines_and_information_is_not(

@@ -18,10 +18,12 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
+        ("rank_log",),
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
-        ("agreement", "cli", "config", "console", "guard", "heartbeat", "masking"),
-        ("pictures", "prefetch", "run_dir", "text_batches", "watchdog"),
+        ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
+        ("pictures", "prefetch", "run_dir", "stopwatch", "stragglers", "text_batches", "watchdog"),
         ("diagnosis", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
+        ("environment",),
         ("model_card", "reporting", "weight_source", "sentence_pieces", "word_pieces"),
         ("hf_usage", "onnx_file"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files", "layer_states"),
@@ -38,6 +40,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("hf_answers",),
         ("finetuned_card",),
         ("finetuned_export",),
+        ("ranks",),
         ("progress", "benchmarks"),
         ("session", "rehearsal"),
         ("pretrain", "finetune"),
@@ -101,6 +104,7 @@ TORCHLESS = {
     *SHARED,
     "console",
     "interrupts",
+    "environment",
     "data",
     "reader",
     "deepspeed_config",

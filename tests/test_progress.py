@@ -70,7 +70,8 @@ def told(has_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[st
     engine = SimpleNamespace(module=module, device=device, fp16_enabled=lambda: False)
     run = dataclasses.replace(RunConfig(), num_train_steps=1, warmup_steps=0)
     writer: Any = Writer()
-    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer, Console())
+    ranks: Any = SimpleNamespace(compare=lambda records, seconds: {"ranks/slowest_rank": 7})
+    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer, Console(), ranks)
     state = TrainState(step=1, samples=3, tokens=41)
     progress.add(StepRecord(state, BATCH, torch.tensor(METRICS), 2.5, 1e-3, 0.0))
     progress.validation(1, dict(zip(METRIC_NAMES, METRICS, strict=True)), PREDICTIONS)
@@ -82,6 +83,7 @@ def test_pairs_are_told_with_both_losses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (step, validation), counted = told(True, monkeypatch)
+    assert step["ranks/slowest_rank"] == 7 and "ranks/slowest_rank" not in validation
     for row, kind in ((step, "train"), (validation, "validation")):
         scores = {name: row[f"{kind}/{name}"] for name in METRIC_NAMES}
         assert tuple(scores.values()) == METRICS

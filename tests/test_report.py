@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dist_bert.environment import nodes
 from dist_bert.errors import UserError
 from dist_bert.reporting import tables as report_tables
 from dist_bert.reporting.curves import (
@@ -27,6 +28,7 @@ from dist_bert.reporting.curves import (
 )
 from dist_bert.reporting.page import page, write_report
 from dist_bert.reporting.run_history import read_histories, read_history
+from tests.test_environment import ranks_of
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -78,10 +80,13 @@ def write_run(
     config: dict[str, Any] | None = None,
     starts: list[dict[str, Any]] | None = None,
     predictions: list[dict[str, Any]] | None = None,
+    of_nodes: list[dict[str, Any]] | None = None,
 ) -> Path:
     folder.mkdir(parents=True)
     config = config or {"run": {"num_train_steps": 40, "output_dir": str(folder)}}
     (folder / "config.json").write_text(json.dumps(config))
+    if of_nodes is not None:
+        (folder / "environment.json").write_text(json.dumps({"nodes": of_nodes}))
     for name, objects in (
         ("metrics.jsonl", rows),
         ("starts.jsonl", starts),
@@ -175,6 +180,12 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         },
         starts=[{**START, "step": 0}, {**START, "step": 8}, {**later, "step": 25}],
         predictions=predictions,
+        of_nodes=nodes(
+            [
+                *(facts for n in range(1, 19) for facts in ranks_of(f"node{n}", 2)),
+                *ranks_of(NASTY, 3, torch="2.12.0", driver=None, gpus=[]),
+            ]
+        ),
     )
     other = write_run(
         folder / "<i>other</i>",
@@ -276,6 +287,20 @@ def test_the_tables_below(parsed: Page) -> None:
         ["25", "3", "2", "bf16", "7", "5", "", "torch 2.13"],
     ]
     assert parsed.row("20") == ["60,020", "0.4000", "1.5", "95.45%", "0.5000", "62.50%"]
+
+
+def test_nodes_that_are_alike_are_one_column(parsed: Page) -> None:
+    assert f"They differ: {NASTY}: torch 2.12.0, others 2.13.0; {NASTY}: driver" in parsed.text
+    assert "19 nodes, 39 ranks" in parsed.text
+    assert "no environment.json" in parsed.text, "of the other run"
+    assert parsed.row("nodes") == ["18", "1"]
+    ranks = [row[1:] for row in parsed.rows if row[:1] == ["ranks"]]
+    assert ranks == [["36", "3"]]
+    hosts = ", ".join(f"node{number}" for number in range(1, 9))
+    assert parsed.row("hosts") == [f"{hosts} and 10 more", NASTY]
+    assert parsed.row("gpus") == ["2 x NVIDIA H100 80GB HBM3", "none"]
+    assert parsed.row("driver") == ["570.1", "none"]
+    assert parsed.row("$OMP_NUM_THREADS") == ["7", "7"] and parsed.row("$HOST") == ["none", NASTY]
 
 
 def test_answers_change_with_the_steps_and_are_no_markup(parsed: Page, two_runs: list[str]) -> None:

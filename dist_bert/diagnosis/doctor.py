@@ -26,6 +26,7 @@ from dist_bert.diagnosis.limits import (
     shared_memory_bytes,
 )
 from dist_bert.diagnosis.trials import try_deepspeed, try_gloo, try_imports, try_mpi, try_torch
+from dist_bert.diagnosis.variables import relevant_variables
 from dist_bert.figures import cpu_model
 
 PACKAGES = (
@@ -52,12 +53,6 @@ LEAST_DISK_GIB = 2.0  # a checkpoint of BERT-base is 1.3 GB, and its successor i
 LEAST_MEMORY_GIB = 4.0  # two ranks of the quickstart
 LEAST_SHARED_MEMORY_MIB = 64  # what Docker gives by default; NCCL between GPUs wants far more
 LEAST_OPEN_FILES = 1_024  # a large data set is hundreds of mapped shards
-_VARIABLES = (
-    "CUDA_", "DS_", "FI_", "GLOO_", "LD_", "MASTER_", "MKL_NUM_THREADS", "MPI", "NCCL_", "OMP_",
-    "OMPI_", "PMI", "PYTHONPATH", "RANK", "LOCAL_RANK", "SLURM_", "TMPDIR", "TORCH_", "UCX_",
-    "WORLD_SIZE",
-)  # fmt: skip
-_SECRETS = ("JWT", "TOKEN", "KEY", "SECRET", "PASSWORD")
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
 
 
@@ -305,10 +300,9 @@ def _tools() -> Iterator[Finding]:
 
 
 def _environment() -> Iterator[Finding]:
-    for name in sorted(os.environ):
-        if name.startswith(_VARIABLES) and not any(secret in name for secret in _SECRETS):
-            problem, remedy = _environment_problem(name)
-            yield Finding("environment", name, os.environ[name], problem, remedy)
+    for name, value in relevant_variables().items():
+        problem, remedy = _environment_problem(name)
+        yield Finding("environment", name, value, problem, remedy)
 
 
 def _environment_problem(name: str) -> tuple[str, str]:

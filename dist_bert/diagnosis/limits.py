@@ -1,4 +1,4 @@
-"""What the system lets this process have: memory, cores, files. Linux alone knows all of it."""
+"""What the system lets this process have: memory, cores, files, GPUs. Linux alone knows it all."""
 
 import os
 import resource
@@ -39,6 +39,13 @@ def open_files() -> tuple[int, int]:
 def shared_memory_bytes() -> int:
     """Size of /dev/shm."""
     return shutil.disk_usage("/dev/shm").total
+
+
+def driver_version() -> str:
+    """Version of NVIDIA's driver; empty without one."""
+    first, *_ = *_texts(Path("/proc/driver/nvidia/version")), ""
+    numbers = (word for word in first.split() if word[0].isdigit() and "." in word)
+    return next(numbers, "unknown") if first else ""
 
 
 def _cgroup_texts(name: str) -> list[str]:

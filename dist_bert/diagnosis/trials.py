@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from dist_bert.diagnosis.limits import driver_version
+
 TIME_LIMIT_SECONDS = 60.0  # a cold disk takes half a minute to give torch
 _INSTALL = "pip install -c constraints.txt -e . in the repository, with this python"
 Outcome = tuple[str, str, str]
@@ -77,7 +79,7 @@ def try_torch() -> Outcome:
     if isinstance(answer, str):
         return "failed", answer, _INSTALL
     gpus = ", ".join(answer["gpus"]) or "no GPU"
-    driver = _driver()
+    driver = driver_version()
     cuda = f", CUDA {answer['cuda']}, NCCL {answer['nccl']}, driver {driver}" if driver else ""
     seen = f"{answer['version']}{cuda}, {gpus}: {seconds:.1f} s"
     if driver and not answer["gpus"]:
@@ -175,16 +177,6 @@ def _end(process: subprocess.Popen[str], deadline: float) -> tuple[str, str]:
     if process.returncode < 0:
         last = f"ended by {signal.Signals(-process.returncode).name} {last}".rstrip()
     return output, last or f"ended with exit code {process.returncode}"
-
-
-def _driver() -> str:
-    """Version of NVIDIA's driver; empty without one."""
-    path = "/proc/driver/nvidia/version"
-    if not os.path.exists(path):
-        return ""
-    with open(path) as file:
-        words = file.readline().split()
-    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
 
 
 def _activate(other: str = "") -> str:

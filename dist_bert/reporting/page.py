@@ -98,6 +98,7 @@ def page(histories: Sequence[RunHistory]) -> str:
         "<h2>Configuration</h2>" if len(histories) == 1 else "<h2>Settings that differ</h2>",
         tables.differences(histories),
         f"<h2>Versions at the latest start</h2>{tables.versions(histories)}",
+        _of_each("Nodes of the latest start", histories, tables.nodes),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

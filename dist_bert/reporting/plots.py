@@ -46,6 +46,7 @@ PANELS = (
     Panel("Tokens per second, all ranks", "throughput/tokens_per_second", tick_format=",.3~s"),
     Panel("MFU", "throughput/mfu", tick_format=".1%"),
     Panel("Share of time waiting for data", "throughput/data_wait_fraction", tick_format=".1%"),
+    Panel("Slowest rank over the median", "ranks/slowest_share"),
     Panel("Peak memory of rank 0 (GiB)", "memory/peak_gib"),
     Panel("Loss scale", "train/loss_scale", is_log=True),
     Panel("Skipped steps so far", "train/skipped_steps"),

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from dist_bert.config import read_json
 from dist_bert.errors import UserError
 from dist_bert.interrupts import INTERRUPTED_NAME
-from dist_bert.run_dir import CONFIG_NAME, METRICS_NAME, PREDICTIONS_NAME, STARTS_NAME
+from dist_bert.run_dir import (
+    CONFIG_NAME,
+    ENVIRONMENT_NAME,
+    METRICS_NAME,
+    PREDICTIONS_NAME,
+    STARTS_NAME,
+)
 
 Columns = dict[str, NDArray[np.float64]]  # metric -> a value a row, NaN where a row has none
 _NAN = float("nan")
@@ -35,6 +41,7 @@ class RunHistory:
         validation: the same of the rows that validations wrote.
         starts: objects of starts.jsonl; None where the file is absent (an older run).
         predictions: objects of predictions.jsonl; empty where the file is absent.
+        nodes: on which the latest start ran, of environment.json; empty where it is absent.
         interruption: why the last start ended early; empty if it did not, or goes on.
         written: when the metrics were last written, in seconds since 1970.
     """
@@ -45,6 +52,7 @@ class RunHistory:
     validation: Columns
     starts: list[dict[str, Any]] | None
     predictions: list[dict[str, Any]]
+    nodes: list[dict[str, Any]]
     interruption: str
     written: float
 
@@ -112,6 +120,7 @@ def read_history(run_dir: str | Path, name: str) -> RunHistory:
         )
     _place(train, validation)
     starts, interruption = folder / STARTS_NAME, folder / INTERRUPTED_NAME
+    environment = folder / ENVIRONMENT_NAME
     return RunHistory(
         name=name,
         config=read_json(folder / CONFIG_NAME),
@@ -119,6 +128,7 @@ def read_history(run_dir: str | Path, name: str) -> RunHistory:
         validation=validation,
         starts=list(_objects(starts)) if starts.exists() else None,
         predictions=list(_objects(folder / PREDICTIONS_NAME)),
+        nodes=read_json(environment)["nodes"] if environment.exists() else [],
         interruption=interruption.read_text("utf-8").strip() if interruption.exists() else "",
         written=os.path.getmtime(folder / METRICS_NAME),
     )

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_bert import environment
 from dist_bert.figures import number
 from dist_bert.reporting.curves import mean_length, spread
 from dist_bert.reporting.run_history import RunHistory, column
 
 MAX_VALIDATION_ROWS = 25
 MAX_PREDICTION_STEPS = 8
+_MAX_HOSTS = 8  # named of those that are alike
 _OWN_KEYS = ("run.output_dir", "versions.")  # differ by nature; have a table of their own
 _START_COLUMNS = {
     "time": "started",
@@ -145,6 +148,38 @@ def versions(histories: Sequence[RunHistory]) -> str:
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[cell(name), *(cell(column.get(name, "")) for column in columns)] for name in names]
     return table(["", *(history.name for history in histories)], rows)
+
+
+def nodes(history: RunHistory) -> str:
+    """The nodes of the latest start, folded: alike ones as one column; what differs above."""
+    if not history.nodes:
+        return "<p>This run does not record its nodes (no environment.json).</p>"
+    columns = []
+    for kind in environment.kinds(history.nodes):
+        hosts = kind.pop("hosts")
+        gpus: Counter[str] = Counter(kind.pop("gpus"))
+        some = ", ".join(hosts[:_MAX_HOSTS])
+        left_out = len(hosts) - _MAX_HOSTS
+        columns.append(
+            {
+                "nodes": f"{len(hosts):,}",
+                "ranks": f"{len(kind.pop('ranks')):,}",
+                "hosts": some + (f" and {left_out:,} more" if left_out > 0 else ""),
+                "gpus": ", ".join(f"{count} x {name}" for name, count in gpus.items()),
+                **{f"${name}": value for name, value in kind.pop("variables").items()},
+                **{name: value or "none" for name, value in kind.items()},
+            }
+        )
+    names = dict.fromkeys(name for column in columns for name in column)
+    order = sorted(names, key=lambda name: name.startswith("$"))
+    rows = [[cell(n), *(cell(column.get(n) or "none") for column in columns)] for n in order]
+    num_ranks = sum(len(node["ranks"]) for node in history.nodes)
+    differing = environment.differences(history.nodes)
+    told = f"<p>They differ: {html.escape('; '.join(differing))}</p>" if differing else ""
+    return (
+        f"{told}<details><summary>{len(history.nodes):,} nodes, {num_ranks:,} ranks</summary>"
+        f"{table(['', *('' for _ in columns)], rows)}</details>"
+    )
 
 
 def _standing(history: RunHistory) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`launch/pretrain.py --check`: finds problems of every kind, all at once, and touches nothing."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -12,19 +13,30 @@ import pytest
 from tests.integration.conftest import BIN, files_of, launcher, run_script, small_disk
 from tests.integration.test_pretrain import write_configs
 
+# As if the second rank's host had another torch.
+ANOTHER_TORCH = """
+import os, runpy
+from dist_bert import ranks
+facts = ranks.facts
+if os.environ["RANK"] == "1":
+    ranks.facts = lambda: {**facts(), "host": "node2", "torch": "2.12.0"}
+runpy.run_path("launch/pretrain.py", run_name="__main__")
+"""
+
 
 def check(
-    folder: Path, shards: Path, *flags: str | Path, ranks: int = 0, **changes: Any
+    folder: Path,
+    shards: Path,
+    *flags: str | Path,
+    ranks: int = 0,
+    script: str | Path = "launch/pretrain.py",
+    **changes: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the check, under the launcher if a number of ranks is given."""
     folder.mkdir(exist_ok=True)
     configs = write_configs(folder, stage=1, precision="fp32", **changes)
-    start = (
-        [*launcher(ranks), "launch/pretrain.py"]
-        if ranks
-        else [BIN / "python", "launch/pretrain.py"]
-    )
-    return run_script(*start, *configs, "--shards", shards, "--check", *flags)
+    start = launcher(ranks) if ranks else [BIN / "python"]
+    return run_script(*start, script, *configs, "--shards", shards, "--check", *flags)
 
 
 def errors(ended: subprocess.CompletedProcess[str]) -> list[str]:
@@ -55,6 +67,7 @@ def test_a_good_run_passes_on_two_ranks_and_stays_as_it_is(
     ended = check(tmp_path / "c", data_set, "--output_dir", unfinished, ranks=2)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for part in (
+        "checked  versions and code of all nodes (1)\n",
         f"checked  {unfinished}/checkpoints/step-000000003\n",
         "checked  2 steps behind step 3: losses ",
         "loaded and compared bit for bit\n",
@@ -149,9 +162,15 @@ def test_a_checkpoint_that_does_not_fit_and_a_section_that_deepspeed_refuses(
     assert files_of(run_dir) == before
 
 
-def test_too_few_samples_for_the_ranks(data_set: Path, tmp_path: Path) -> None:
+def test_too_few_samples_for_the_ranks_and_nodes_that_differ(
+    data_set: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "another_torch.py"
+    script.write_text(ANOTHER_TORCH)
     flags: list[str | Path] = ["--output_dir", tmp_path / "run", "--validation_samples", "1"]
-    (line,) = errors(check(tmp_path / "c", data_set, *flags, ranks=2))
+    differing, line = errors(check(tmp_path / "c", data_set, *flags, ranks=2, script=script))
+    version = importlib.metadata.version("torch")
+    assert differing == f"error: nodes differ: node2: torch 2.12.0, others {version}"
     assert "validation has 1 samples for 2 ranks" in line
 
 

@@ -1,7 +1,10 @@
 """What a user sees of whole runs: the exact lines of two ranks, and a terminal."""
 
 import fcntl
+import importlib.metadata
+import json
 import os
+import platform
 import pty
 import re
 import struct
@@ -9,20 +12,35 @@ import subprocess
 import termios
 from pathlib import Path
 
+import pytest
+
+from dist_bert.code_version import code_fingerprint
+from dist_bert.metrics import read_metrics
 from tests.integration.conftest import BIN, ROOT, environment, launcher
 from tests.integration.test_pretrain import write_configs
 from tests.test_console import Terminal, logged
 
+# Both ranks warn, one of them of something else, too; and that one is slow from step 4 on.
 NOISY = """
-import logging, runpy, warnings
+import logging, os, runpy, time, warnings
+from dist_bert import engine
 from dist_bert.watchdog import Watchdog
-beat = Watchdog.beat
+beat, to_device, rank, step = Watchdog.beat, engine.to_device, os.environ["RANK"], 0
 def noisy_beat(watchdog, doing):
+    global step
     if doing == "in step 2, micro-step 1 of 3":
-        warnings.warn("something is odd")
+        for _ in range(101):
+            logging.getLogger("DeepSpeed").warning("something is odd")
         logging.getLogger("DeepSpeed").info("a banner")
+    if doing == "in step 3, micro-step 1 of 3" and rank == "1":
+        warnings.warn("a rank of its own")
+    step = int(doing.split()[2].strip(",")) if doing.startswith("in step") else step
     beat(watchdog, doing)
-Watchdog.beat = noisy_beat
+def slow_to_device(*arguments):
+    if rank == "1" or step < 4:
+        time.sleep(0.1)
+    return to_device(*arguments)
+Watchdog.beat, engine.to_device = noisy_beat, slow_to_device
 runpy.run_path("launch/pretrain.py", run_name="__main__")
 """
 FIGURE = r"(?:[\d,]+\.\d+(?:e[-+]\d+)?|\d+:\d\d:\d\d|(?<=  )[\d,]+(?= tokens))"
@@ -31,39 +49,95 @@ LOSS = "loss #  mlm_loss #  nsp_loss #  mlm_accuracy #  nsp_accuracy #"
 
 
 def steps(number: int) -> str:
-    return f"step {number}/4  loss # (mlm #, nsp #)  lr #  # tokens/s  MFU #%  # left"
+    return f"step {number}/6  loss # (mlm #, nsp #)  lr #  # tokens/s  MFU #%  # left"
 
 
-def test_the_exact_lines_of_two_ranks(data_set: Path, tmp_path: Path) -> None:
-    script = tmp_path / "noisy.py"
-    script.write_text(NOISY)
-    run_dir = tmp_path / "run"
-    flags = write_configs(tmp_path, stage=2, precision="bf16")
+@pytest.fixture(scope="module")
+def noisy(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder of a run of two ranks, and what it printed on stdout and on stderr."""
+    folder = tmp_path_factory.mktemp("noisy")
+    (folder / "noisy.py").write_text(NOISY)
+    flags = write_configs(folder, stage=2, precision="bf16")
     accelerator = "DS_ACCELERATOR"  # unnamed, so that DeepSpeed warns of what it finds
+    variables = {name: value for name, value in environment().items() if name != accelerator}
     ended = subprocess.run(
-        [*map(str, launcher(2)), str(script), *map(str, flags), "--shards", str(data_set),
-         "--output_dir", str(run_dir), "--num_train_steps", "4", "--log_interval", "2"],
+        [*map(str, launcher(2)), str(folder / "noisy.py"), *map(str, flags),
+         "--shards", str(data_set), "--output_dir", str(folder / "run"),
+         "--num_train_steps", "6", "--log_interval", "1"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        env={name: value for name, value in environment().items() if name != accelerator},
+        env={**variables, "NCCL_DEBUG": "WARN", "SLURM_JWT": "geheim", "HOME_OF": "nobody"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    warning = "warning: something is odd (UserWarning of noisy.py, line 7)"
+    return folder / "run", ended.stdout, ended.stderr
+
+
+ODD = ["warning: something is odd", *(f"warning: something is odd ({n} times)" for n in (10, 100))]
+OWN = "warning: a rank of its own (UserWarning of noisy.py, line 13)"
+SLOW = (
+    f"warning: rank 1 on {platform.node()} is slow: its forward passes took # times the median of"
+    " all ranks, above # for 3 log intervals in a row; all ranks wait for it"
+)
+
+
+def test_the_exact_lines_of_two_ranks(noisy: tuple[Path, str, str]) -> None:
+    run_dir, stdout, stderr = noisy
     expected = [
-        "starting from step 0 of 4: 36 samples a step = 2 ranks x 3 micro-steps x 6, ZeRO 2, bf16,"
+        "starting from step 0 of 6: 36 samples a step = 2 ranks x 3 micro-steps x 6, ZeRO 2, bf16,"
         " on the CPU",
         steps(1),
         f"saved step 1 in {run_dir}/checkpoints",
-        warning,
+        *ODD,
         steps(2),
+        f"rank 1: {OWN}",
+        steps(3),
         steps(4),
-        f"validation at step 4  {LOSS}",
         f"saved step 4 in {run_dir}/checkpoints",
-        "done: 4 steps, 144 samples, TOKENS tokens",
+        steps(5),
+        SLOW,
+        steps(6),
+        f"validation at step 6  {LOSS}",
+        f"saved step 6 in {run_dir}/checkpoints",
+        "done: 6 steps, 216 samples, TOKENS tokens",
     ]
-    told = [line for line in ended.stdout.splitlines() if not LAUNCHER.match(line)]
+    told = [line for line in stdout.splitlines() if not LAUNCHER.match(line)]
     assert [plain(line) for line in told] == expected
-    assert ended.stderr == f"rank 1: {warning}\n"
+    assert stderr == ""
     assert logged(run_dir / "log.txt") == told
+
+
+def test_every_rank_has_its_warnings_in_its_own_file(noisy: tuple[Path, str, str]) -> None:
+    run_dir, *_ = noisy
+    assert [path.name for path in sorted((run_dir / "logs").iterdir())] == [
+        "rank-00000.log",
+        "rank-00001.log",
+    ]
+    for rank, own in enumerate((ODD, [*ODD, OWN])):
+        first, *lines = logged(run_dir / f"logs/rank-{rank:05d}.log")
+        host = f"{platform.node()} "
+        assert first.startswith(f"{host}start of rank {rank} of 2, process ")
+        assert [plain(line.removeprefix(host)) for line in lines] == own
+
+
+def test_the_slow_rank_is_told_by_the_metrics(noisy: tuple[Path, str, str]) -> None:
+    rows = [row for row in read_metrics(noisy[0]) if "train/loss" in row]
+    for row in rows:
+        assert 0 <= row["ranks/worst_data_wait_fraction"] < 1
+        assert 0.03 < row["ranks/median_compute_seconds"] < row["throughput/step_seconds"]
+        if row["step"] > 3:
+            assert row["ranks/slowest_rank"] == 1 and 1.2 < row["ranks/slowest_share"] <= 2
+    assert len(rows) == 6
+
+
+def test_the_environment_is_kept_without_secrets(noisy: tuple[Path, str, str]) -> None:
+    text = (noisy[0] / "environment.json").read_text()
+    (node,) = json.loads(text)["nodes"]
+    assert node["host"] == platform.node() and node["ranks"] == [0, 1]
+    assert node["python"] == platform.python_version()
+    assert node["torch"] == importlib.metadata.version("torch")
+    assert node["code"] == code_fingerprint() and node["kernel"] == platform.release()
+    assert node["variables"]["NCCL_DEBUG"] == "WARN" and node["variables"]["WORLD_SIZE"] == "2"
+    assert "RANK" not in node["variables"], "differs from rank to rank"
+    assert "geheim" not in text and "nobody" not in text
 
 
 def plain(line: str) -> str:

@@ -87,6 +87,9 @@ def test_interrupted_and_broken_runs_equal_an_undisturbed_one(start: Start, tmp_
     assert not marker.exists()
     assert own.splitlines()[-1] == "ValueError: an injected fault" and "rank 1 failed" in own
     assert "error: rank 0: lost another rank" in others and "Traceback" not in others
+    left = [(tmp_path / f"broken/logs/rank-0000{rank}.log").read_text() for rank in (0, 1)]
+    assert left[1].splitlines()[-1] == "ValueError: an injected fault" and "faulty_beat" in left[1]
+    assert " error: rank 0: lost another rank" in left[0] and "Traceback" not in left[0]
     # In a step, which is finished before all stop.
     ended(start("1|in step 12, micro-step 1|SIGUSR1", "broken"), 85, 85)
     assert marker.read_text() == "stopped at step 12 of 14: SIGUSR1\n"
@@ -148,12 +151,14 @@ def test_a_rank_that_vanishes_ends_the_others(start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start) -> None:
+def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start, tmp_path: Path) -> None:
     others, own = ended(start("1|in step 2, micro-step 3|hang", "run"), 1, 1)
     assert (
         'faulty_pretrain.py", line' in own and "in faulty_beat" in own and "in _train_step" in own
     )
     assert "error: rank 1: no progress for" in own
+    left = (tmp_path / "run/logs/rank-00001.log").read_text()
+    assert "in faulty_beat" in left and " error: rank 1: no progress for" in left
     assert "while in step 2, micro-step 3 of 3; the stacks above show where it is" in own
     assert "error: rank 0: lost another rank" in others
 

@@ -99,6 +99,9 @@ def test_killed_and_resumed_equals_never_stopped(
         row["text"] for row in predictions[0][6:]
     ]
     assert_each_step_once(broken, starts_at=[0, 4])
+    names = set(read_metrics(whole)[0])
+    assert "ranks/worst_data_wait_fraction" in names
+    assert ("ranks/slowest_share" in names) == (stage < 3), "forward passes hold collectives"
     weights = []
     for folder in (whole, broken):
         checkpoint = latest_checkpoint(folder)

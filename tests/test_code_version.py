@@ -1,10 +1,13 @@
 """The code that a run was started from: commit and changes of a git checkout, or none."""
 
+import re
 import subprocess
 from pathlib import Path
 
-from dist_bert import run_record
-from dist_bert.run_record import code_version
+import pytest
+
+from dist_bert import code_version as code_version_module
+from dist_bert.code_version import code_fingerprint, code_version, commit_of
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -25,6 +28,7 @@ def make_checkout(folder: Path) -> str:
 def test_commit_and_changes_of_a_checkout(tmp_path: Path) -> None:
     commit = make_checkout(tmp_path / "code")
     assert code_version(tmp_path / "code") == (commit, "")
+    assert commit_of(tmp_path / "code") == commit
     (tmp_path / "code/model.py").write_text("width = 36\n")
     (tmp_path / "code/new.py").write_text("")
     found, changes = code_version(tmp_path / "code")
@@ -34,10 +38,11 @@ def test_commit_and_changes_of_a_checkout(tmp_path: Path) -> None:
 
 
 def test_without_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
-    assert code_version(tmp_path) == (None, "")
+    assert code_version(tmp_path) == (None, "") and commit_of(tmp_path) is None
     make_checkout(tmp_path / "other")
     (tmp_path / "other/site-packages").mkdir()
     assert code_version(tmp_path / "other/site-packages") == (None, "")
+    assert commit_of(tmp_path / "other/site-packages") is None
     (tmp_path / "empty").mkdir()
     git(tmp_path / "empty", "init", "-q")
     assert code_version(tmp_path / "empty") == (None, "")  # nothing is committed
@@ -47,5 +52,22 @@ def test_large_changes_are_cut(tmp_path: Path) -> None:
     make_checkout(tmp_path / "code")
     (tmp_path / "code/model.py").write_text("line\n" * 20_000)
     _, changes = code_version(tmp_path / "code")
-    assert run_record._MAX_DIFF < len(changes) < run_record._MAX_DIFF + 100
+    assert code_version_module._MAX_DIFF < len(changes) < code_version_module._MAX_DIFF + 100
     assert changes.endswith(" characters more\n")
+
+
+def test_the_fingerprint_tells_changed_sources_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_version_module, "__file__", str(tmp_path / "code_version.py"))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/model.py").write_text("width = 24\n")
+    found = [code_fingerprint(), code_fingerprint()]
+    (tmp_path / "notes.txt").write_text("of no importance")
+    found.append(code_fingerprint())
+    assert len(set(found)) == 1 and re.fullmatch("[0-9a-f]{12}", found[0])
+    (tmp_path / "tasks/model.py").write_text("width = 36\n")
+    found.append(code_fingerprint())
+    (tmp_path / "tasks/model.py").rename(tmp_path / "model.py")
+    found.append(code_fingerprint())
+    assert len(set(found)) == 3
