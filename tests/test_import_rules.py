@@ -19,12 +19,12 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
-        ("agreement", "cli", "config", "console", "guard", "heartbeat", "masking"),
+        ("agreement", "cli", "config", "console", "guard", "heartbeat", "masking", "origin"),
         ("pictures", "prefetch", "run_dir", "text_batches", "watchdog"),
         ("diagnosis", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
-        ("model_card", "reporting", "weight_source"),
-        ("tokenizer", "reader", "hf_names", "checkpoint_files", "layer_states"),
-        ("hf_tokenizer",),
+        ("model_card", "reporting", "shard_cache", "weight_source"),
+        ("tokenizer", "shard_source", "hf_names", "checkpoint_files", "layer_states"),
+        ("hf_tokenizer", "reader"),
         ("data",),
         ("deepspeed_config",),
         ("inference", "fragments", "planning"),
@@ -58,12 +58,15 @@ SHARED = {
     "hashing",
     "masking",
     "shard_format",
+    "shard_source",
     "tokenizer",
     "tokenizer_config",
 }
 # Third party -> the modules that may know it.
 HOMES = {
+    "aiohttp": {"dist_bert.origin"},
     "deepspeed": {"dist_bert.engine", "dist_bert.fragments"},
+    "fsspec": {"dist_bert.origin"},
     "ftfy": {"data_prep.quality"},
     "matplotlib": {"dist_bert.pictures"},
     "mpi4py": {"data_prep.workers"},
