@@ -87,7 +87,7 @@ class ShardSource:
         self.evicts = self.is_cached and local_cache_gib > 0
         if self.is_cached:
             self._origin = Origin(place)
-            self._max_bytes = int(local_cache_gib * _GIB)
+            self._max_bytes = round(local_cache_gib * _GIB)
             folder = Path(os.path.expandvars(local_cache)).expanduser()
             self._cache = ShardCache(self._origin, folder, self._max_bytes)
         elif is_url(place):
