@@ -62,8 +62,8 @@ class ShardCache:
         self._origin = origin
         self._max_bytes = max_bytes
         self._expected: list[ShardRecord] = []
-        self._mutex = threading.Lock()  # of the next two
-        self._is_fetching_ahead = False
+        self._thread: threading.Thread | None = None  # while shards are fetched ahead
+        self._mutex = threading.Lock()  # of these two
         with self._names_folder():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".lock").touch()
@@ -114,9 +114,19 @@ class ShardCache:
                 missing.append(record)
         with self._mutex:
             self._expected = missing
-            if self._expected and not self._is_fetching_ahead:
-                self._is_fetching_ahead = True
-                threading.Thread(target=self._fetch_ahead, name="shards", daemon=True).start()
+            if self._expected and self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._fetch_ahead, name="shards", daemon=True
+                )
+                self._thread.start()
+
+    def close(self) -> None:
+        """Ends fetching ahead, when the shard that is being fetched is there."""
+        with self._mutex:
+            self._expected = []
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def missing_bytes(self, records: Sequence[ShardRecord]) -> int:
         """Size of those shards of which there is no copy."""
@@ -240,7 +250,7 @@ class ShardCache:
         while True:
             with self._mutex:
                 if not self._expected:
-                    self._is_fetching_ahead = False
+                    self._thread = None
                     return
                 record = self._expected.pop(0)
             try:

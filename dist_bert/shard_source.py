@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_bert import files
-from dist_bert.errors import UserError
+from dist_bert.errors import NodeError, UserError
 from dist_bert.origin import MissingFileError, Origin, OriginError, is_url
 from dist_bert.shard_cache import ShardCache
 from dist_bert.shard_format import (
@@ -88,8 +88,10 @@ class ShardSource:
         if self.is_cached:
             self._origin = Origin(place)
             self._max_bytes = round(local_cache_gib * _GIB)
-            folder = Path(os.path.expandvars(local_cache)).expanduser()
-            self._cache = ShardCache(self._origin, folder, self._max_bytes)
+            folder = os.path.expandvars(local_cache)
+            if "$" in folder:
+                raise NodeError(f"--local_cache {local_cache}: a variable in it is not set here")
+            self._cache = ShardCache(self._origin, Path(folder).expanduser(), self._max_bytes)
         elif is_url(place):
             raise UserError(
                 f"--shards {place}: give --local_cache DIR, a folder on a local disk of every node;"
@@ -157,6 +159,11 @@ class ShardSource:
         """Tells which shards will be opened next, in this order."""
         if self.is_cached:
             self._cache.expect(records)
+
+    def close(self) -> None:
+        """Ends what goes on in the background."""
+        if self.is_cached:
+            self._cache.close()
 
     def discard(self, file: ShardFile) -> None:
         """Removes a damaged copy from the cache, so that it is fetched again."""

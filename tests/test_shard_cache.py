@@ -506,6 +506,8 @@ def test_a_disk_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--local_cache .*/file/cache: cannot be used \(Not a dir"):
         ShardSource(data_set.folder, str(tmp_path / "file/cache"))
+    with pytest.raises(UserError, match=r"--local_cache \$NO_SUCH/cache: a variable in it is not"):
+        ShardSource(data_set.folder, "$NO_SUCH/cache")
 
 
 # --- before anything is fetched

@@ -98,6 +98,7 @@ def _measure(
             time.sleep(max(0.0, pause - step_waited))
         seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
         batches.close()
+        source.close()
     count = num_steps * size
     return count / seconds, count / cpu_seconds, waited / seconds
 
