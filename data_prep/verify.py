@@ -16,7 +16,8 @@ from data_prep.samples import SampleStatistics, measure
 from dist_bert import files
 from dist_bert.errors import UserError
 from dist_bert.masking import NUM_SPECIAL_IDS, restore
-from dist_bert.shard_format import SPLITS, TOKENIZER_NAME, Manifest, ShardFile
+from dist_bert.shard_format import SPLITS, Manifest
+from dist_bert.shard_source import ShardSource
 from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 Block = dict[str, NDArray[Any]]
@@ -24,18 +25,19 @@ Block = dict[str, NDArray[Any]]
 _LABELS = {"nsp": ("true next", "random next"), "sop": ("in order", "swapped")}
 
 
-def verify(folder: str | Path, report: Callable[[str], None]) -> Manifest:
+def verify(place: str | Path | ShardSource, report: Callable[[str], None]) -> Manifest:
     """Checks a whole data set.
 
     Args:
-        folder: of the data set.
+        place: its folder, or where its files come from.
         report: is told of every shard that is right.
 
     Raises:
         UserError: the first thing that is wrong, with shard, block and sample.
     """
-    manifest = Manifest.load(folder)
-    tokenizer = Path(folder) / TOKENIZER_NAME
+    source = ShardSource.of(place)
+    manifest = source.manifest()
+    tokenizer = source.tokenizer_path(manifest)
     if not tokenizer.exists() or (
         files.sha256_of_file(tokenizer) != manifest.tokenizer["fingerprint"]
     ):
@@ -44,7 +46,7 @@ def verify(folder: str | Path, report: Callable[[str], None]) -> Manifest:
     for split in reversed(SPLITS):
         statistics = SampleStatistics()
         for shard in manifest.splits[split]:
-            file = ShardFile(folder, shard, manifest.field_types)
+            file = source.open(shard, manifest.field_types)
             for index in range(len(shard.blocks)):
                 block = file.block(index)  # its crc32 is checked here
                 where = f"{file.path}: block {index}"
@@ -60,17 +62,18 @@ def verify(folder: str | Path, report: Callable[[str], None]) -> Manifest:
                     " prepare this shard again"
                 )
             report(f"{shard.file}  {shard.num_samples:,} samples in {len(shard.blocks)} blocks")
-        _check_statistics(f"{folder}: {split}", statistics, manifest.statistics[split])
+        _check_statistics(f"{source.place}: {split}", statistics, manifest.statistics[split])
     return manifest
 
 
-def show(folder: str | Path, count: int) -> Iterator[str]:
+def show(place: str | Path | ShardSource, count: int) -> Iterator[str]:
     """The first training samples as text: masked, with the answers and the pair's label."""
-    manifest = Manifest.load(folder)
+    source = ShardSource.of(place)
+    manifest = source.manifest()
     labels = _LABELS.get(manifest.config["pair_objective"])
-    tokenizer = Tokenizer(Path(folder) / TOKENIZER_NAME)
+    tokenizer = Tokenizer(source.tokenizer_path(manifest))
     for shard in manifest.splits["train"]:
-        file = ShardFile(folder, shard, manifest.field_types)
+        file = source.open(shard, manifest.field_types)
         for index in range(len(shard.blocks)):
             block = file.block(index)
             for row in range(min(count, shard.blocks[index].num_samples)):

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from dist_bert.errors import UserError
+from dist_bert.errors import NodeError, UserError
 
 USER_ERROR_EXIT_CODE = 2
 
@@ -43,19 +43,44 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(USER_ERROR_EXIT_CODE)
 
 
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what pretraining's settings of the same names are, for scripts that only read shards."""
+    parser.add_argument(
+        "--local_cache",
+        metavar="DIR",
+        default="",
+        help="folder on a local disk for copies of the shards: for URLs and slow file systems",
+    )
+    parser.add_argument(
+        "--local_cache_gib",
+        type=_gib,
+        default=0.0,
+        metavar="GIB",
+        help="most that all copies in it take together; 0 = no limit (default)",
+    )
+
+
+def _gib(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
+    return value
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> NoReturn:
     """Runs a script's main function and exits: 0, its own code, or 2 and a line for a `UserError`.
 
-    Every rank of a launch sees the same mistake, so only the first one tells it.
+    Every rank of a launch sees the same mistake, so only the first one tells it, but for a
+    `NodeError`.
     """
     try:
         code = main(arguments)
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
-        elif is_first_rank():
+        elif is_first_rank() or isinstance(error, NodeError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = USER_ERROR_EXIT_CODE
     raise SystemExit(code or 0)

@@ -95,7 +95,18 @@ class ModelConfig:
 class RunConfig:
     """One pretraining run. Defaults are BERT's published recipe (Devlin et al. 2019, A.2)."""
 
-    shards: str = setting("data/shards", "folder of prepared shards (has a manifest.json)")
+    shards: str = setting(
+        "data/shards",
+        "folder of prepared shards (has a manifest.json), or its URL: s3://, gs://, https://, ...",
+    )
+    local_cache: str = setting(
+        "",
+        "folder on a local disk of every node for copies of the shards, which its ranks share: for"
+        " URLs and slow file systems; $NAME in it is the node's; empty = none",
+    )
+    local_cache_gib: float = setting(
+        0.0, "most that all copies in local_cache take together; 0 = no limit"
+    )
     output_dir: str = setting("runs/pretrain", "folder for checkpoints, metrics and TensorBoard")
     num_train_steps: int = setting(1_000_000, "optimizer steps in the whole run")
     warmup_steps: int = setting(10_000, "optimizer steps over which the lr rises linearly from 0")
@@ -175,6 +186,7 @@ class RunConfig:
                 ("watchdog_minutes", 0),
                 ("heartbeat_seconds", 0),
                 ("max_skipped_steps", 1),
+                ("local_cache_gib", 0),
             )
             if getattr(self, name) < least
         ]
@@ -194,6 +206,8 @@ class RunConfig:
             problems.append(f"min_lr_ratio = {self.min_lr_ratio}: must be 0 to 1")
         if self.extend_positions and not self.init_from:
             problems.append("extend_positions = True: does nothing without init_from")
+        if self.local_cache_gib and not self.local_cache:
+            problems.append("local_cache_gib: does nothing without local_cache")
         raise_all("run", problems)
 
 

@@ -35,6 +35,7 @@ LENGTH_MULTIPLE = 8  # of max_seqlen
 NO_LABEL = -100  # of a masked position that is none, of a sample without B; losses leave it out
 
 WINDOW_BLOCKS = 64  # blocks whose samples are mixed: 65,536 samples, 25 MB at length 128
+AHEAD_WINDOWS = 4  # of which a cache fetches the shards, the one that is read now included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,19 @@ class SampleOrder:
             start += count
         epochs, blocks, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
         return epochs, blocks, rows
+
+    def blocks_near(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The blocks whose windows hold positions [start, stop) of the stream, in their order."""
+        parts = []
+        while start < stop:
+            epoch, position = divmod(start, self.num_samples)
+            blocks, starts = self._epoch_blocks(epoch)
+            end = min(position + stop - start, self.num_samples)
+            ends = np.searchsorted(starts, (position, end - 1), "right") - 1
+            first, last = ends // WINDOW_BLOCKS * WINDOW_BLOCKS
+            parts.append(blocks[first : last + WINDOW_BLOCKS])
+            start += end - position
+        return np.concatenate(parts)
 
     def _permute_blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's order of all blocks, and the position at which each begins (and the end)."""
@@ -305,6 +319,9 @@ def _windows(
     memories: list[Memory] = [{}, {}, {}]  # one window is in use, one waits and one is made
     for memory in itertools.cycle(memories):
         stop_sample = start_sample + num_steps * size
+        reader.expect(
+            order.blocks_near(start_sample, start_sample + AHEAD_WINDOWS * num_steps * size)
+        )
         epochs, blocks, rows = order.locate(start_sample, stop_sample)
         counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
         num_tokens = counts["num_tokens"].reshape(num_steps, size).astype(np.int64)

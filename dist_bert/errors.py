@@ -7,3 +7,10 @@ class UserError(ValueError):
     The message has the name as typed, the value, the rule and the remedy, in one line. Scripts
     print it without a traceback and exit with code 2 (see `dist_bert.cli`).
     """
+
+
+class NodeError(UserError):
+    """A mistake, or an outage, that other nodes of a job may not meet.
+
+    Shown by every rank that meets it, and it ends the job: the others may wait for this rank.
+    """

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dist_bert.confidence import Estimate, estimate_ratio
+from dist_bert.config import raise_all
 from dist_bert.data import NO_LABEL, piece_counts, unpad
 from dist_bert.errors import UserError
 from dist_bert.inference import DTYPES, TrainedRun, to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import Columns, SampleReader
-from dist_bert.shard_format import Manifest
+from dist_bert.shard_source import ShardSource, bytes_of_first
 from dist_bert.tokenizer import MASK_ID
 
 _BATCH_SAMPLES = 64
@@ -106,7 +107,7 @@ class Evaluation:
         }
 
 
-def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evaluation:
+def evaluate(run: TrainedRun, shards: str | Path | ShardSource, max_samples: int = 0) -> Evaluation:
     """Scores a run on a data set's validation split, in the precision of its training.
 
     Where a process group has been started, it is called by all ranks together: each scores its
@@ -114,7 +115,7 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
 
     Args:
         run: what to score.
-        shards: folder of the data set.
+        shards: the data set: its folder, or where its files come from.
         max_samples: samples that are used, the first ones; 0 = all.
 
     Raises:
@@ -124,13 +125,16 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
     if max_samples < 0:
         raise UserError(f"--max_samples {max_samples}: must be at least 0; 0 = all samples")
     run.require_mlm_head()
-    manifest = Manifest.load(shards)
+    source = ShardSource.of(shards)
+    manifest = source.manifest()
     if manifest.tokenizer["fingerprint"] != run.tokenizer.fingerprint:
         raise UserError(
-            f"--shards {shards}: were made with another tokenizer than the run's"
+            f"--shards {source.place}: were made with another tokenizer than the run's"
             f" {run.tokenizer.path}; prepare them with that one"
         )
-    reader = SampleReader(shards, manifest, "validation")
+    at_once = bytes_of_first(manifest.splits["validation"], max_samples)
+    raise_all("evaluation", source.room_problems(manifest, at_once))
+    reader = SampleReader(source, manifest, "validation")
     blocks, rows = _first_samples(reader, max_samples)
     model = copy.deepcopy(run.model).to(DTYPES[run.precision])
     own = [score(model, columns, run.device) for columns in _own_batches(reader, blocks, rows)]
@@ -138,7 +142,7 @@ def evaluate(run: TrainedRun, shards: str | Path, max_samples: int = 0) -> Evalu
     stored = reader.gather(blocks, rows, ("masked_lm_labels", "num_masked"))
     is_label = np.arange(stored["masked_lm_labels"].shape[1]) < stored["num_masked"][:, None]
     counts = piece_counts(
-        SampleReader(shards, manifest, "train"), run.tokenizer.vocab_size, _MAX_BASELINE_BLOCKS
+        SampleReader(source, manifest, "train"), run.tokenizer.vocab_size, _MAX_BASELINE_BLOCKS
     )
     unigram_loss, majority_accuracy = unigram_baseline(counts, stored["masked_lm_labels"][is_label])
     has_pairs = reader.has_pairs and not run.missing_heads

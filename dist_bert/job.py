@@ -6,16 +6,19 @@ No torch here, so `--dry_run` and every refusal come at once. Not for: running i
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
+from dist_bert.data import AHEAD_WINDOWS, WINDOW_BLOCKS
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.errors import UserError
 from dist_bert.run_dir import latest_checkpoint, step_of
-from dist_bert.shard_format import TOKENIZER_NAME, Manifest
+from dist_bert.shard_format import Manifest
+from dist_bert.shard_source import ShardSource, bytes_of_first, most_bytes
 from dist_bert.weight_source import WeightSource
 
 T = TypeVar("T")
@@ -58,12 +61,13 @@ class PretrainingJob:
     model: ModelConfig
     run: RunConfig
     deepspeed: DeepSpeedConfig
+    source: ShardSource
     manifest: Manifest
 
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer that made the shards."""
-        return Path(self.run.shards) / TOKENIZER_NAME
+        return self.source.tokenizer_path(self.manifest)
 
     def resolved(self) -> dict[str, Any]:
         """What `--dry_run` prints and the run's `config.json` keeps."""
@@ -142,7 +146,11 @@ class PretrainingJob:
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
                 " of what would be compiled"
             )
-        path = self.tokenizer_path
+        problems += self.source.room_problems(self.manifest, self._most_bytes_at_once())
+        try:
+            path = self.tokenizer_path
+        except UserError as error:  # of a URL
+            return [*problems, str(error)]
         if not path.exists():
             problems.append(f"{path} is missing: prepare the shards again")
         elif files.sha256_of_file(path) != self.manifest.tokenizer["fingerprint"]:
@@ -152,12 +160,27 @@ class PretrainingJob:
             )
         return problems
 
+    def _most_bytes_at_once(self) -> int:
+        """Shards that the ranks of a node use or expect at the same time, and the held-out ones."""
+        training, held_out = self.manifest.splits["train"], self.manifest.splits["validation"]
+        num_blocks = sum(len(record.blocks) for record in training)
+        num_samples = sum(record.num_samples for record in training)
+        batch_blocks = (
+            self.deepspeed.batch_shape.global_batch_size * num_blocks / (num_samples or 1)
+        )
+        window = max(WINDOW_BLOCKS, math.ceil(batch_blocks))
+        # One window more for ranks that are behind, one for the ends of those that are cut.
+        return most_bytes(training, (AHEAD_WINDOWS + 2) * window) + bytes_of_first(
+            held_out, self.run.validation_samples
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
     """What a command line of launch/pretrain.py amounts to; what is wrong is None and a problem."""
 
     run: RunConfig | None
+    source: ShardSource | None
     manifest: Manifest | None
     job: PretrainingJob | None
     problems: list[str]
@@ -179,12 +202,16 @@ class Examination:
             lambda: resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         )
         deepspeed = attempt(lambda: DeepSpeedConfig.load(arguments.deepspeed_config, world_size))
-        manifest = attempt(lambda: Manifest.load(run.shards)) if run else None
+        source = None
+        if run:
+            place = (run.shards, run.local_cache, run.local_cache_gib)
+            source = attempt(lambda: ShardSource(*place))
+        manifest = attempt(source.manifest) if source else None
         job = None
-        if run and model and deepspeed and manifest:
-            job = PretrainingJob(model, run, deepspeed, manifest)
+        if run and model and deepspeed and source and manifest:
+            job = PretrainingJob(model, run, deepspeed, source, manifest)
             attempt(lambda: raise_all("pretraining", job.problems()))
-        return cls(run, manifest, job, problems)
+        return cls(run, source, manifest, job, problems)
 
     def require_job(self) -> PretrainingJob:
         """The job.

@@ -24,7 +24,6 @@ from dist_bert.job import Examination, PretrainingJob
 from dist_bert.ranks import gather_environment, gather_warnings
 from dist_bert.reader import SampleReader
 from dist_bert.rehearsal import Rehearsal
-from dist_bert.shard_format import Manifest, ShardFile
 from dist_bert.tokenizer import Tokenizer
 from dist_bert.watchdog import Watchdog
 
@@ -51,9 +50,10 @@ def check(found: Examination, console: Console) -> int:
         console.say(f"checked  versions and code of all nodes ({len(of_nodes):,})")
         differing = _told([f"nodes differ: {text}" for text in differences(of_nodes)])
         problems = _told(found.problems)
-        if run is not None and found.manifest is not None:
+        if found.source is not None and found.manifest is not None:
             watchdog.beat("opening the shards")
-            problems += _told(_of_all_ranks(_shard_problems(run.shards, found.manifest)))
+            own = found.source.problems(found.manifest, dist.get_rank(), dist.get_world_size())
+            problems += _told(_of_all_ranks(own))
             num_shards = sum(map(len, found.manifest.splits.values()))
             console.say(f"checked  {num_shards} shards: sizes and first blocks")
         if job is not None and not problems:
@@ -105,33 +105,17 @@ def _problem_of(work: Callable[[], Any]) -> list[str]:
     return []
 
 
-def _shard_problems(folder: str, manifest: Manifest) -> list[str]:
-    """Of all shards, as this rank's host sees them; their first blocks are shared out."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    records = [record for split in manifest.splits.values() for record in split]
-    problems = []
-    for number, record in enumerate(records):
-
-        def look(record: Any = record, is_own: bool = number % world_size == rank) -> None:
-            shard = ShardFile(folder, record, manifest.field_types)
-            if is_own and record.blocks:
-                shard.block(0)
-
-        problems += _problem_of(look)
-    return problems
-
-
 def _start_problems(job: PretrainingJob) -> list[str]:
     """What a start would refuse once it has torch: device, splits, tokenizer."""
     run, shape = job.run, job.deepspeed.batch_shape
 
     def open_held_out() -> None:
-        held_out = SampleReader(run.shards, job.manifest, "validation")
+        held_out = SampleReader(job.source, job.manifest, "validation")
         count_validation_samples(held_out, shape.world_size, run.validation_samples)
 
     return [
         *_problem_of(lambda: job.check_device(torch.cuda.is_available())),
-        *_problem_of(lambda: SampleReader(run.shards, job.manifest, "train")),
+        *_problem_of(lambda: SampleReader(job.source, job.manifest, "train")),
         *_problem_of(open_held_out),
         *_problem_of(lambda: Tokenizer(job.tokenizer_path)),
     ]

@@ -38,12 +38,13 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
     """
     run = job.run
     job.check_device(torch.cuda.is_available())
-    training = SampleReader(run.shards, job.manifest, "train")
-    held_out = SampleReader(run.shards, job.manifest, "validation")
+    training = SampleReader(job.source, job.manifest, "train")
+    held_out = SampleReader(job.source, job.manifest, "validation")
     world_size = job.deepspeed.batch_shape.world_size
     count_validation_samples(held_out, world_size, run.validation_samples)  # now, not at step 1,000
 
     def body(watchdog: Watchdog) -> int:
+        training.beat = held_out.beat = watchdog.beat
         watchdog.beat("making model and engine")
         work = _work(job, training, held_out, console.say)
         if train_run(job, work, interrupts, console, watchdog):

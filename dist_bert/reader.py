@@ -4,7 +4,7 @@ Not for: the order in which training reads them (`dist_bert.data`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_bert.errors import UserError
-from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardFile
+from dist_bert.shard_format import FIELD_SHAPES, DamagedBlockError, Manifest, ShardFile
+from dist_bert.shard_source import ShardSource
 
 Columns = dict[str, NDArray[Any]]
 Memory = dict[str, NDArray[np.uint8]]  # of columns: new pages would cost as much as filling them
@@ -27,21 +28,33 @@ class SampleReader:
         shard_of_block: the shard of each.
         block_sizes: samples of each.
         has_pairs: whether samples have a segment B, so that there is a next-sentence loss.
+        beat: told of every sign of progress while a shard that is needed now is fetched; to be set.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
-        """Maps every shard of the split.
+    def __init__(
+        self,
+        place: str | Path | ShardSource,
+        manifest: Manifest,
+        split: str,
+    ) -> None:
+        """Maps every shard of the split, or through a cache those in use when they are.
+
+        Args:
+            place: the data set: its folder, or where its files come from.
+            manifest: of the data set.
+            split: one of `SPLITS`.
 
         Raises:
             UserError: the split is empty, or a shard is missing or has another size.
         """
-        shards = manifest.splits[split]
+        self._source = ShardSource.of(place)
+        self._shards = shards = manifest.splits[split]
         if not any(shard.num_samples for shard in shards):
             raise UserError(
-                f"{folder}: has no {split} samples; prepare it from more text"
+                f"{self._source.place}: has no {split} samples; prepare it from more text"
                 " (or with another validation_share)"
             )
-        self._files = [ShardFile(folder, shard, manifest.field_types) for shard in shards]
+        self.beat: Callable[[str], None] = lambda doing: None
         self._types = manifest.field_types
         self.has_pairs = manifest.config["pair_objective"] != "none"
         self.blocks = [block for shard in shards for block in shard.blocks]
@@ -50,12 +63,21 @@ class SampleReader:
         self._first_block = np.searchsorted(self.shard_of_block, np.arange(len(shards)))
         self._first_sample = np.cumsum(self.block_sizes) - self.block_sizes
         self.num_samples = int(self.block_sizes.sum())
+        self._files: dict[int, ShardFile] = {}  # shard -> its file, as long as it is mapped
+        if not self._source.is_cached:
+            self._files = {number: self._open(number) for number in range(len(shards))}
 
     def sample_numbers(
         self, blocks: NDArray[np.integer], rows: NDArray[np.integer]
     ) -> NDArray[np.int64]:
         """The samples' numbers in the data set's order of rest: what names a sample in hashes."""
         return self._first_sample[blocks] + rows
+
+    def expect(self, blocks: NDArray[np.integer]) -> None:
+        """Tells which blocks will be read next, in this order, so that a cache is ahead."""
+        if self._source.is_cached:
+            shards = dict.fromkeys(self.shard_of_block[blocks].tolist())
+            self._source.expect([self._shards[shard] for shard in shards])
 
     def gather(
         self,
@@ -88,6 +110,9 @@ class SampleReader:
             is.
         """
         used = np.unique(blocks)
+        if self._source.evicts:  # but nothing that is mapped
+            shards = set(self.shard_of_block[used].tolist())
+            self._files = {shard: file for shard, file in self._files.items() if shard in shards}
         run = np.searchsorted(used, blocks).astype(np.uint16)  # sorted by radix: 10 times as fast
         assert used.size <= 1 << 16
         order = np.argsort(run, kind="stable")
@@ -111,8 +136,21 @@ class SampleReader:
         return columns, order
 
     def _block(self, block: int) -> Columns:
-        shard = self.shard_of_block[block]
-        return self._files[shard].block(block - int(self._first_block[shard]))
+        shard = int(self.shard_of_block[block])
+        index = block - int(self._first_block[shard])
+        if shard not in self._files:
+            self._files[shard] = self._open(shard)
+        try:
+            return self._files[shard].block(index)
+        except DamagedBlockError:
+            if not self._source.is_cached:
+                raise
+        self._source.discard(self._files.pop(shard))  # the copy has changed since it was fetched
+        self._files[shard] = self._open(shard)
+        return self._files[shard].block(index)
+
+    def _open(self, shard: int) -> ShardFile:
+        return self._source.open(self._shards[shard], self._types, self.beat)
 
 
 def inverse(order: NDArray[np.integer]) -> NDArray[np.intp]:

@@ -67,7 +67,8 @@ class Rehearsal:
         """
         job = self._job
         self._beat("making model and engine")
-        training = SampleReader(job.run.shards, job.manifest, "train")
+        training = SampleReader(job.source, job.manifest, "train")
+        training.beat = self._beat
         try:
             self._engine = _new_engine(job, new_model(job, training, self._say))
             if may_resume:
@@ -137,7 +138,8 @@ class Rehearsal:
     def _validate_once(self) -> list[str]:
         """One batch of a validation, and the fixed sentences."""
         run, shape = self._job.run, self._job.deepspeed.batch_shape
-        held_out = SampleReader(run.shards, self._job.manifest, "validation")
+        held_out = SampleReader(self._job.source, self._job.manifest, "validation")
+        held_out.beat = self._beat
         self._beat("validating")
         batches = validation_batches(held_out, shape, dist.get_rank(), run.validation_samples)
         start = time.perf_counter()

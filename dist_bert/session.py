@@ -26,9 +26,15 @@ from dist_bert.engine import (
     train,
     validation_is_due,
 )
-from dist_bert.errors import UserError
+from dist_bert.errors import NodeError, UserError
 from dist_bert.heartbeat import Heartbeat
-from dist_bert.interrupts import INTERRUPTED_NAME, REASONS, Interrupts, end_with_error
+from dist_bert.interrupts import (
+    INTERRUPTED_NAME,
+    REASONS,
+    Interrupts,
+    end_at_once,
+    end_with_error,
+)
 from dist_bert.job import Job
 from dist_bert.metrics import read_metrics
 from dist_bert.predictions import Prediction
@@ -103,6 +109,8 @@ def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int
     except UserError as error:  # raised by all ranks together; after any other one peers may hang
         console.note_mistake(error)
         console.close()
+        if isinstance(error, NodeError):
+            end_at_once(str(error))
         watchdog.stop()
         if heartbeat is not None:
             heartbeat.stop()

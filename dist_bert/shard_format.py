@@ -14,11 +14,12 @@ import io
 import json
 import math
 import mmap
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,11 @@ class ShardRecord:
     num_samples: int
     blocks: tuple[BlockRecord, ...]
 
+    def block_bounds(self, index: int) -> tuple[int, int]:
+        """Where a block begins and ends in the file; the last one ends before the tar's end."""
+        starts = [*(block.offset for block in self.blocks), self.bytes - 2 * _TAR_UNIT]
+        return starts[index], starts[index + 1]
+
     def to_json(self) -> dict[str, Any]:
         """JSON object; a block is a row of its five numbers, because there can be millions."""
         return {
@@ -173,17 +179,23 @@ class Manifest:
                 " `make quickstart` or `mpiexec -n 2 python -m mpi4py launch/prepare_shards.py"
                 f" --input TEXT... --tokenizer FILE --output_dir {folder}`"
             )
-        value = read_json(path)
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], path: str | Path) -> "Manifest":
+        """Takes what `manifest.json` holds; `path` names it in errors.
+
+        Raises:
+            UserError: it is of another format version.
+        """
         if value.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{path}: format_version = {value.get('format_version')}, this program reads"
                 f" {FORMAT_VERSION}; prepare the shards again"
             )
-        del value["config_fingerprint"]
-        splits = {
-            s: tuple(map(ShardRecord.from_json, rows)) for s, rows in value.pop("splits").items()
-        }
-        return cls(**value, splits=splits)
+        splits = {s: tuple(map(ShardRecord.from_json, rows)) for s, rows in value["splits"].items()}
+        others = value.keys() - {"config_fingerprint", "splits"}
+        return cls(**{name: value[name] for name in others}, splits=splits)
 
 
 def member_bytes(array: NDArray[Any]) -> bytes:
@@ -241,24 +253,47 @@ def _tar_member(name: str, data: bytes) -> bytes:
     return header + data + bytes(-len(data) % _TAR_UNIT)
 
 
-class ShardFile:
-    """A shard mapped into memory; blocks come out as read-only views, checked once each."""
+class DamagedBlockError(UserError):
+    """The bytes of a block are not those that were written."""
 
-    def __init__(self, folder: str | Path, record: ShardRecord, types: FieldTypes) -> None:
+
+class ShardFile:
+    """A shard mapped into memory; blocks come out as read-only views, checked once each.
+
+    Attributes:
+        path: of the file.
+        record: of the shard.
+        inode: number of the mapped file, whatever has become of its path.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        record: ShardRecord,
+        types: FieldTypes,
+        file: IO[bytes] | None = None,
+    ) -> None:
         """Maps the file.
+
+        Args:
+            folder: of the data set.
+            record: of the shard.
+            types: of the data set.
+            file: the shard, open, if it lies elsewhere; the map keeps its lock until it is gone.
 
         Raises:
             UserError: the file is missing or has another size than the manifest says.
         """
-        self.path = Path(folder) / record.file
+        self.path = Path(file.name if file else Path(folder) / record.file)
         self.record = record
         self._types = types
         self._checked: set[int] = set()
         try:
-            size = self.path.stat().st_size
-            if size == record.bytes:
-                with open(self.path, "rb") as file:
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with file or open(self.path, "rb") as opened:
+                status = os.fstat(opened.fileno())
+                self.inode, size = status.st_ino, status.st_size
+                if size == record.bytes:
+                    self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be read ({error.strerror}); prepare the shards again"
@@ -273,7 +308,7 @@ class ShardFile:
         """The fields of one block, as views of the mapped file; its crc32 is checked once.
 
         Raises:
-            UserError: the bytes are not those that were written.
+            DamagedBlockError: the bytes are not those that were written.
         """
         record = self.record.blocks[index]
         views = {}
@@ -288,7 +323,7 @@ class ShardFile:
         if index not in self._checked:
             view = memoryview(self._map)[record.offset : position]
             if zlib.crc32(view) != record.crc32:
-                raise UserError(
+                raise DamagedBlockError(
                     f"{self.path}: block {index} is damaged (crc32 differs from the manifest);"
                     " prepare this shard again"
                 )

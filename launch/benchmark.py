@@ -2,6 +2,7 @@
 
 python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
 deepspeed launch/benchmark.py train --shards data/shards --json figures.json
+python launch/benchmark.py sources --shards data/shards --json figures.json
 """
 
 import argparse
@@ -30,6 +31,13 @@ Ours, also with compiled layers or without DeepSpeed (plain_torch, on one rank),
 BertForPreTraining, padded as its samples come or sorted by length as ours are, take turns on one
 global batch, in the precision and with the optimizer of the DeepSpeed JSON. Then: where the time of
 our step goes, and how long training would wait for data at 10,000 samples a second and rank.
+"""
+_SOURCES = """Measures training's data path on shards that lie elsewhere.
+
+On one rank, an epoch of micro-batches (at most 200,000 samples) from the folder, through an empty
+and a full cache, and from an HTTP server on this machine: at full speed, and how long a training
+would wait at 10,000 samples a second. Needs room for the data set in a temporary folder (TMPDIR
+names its place).
 """
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 # Arguments that are no settings.
@@ -155,6 +163,24 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def sources(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of shards that lie elsewhere: table -> row -> column -> figure."""
+    from dist_bert.benchmarks.sources import compare_sources
+    from dist_bert.shard_format import Manifest
+
+    records = Manifest.load(arguments.shards).splits["train"]
+    num_bytes = sum(record.bytes for record in records)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        rows = compare_sources(
+            Path(arguments.shards),
+            Path(name),
+            samples_per_second=_LOADER_RATE,
+            rounds=arguments.rounds,
+            report=_say,
+        )
+    return {f"{len(records)} shards, {num_bytes / 1e6:.1f} MB": rows}
+
+
 def _say(text: str) -> None:
     if is_first_rank():
         print(text, flush=True)
@@ -227,6 +253,13 @@ if __name__ == "__main__":
         help="measure the largest rate of matrix products on this device, and compare with it",
     )
     add_flags(command, ModelConfig)
+    _add_common(command)
+    command = commands.add_parser("sources", description=_SOURCES, help="shards elsewhere")
+    command.set_defaults(measure=sources)
+    command.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
+    command.add_argument(
+        "--rounds", type=_count, default=3, help="of which the best counts (default: 3)"
+    )
     _add_common(command)
     arguments, unknown = parser.parse_known_args()
     if unknown:

@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.cli import Parser, add_cache_flags, is_first_rank, run
 from dist_bert.files import write_json
 from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
@@ -43,10 +43,10 @@ def main(arguments: argparse.Namespace) -> None:
         start_distributed()
     from dist_bert.evaluate import evaluate
     from dist_bert.inference import TrainedRun
+    from dist_bert.shard_source import ShardSource
 
-    result = evaluate(
-        TrainedRun.load(arguments.checkpoint, pointer), arguments.shards, arguments.max_samples
-    )
+    source = ShardSource(arguments.shards, arguments.local_cache, arguments.local_cache_gib)
+    result = evaluate(TrainedRun.load(arguments.checkpoint, pointer), source, arguments.max_samples)
     if is_first_rank():
         print_result(result)
         if arguments.json:
@@ -115,7 +115,10 @@ if __name__ == "__main__":
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
     )
-    parser.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
+    parser.add_argument(
+        "--shards", required=True, metavar="DIR", help="folder or URL of prepared shards"
+    )
+    add_cache_flags(parser)
     parser.add_argument(
         "--best",
         action="store_true",

@@ -65,17 +65,20 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _workload(arguments: argparse.Namespace, run_config: RunConfig) -> Any:
+    from dist_bert.origin import is_url
     from dist_bert.planning.plan import Workload
-    from dist_bert.shard_format import MANIFEST_NAME, Manifest
+    from dist_bert.shard_format import MANIFEST_NAME
+    from dist_bert.shard_source import read_manifest
 
     if arguments.sequence_length:
         return Workload.of_length(arguments.sequence_length)
-    if not (Path(run_config.shards) / MANIFEST_NAME).exists():
+    shards = run_config.shards
+    if not is_url(shards) and not (Path(shards) / MANIFEST_NAME).exists():
         raise UserError(
-            f"--shards {run_config.shards}: has no {MANIFEST_NAME}; give --sequence_length to plan"
+            f"--shards {shards}: has no {MANIFEST_NAME}; give --sequence_length to plan"
             " for samples of that length, or the folder of prepared shards"
         )
-    return Workload.of_shards(Manifest.load(run_config.shards))
+    return Workload.of_shards(read_manifest(shards))
 
 
 def _hardware(

@@ -155,6 +155,29 @@ def test_the_order_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert located(40, 44) == [[1, 2, 1], [1, 2, 2], [1, 2, 0], [1, 3, 0]]
 
 
+def test_the_blocks_near_a_place_are_those_of_its_windows_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dist_bert.data.WINDOW_BLOCKS", 2)
+    order = make_order()
+    windows = []  # of three epochs of 3 windows of 2 blocks: first position, end, blocks
+    for epoch in range(3):
+        blocks = order.blocks_near(epoch * NUM_TRAIN, (epoch + 1) * NUM_TRAIN).tolist()
+        assert sorted(blocks) == list(range(6))
+        start = epoch * NUM_TRAIN
+        for pair in (blocks[:2], blocks[2:4], blocks[4:]):
+            end = start + int(layout_columns(TRAIN_LAYOUT)[1][pair].sum())
+            assert set(order.locate(start, end)[1].tolist()) == set(pair)
+            windows.append((start, end, pair))
+            start = end
+    for start in range(0, 3 * NUM_TRAIN, 2):
+        for stop in range(start + 1, min(start + 40, 3 * NUM_TRAIN + 1), 3):
+            expected = [
+                b for first, end, pair in windows if first < stop and end > start for b in pair
+            ]
+            assert order.blocks_near(start, stop).tolist() == expected
+
+
 # --- SampleReader
 
 

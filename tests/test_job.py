@@ -127,6 +127,36 @@ def test_another_batch_size_or_data_set_changes_the_identity(
     assert {k for k in one if one[k] != other[k]} == {"shards fingerprint"}
 
 
+def test_where_the_shards_lie_is_no_part_of_the_identity(tmp_path: Path, data_set: DataSet) -> None:
+    local = make_job(tmp_path)
+    url, cache = data_set.folder.as_uri(), str(tmp_path / "cache")
+    flags = ("--shards", url, "--local_cache", cache, "--local_cache_gib", "1")
+    job = make_job(tmp_path, *flags)
+    assert job.identity() == local.identity() and job.manifest == local.manifest
+    assert job.tokenizer_path.parent == tmp_path / "cache"
+    assert job.tokenizer_path.read_bytes() == local.tokenizer_path.read_bytes()
+    assert job.resolved()["run"]["local_cache_gib"] == 1.0
+
+
+def test_caches_that_cannot_work_are_refused(tmp_path: Path, data_set: DataSet) -> None:
+    url, cache = data_set.folder.as_uri(), ("--local_cache", str(tmp_path / "cache"))
+    assert "give --local_cache DIR" in refusal(tmp_path, "--shards", url, "--vocab_size", "7")
+    assert "does nothing without local_cache" in refusal(tmp_path, "--local_cache_gib", "3")
+    assert "must be at least 0" in refusal(tmp_path, *cache, "--local_cache_gib", "-1")
+    records = data_set.manifest.splits
+    needed = sum(record.bytes for record in (*records["train"], *records["validation"]))
+    enough, too_little = (str(size / 2**30) for size in (needed, needed - 1))
+    make_job(tmp_path, *cache, "--local_cache_gib", enough)
+    problem = refusal(tmp_path, *cache, "--local_cache_gib", too_little)
+    assert f"is below the {needed / 2**30:.3g} GiB of shards" in problem
+    first = records["validation"][0]  # 8 samples: a validation of so many needs no other shard
+    make_job(tmp_path, *cache, "--local_cache_gib", too_little, "--validation_samples", "8")
+    assert first.num_samples == 8
+    (data_set.folder / "tokenizer.model").write_bytes(b"another one")
+    problem = refusal(tmp_path, "--shards", url, *cache, "--vocab_size", "7")
+    assert "is not the tokenizer that made the shards" in problem and "vocab_size = 7" in problem
+
+
 @pytest.mark.parametrize(
     "flags",
     [

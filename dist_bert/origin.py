@@ -1,0 +1,186 @@
+"""Where the files of a data set come from: a folder, or a URL that fsspec can read.
+
+fsspec and aiohttp are imported for URLs alone. Whatever else an address needs (s3fs, gcsfs,
+credentials, proxies) is between fsspec and its environment. Not for: keeping what is read
+(`dist_bert.shard_cache`).
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from dist_bert.errors import NodeError, UserError
+
+_CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 30.0  # of an HTTP server, before it is asked again
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts; doubled each time
+_POLL_SECONDS = 0.05
+
+
+class OriginError(Exception):
+    """A file cannot be read at present; the message names it."""
+
+
+class MissingFileError(OriginError):
+    """The origin answers that there is no such file."""
+
+
+class Patience:
+    """Growing waits between attempts, until there has been no progress for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        """Starts the clock.
+
+        Args:
+            seconds: without progress, after which it is over.
+        """
+        self._seconds = seconds
+        self._has_told = False
+        self.restart()
+
+    def restart(self) -> None:
+        """There is progress."""
+        self._since = time.monotonic()
+        self._wait = _FIRST_WAIT
+
+    def wait(self, problem: str) -> None:
+        """Sleeps before the next attempt; the first problem is told.
+
+        Raises:
+            NodeError: it is over.
+        """
+        if not self._has_told:
+            logging.getLogger("dist_bert").warning(
+                "%s; trying again for up to %.0f s", problem, self._seconds
+            )
+        self._has_told = True
+        self.look_again(problem, self._wait)
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+
+    def look_again(self, problem: str, seconds: float = _POLL_SECONDS) -> None:
+        """Sleeps for a moment: somebody else is at it.
+
+        Raises:
+            NodeError: it is over.
+        """
+        left = self._since + self._seconds - time.monotonic()
+        if left <= 0:
+            raise NodeError(
+                f"{problem}; given up after {self._seconds:.0f} s without progress; the same"
+                " command goes on from where it was"
+            )
+        time.sleep(min(seconds, left))
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether fsspec is to read it: s3://..., gs://..., https://..., file://..."""
+    return "://" in str(place)
+
+
+class Origin:
+    """Files of one folder or URL, read whole or in parts."""
+
+    def __init__(self, place: str | Path) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            UserError: the address is of an unknown kind, or needs a package that is missing.
+        """
+        self.place = str(place).rstrip("/")
+        self._file_system: Any = None
+        if is_url(place):
+            self._file_system, self._root = _open_url(self.place)
+
+    def address(self, file: str) -> str:
+        """The full name of a file, for messages."""
+        return f"{self.place}/{file}"
+
+    def read(self, file: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes [start, stop) of a file, or all of them.
+
+        A server that knows no ranges gives more: all bytes up to the end of the file.
+
+        Raises:
+            OriginError: they cannot be read now.
+        """
+        try:
+            if self._file_system is None:
+                with open(os.path.join(self.place, file), "rb") as opened:
+                    opened.seek(start)
+                    return opened.read(-1 if stop is None else stop - start)
+            path = f"{self._root}/{file}"
+            if stop is None:
+                data = self._file_system.cat_file(path)
+            else:
+                data = self._file_system.cat_file(path, start=start, end=stop)
+                if start and len(data) > stop - start:
+                    data = data[start:]
+        except Exception as error:  # of whatever library reads this kind of address
+            raise self._error(file, error) from None
+        return bytes(data)
+
+    def num_bytes(self, file: str) -> int:
+        """Size of a file.
+
+        Raises:
+            OriginError: it cannot be found out now.
+        """
+        try:
+            if self._file_system is None:
+                return os.path.getsize(os.path.join(self.place, file))
+            return int(self._file_system.info(f"{self._root}/{file}")["size"])
+        except Exception as error:
+            raise self._error(file, error) from None
+
+    def read_patiently(self, file: str, seconds: float) -> bytes:
+        """All bytes of a file, tried again for some time.
+
+        Raises:
+            MissingFileError: there is no such file.
+            NodeError: it could not be read in this time.
+        """
+        patience = Patience(seconds)
+        while True:
+            try:
+                return self.read(file)
+            except MissingFileError:
+                raise
+            except OriginError as error:
+                patience.wait(str(error))
+
+    def _error(self, file: str, error: Exception) -> OriginError:
+        if isinstance(error, FileNotFoundError):
+            return MissingFileError(f"{self.address(file)}: is missing")
+        reason = " ".join(str(error).split()) or "no answer"
+        return OriginError(
+            f"{self.address(file)}: cannot be read ({type(error).__name__}: {reason})"
+        )
+
+
+def _open_url(url: str) -> tuple[Any, str]:
+    """The file system of fsspec for a URL, and the URL's path in it."""
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(
+            f"{url}: needs the package fsspec: pip install -c constraints.txt -e '.[remote]'"
+        ) from None
+    scheme = url.split("://")[0]
+    settings: dict[str, Any] = {}
+    try:
+        if scheme in ("http", "https"):
+            # aiohttp itself would end every answer that takes 5 minutes, and know no proxy.
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+            )
+            own = fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+            settings["client_kwargs"] = {"timeout": timeout, "trust_env": True, **own}
+        file_system, path = fsspec.core.url_to_fs(url, **settings)
+    except ImportError as error:
+        raise UserError(f"{url}: needs a package that is missing: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{url}: is no address that fsspec can read ({error})") from None
+    return file_system, path.rstrip("/")
