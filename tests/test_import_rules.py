@@ -19,8 +19,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
-        ("agreement", "cli", "config", "console", "guard", "heartbeat", "masking"),
-        ("pictures", "prefetch", "run_dir", "text_batches", "watchdog"),
+        ("agreement", "config", "console", "guard", "heartbeat", "masking", "slurm_environment"),
+        ("cli", "pictures", "prefetch", "run_dir", "text_batches", "watchdog"),
         ("diagnosis", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("model_card", "reporting", "weight_source"),
         ("tokenizer", "reader", "hf_names", "checkpoint_files", "layer_states"),
@@ -57,6 +57,7 @@ SHARED = {
     "hashing",
     "masking",
     "shard_format",
+    "slurm_environment",
     "tokenizer",
     "tokenizer_config",
 }
