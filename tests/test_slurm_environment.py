@@ -11,7 +11,7 @@ from dist_bert.slurm_environment import first_host, take_over_ranks, tasks_of_no
 from tests.integration.conftest import assert_one_line_error, environment
 
 ROOT = Path(__file__).parents[1]
-# Task 3 of `srun -n 5` on two nodes, of which the second has two tasks; with values as SLURM 22.05 writes them.
+# Task 3 of `srun -n 5` on two nodes, three and two; values as SLURM 22.05 writes them.
 TASK = {
     "SLURM_JOB_ID": "1207",
     "SLURM_STEP_ID": "4",
