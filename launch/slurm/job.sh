@@ -31,6 +31,7 @@ value_of() { # value_of --FLAG ARGUMENTS...: what the last --FLAG VALUE or --FLA
 
 inside=() # words in front of every command that needs our Python
 if [ "$CONTAINER" ]; then
+    # shellcheck disable=SC2034 # used by the scripts that source this
     read -ra inside <<<"apptainer exec $CONTAINER_FLAGS --bind $PWD --pwd $PWD $CONTAINER"
 else
     eval "$SETUP" || fail 2 "SETUP: '$SETUP' does not work on $(hostname)"
@@ -56,11 +57,10 @@ begin_slice() { # begin_slice OUTPUT_DIR: counts those that begin where the last
 
 end_slice() { # end_slice CODE: of what ran; ends the job, or queues it again
     local code=$1
-    if [ "$code" -eq 0 ]; then
+    if [ "$code" -eq 0 ] || [ "$code" -eq 2 ]; then
         rm -f "$record"
-        exit 0
+        exit "$code"
     fi
-    [ "$code" -ne 2 ] || exit 2
     [ "$(saved_state)" = "$state" ] && idle=$((idle + 1))
     [ "$idle" -lt "$MAX_IDLE" ] || fail "$code" "nothing new was saved in $idle slices: look above, then submit it again"
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ] ||

@@ -1,21 +1,20 @@
 # shellcheck shell=bash
-# A training on all nodes of a job; sourced by pretrain.sbatch and finetune.sbatch.
+# Ranks on all nodes of a job; sourced by pretrain.sbatch, finetune.sbatch and evaluate.sbatch.
 
 [ -e launch/slurm/job.sh ] || { echo "error: submit from the repository's root, not from $PWD" >&2; exit 2; }
 . launch/slurm/job.sh
 
+num_ranks=$((SLURM_NNODES * RANKS_PER_NODE))
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+export MASTER_ADDR MASTER_PORT
+
 train() { # train SCRIPT ARGUMENTS...: one slice
     output_dir=$(value_of --output_dir "$@")
     [ "$output_dir" ] || fail 2 "--output_dir: must be given here, the job looks for its checkpoints there"
-    num_ranks=$((SLURM_NNODES * RANKS_PER_NODE))
-
-    # A mistake in the settings ends the job now, without a node more than this one.
+    # A mistake in the settings ends the job now, before any rank is started.
     WORLD_SIZE=$num_ranks "${inside[@]}" python "$@" --dry_run >/dev/null || exit
     begin_slice "$output_dir"
-
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
-    export MASTER_ADDR MASTER_PORT
     start_ranks "$@" & # in the background: bash takes no signal while it waits for a command
     wait $!
     code=$?
@@ -28,27 +27,26 @@ saved_state() { # changes with every checkpoint of the run, or of the runs below
     find "$output_dir" -path '*/checkpoints/latest' -exec cat {} + | sort | cksum | tr ' ' -
 }
 
-# USR1, sent ahead of the time limit, is for the ranks: they install a handler. Until they do, and in
-# launchers, it would be deadly. When a task ends the others get 30 s to tell why they end, too: so
-# srun's exit code, the highest of its tasks', is not that of killing them.
-quietly='trap "" USR1; exec "$@"'
-
+# srun's exit code is the highest of its tasks'. When one ends, the others get 30 s to end by
+# themselves and to tell why: else the code would be that of their being killed.
 start_ranks() { # start_ranks SCRIPT ARGUMENTS...
     local step=(--nodes="$SLURM_NNODES" --kill-on-bad-exit=0 --wait=30)
     local cpus=$((SLURM_CPUS_ON_NODE > RANKS_PER_NODE ? SLURM_CPUS_ON_NODE / RANKS_PER_NODE : 1))
+    # USR1, sent ahead of the time limit, is for the ranks, which install a handler; until they do,
+    # and in launchers, it would be deadly.
+    # shellcheck disable=SC2016 # for the shell of each task
+    local quietly='trap "" USR1; exec "${@/#NODE_RANK/$SLURM_NODEID}"'
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
     case $LAUNCHER in
     srun) # a task is a rank (dist_bert/slurm_environment.py)
-        srun "${step[@]}" --ntasks="$num_ranks" --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$cpus" \
-            bash -c "$quietly" rank "${inside[@]}" python "$@"
+        srun "${step[@]}" --ntasks="$num_ranks" --ntasks-per-node="$RANKS_PER_NODE" \
+            --cpus-per-task="$cpus" bash -c "$quietly" rank "${inside[@]}" python "$@"
         ;;
     deepspeed) # a task is a node's launcher, which starts the ranks; it takes the world from a file
         scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/$/ slots=$RANKS_PER_NODE/" >"$output_dir/slurm-hosts"
-        # shellcheck disable=SC2016 # for the shell of each task
         srun "${step[@]}" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
-            bash -c 'trap "" USR1; exec "${@/#NODE_RANK/$SLURM_NODEID}"' launcher "${inside[@]}" deepspeed --no_ssh \
-            --node_rank NODE_RANK --hostfile "$output_dir/slurm-hosts" \
-            --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
+            bash -c "$quietly" launcher "${inside[@]}" deepspeed --no_ssh --node_rank NODE_RANK \
+            --hostfile "$output_dir/slurm-hosts" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
         ;;
     *) fail 2 "LAUNCHER = $LAUNCHER: must be srun or deepspeed" ;;
     esac
