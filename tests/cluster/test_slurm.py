@@ -1,7 +1,9 @@
 """The scripts of launch/slurm as they are shipped, on two nodes of two ranks."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import RUN, Cluster, losses_of, training_flags
-from tests.integration.conftest import ROOT, environment, files_of, launcher, mpiexec, run_script
+from tests.integration.conftest import ROOT, environment, files_of, mpiexec, run_script
 
 SCRIPTS = "launch/slurm"
 PRETRAIN = f"{SCRIPTS}/pretrain.sbatch"
@@ -71,7 +73,7 @@ def test_shards_runs_and_scores_equal_those_of_one_machine(
     assert made.returncode == 0, made.stderr
     assert files_of(shards) == files_of(corpus / "local_shards")
     run = corpus / "local"
-    made = run_script(*launcher(1), "launch/pretrain.py", *training_flags(corpus, run))
+    made = run_script(sys.executable, "launch/pretrain.py", *training_flags(corpus, run))
     assert made.returncode == 0, made.stdout + made.stderr
     assert losses_of(undisturbed) == pytest.approx(losses_of(run), rel=1e-4)
     job = slurm.submit(
@@ -155,7 +157,8 @@ def test_a_killed_rank_ends_the_job_everywhere(
         corpus / "killed.log", PRETRAIN, *training_flags(corpus, run), MAX_RESTARTS="0", **TWO_RANKS
     )
     job.wait_for("saved step 5 ")
-    slurm.node("kill", "node2", "KILL", f"^python .*{run} ")
+    rank, _ = slurm.processes("node2", f"^python .*{run}")
+    os.kill(int(rank), signal.SIGKILL)
     seconds_until_gone(slurm, run)
     output = job.ended("FAILED")
     assert "lost another rank: its own error stands above, unless it was killed" in output
@@ -181,13 +184,18 @@ def test_a_link_that_is_down_ends_the_job_everywhere(
     assert "Node failure on node2" in output
 
 
-def test_mistakes_are_told_once_and_not_queued_again(
-    slurm: Cluster, corpus: Path, undisturbed: Path
+def test_a_mistake_is_told_once_and_not_queued_again(
+    slurm: Cluster, corpus: Path, shards: Path
 ) -> None:
     flags = training_flags(corpus, corpus / "mistake", "--vocab_size", "5")
     job = slurm.submit(corpus / "mistake.log", PRETRAIN, *flags, **TWO_RANKS)
     assert job.ended("FAILED").count("error: ") == 1 and job.facts["ExitCode"] == "2:0"
-    # One that only the ranks find.
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_the_ranks_find_is_not_queued_again(
+    slurm: Cluster, corpus: Path, undisturbed: Path
+) -> None:
     flags = training_flags(corpus, undisturbed, "--seed", "7")
     job = slurm.submit(corpus / "misfit.log", PRETRAIN, *flags, **TWO_RANKS)
     output = job.ended("FAILED")
