@@ -40,12 +40,6 @@ RUN = {
 NUM_SAMPLES = DEEPSPEED["train_batch_size"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.cluster)
-
-
 def find_scripts() -> Path | None:
     """The folder of the test cluster's scripts."""
     asked = os.environ.get("TEST_CLUSTER")

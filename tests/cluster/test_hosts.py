@@ -1,7 +1,6 @@
 """Two hosts without SLURM: DeepSpeed's launchers over ssh, and a slow network."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -11,8 +10,11 @@ import pytest
 
 from dist_bert.metrics import read_metrics
 from tests.cluster.conftest import DEEPSPEED, MODEL, RUN, STATE, Cluster, losses_of
-from tests.integration.conftest import BIN, ROOT, environment, run_script
+from tests.integration.conftest import BIN, ROOT, data_set, environment, run_script
 
+__all__ = ["data_set"]  # a fixture
+
+pytestmark = pytest.mark.cluster
 # Of 1.6 million parameters: enough for a time on the wire at 100 Mbit/s that is well above noise.
 LINK_MODEL = {
     **MODEL,

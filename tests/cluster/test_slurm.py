@@ -14,6 +14,7 @@ import pytest
 from tests.cluster.conftest import RUN, Cluster, losses_of, training_flags
 from tests.integration.conftest import ROOT, environment, files_of, mpiexec, run_script
 
+pytestmark = pytest.mark.cluster
 SCRIPTS = "launch/slurm"
 PRETRAIN = f"{SCRIPTS}/pretrain.sbatch"
 SHARDS = ["--sequence_length", "53", "--samples_per_shard", "307", "--validation_share", "0.1"]
@@ -55,12 +56,12 @@ def is_gone(slurm: Cluster, run: Path) -> bool:
     return not any(slurm.processes(name, f"python .*{run}( |$)") for name in ("node1", "node2"))
 
 
-def seconds_until_gone(slurm: Cluster, run: Path) -> float:
+def wait_until_gone(slurm: Cluster, run: Path) -> None:
     start = time.monotonic()
     while not is_gone(slurm, run):
-        assert time.monotonic() < start + GONE_SECONDS, slurm.processes("node2", run)
+        assert time.monotonic() < start + GONE_SECONDS
         time.sleep(0.1)
-    return time.monotonic() - start
+    print(f"gone after {time.monotonic() - start:.1f} s")  # shown by pytest -s
 
 
 def test_shards_runs_and_scores_equal_those_of_one_machine(
@@ -159,7 +160,7 @@ def test_a_killed_rank_ends_the_job_everywhere(
     job.wait_for("saved step 5 ")
     rank, _ = slurm.processes("node2", f"^python .*{run}")
     os.kill(int(rank), signal.SIGKILL)
-    seconds_until_gone(slurm, run)
+    wait_until_gone(slurm, run)
     output = job.ended("FAILED")
     assert "lost another rank: its own error stands above, unless it was killed" in output
     assert "not done" not in output and "MAX_RESTARTS = 0 are over" in output
@@ -177,9 +178,10 @@ def test_a_link_that_is_down_ends_the_job_everywhere(
     job.wait_for("saved step 5 ")
     slurm.node("cut", "node2")
     try:
-        seconds_until_gone(slurm, run)
+        wait_until_gone(slurm, run)
     finally:
         slurm.node("heal", "node2")
+    print(job.facts, job.output)
     output = job.ended("NODE_FAIL")
     assert "Node failure on node2" in output
 
