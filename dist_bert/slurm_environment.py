@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 
 from dist_bert.errors import UserError
 
+_NO_DEVICES = "NoDevFiles"  # what some versions say to a job without GPUs
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below those that Linux gives out by itself
 
 
@@ -29,29 +30,28 @@ def take_over_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
         environment: of this process; changed.
 
     Raises:
-        UserError: this task sees one GPU, which is not the one that its number says.
+        UserError: a node has several tasks, and they see one GPU each.
     """
     if "RANK" in environment or num_tasks(environment) == 1:
         return
-    local_rank = environment["SLURM_LOCALID"]
-    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
-    if devices and "," not in devices and local_rank != "0":
-        raise UserError(
-            f"CUDA_VISIBLE_DEVICES = {devices}: task {local_rank} of this node sees a single GPU"
-            f" and would take number {local_rank}: give all tasks of a node all its GPUs, with"
-            " --gpus-per-node or --gres in place of --gpus-per-task, --gpu-bind or"
-            " --ntasks-per-gpu"
-        )
     node = int(environment["SLURM_NODEID"])
+    local_size = tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])[node]
     step = 31 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
     environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
     environment.setdefault("MASTER_PORT", str(_FIRST_PORT + step % _NUM_PORTS))
     environment.update(
         RANK=environment["SLURM_PROCID"],
-        LOCAL_RANK=local_rank,
+        LOCAL_RANK=environment["SLURM_LOCALID"],
         WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
-        LOCAL_SIZE=str(tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])[node]),
+        LOCAL_SIZE=str(local_size),
     )
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if local_size > 1 and devices not in ("", _NO_DEVICES) and "," not in devices:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES = {devices}: each of the {local_size} tasks of a node sees a"
+            " single GPU, and task I would take number I: give all of them all GPUs of the node,"
+            " with --gpus-per-node or --gres in place of --gpus-per-task or --gpu-bind"
+        )
 
 
 def first_host(nodes: str) -> str:

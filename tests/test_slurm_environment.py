@@ -63,10 +63,12 @@ def test_without_srun_a_script_stays_a_single_process(variables: dict[str, str])
 
 
 def test_one_gpu_for_each_task_is_refused() -> None:
-    for local, devices in (("0", "2"), ("1", "0,1"), ("1", "")):
-        take_over_ranks({**TASK, "SLURM_LOCALID": local, "CUDA_VISIBLE_DEVICES": devices})
-    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES = 1: task 1 .* --gpus-per-node"):
-        take_over_ranks({**TASK, "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "1"})
+    for devices in ("0,1", "", "NoDevFiles"):
+        take_over_ranks({**TASK, "CUDA_VISIBLE_DEVICES": devices})
+    alone = {"SLURM_STEP_TASKS_PER_NODE": "4,1", "CUDA_VISIBLE_DEVICES": "0"}
+    take_over_ranks({**TASK, **alone})
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES = 1: each of the 2 tasks"):
+        take_over_ranks({**TASK, "CUDA_VISIBLE_DEVICES": "1"})
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ train() { # train SCRIPT ARGUMENTS...: one slice
     end_slice $code
 }
 
-saved_state() { # changes with every checkpoint of the run, or of the runs below its folder
-    find "$output_dir" -path '*/checkpoints/latest' -exec cat {} + | sort | cksum | tr ' ' -
+saved_state() { # changes with every checkpoint, and with every run of a search that has ended
+    find "$output_dir" \( -path '*/checkpoints/latest' -o -name results.json \) -exec cat {} + |
+        sort | cksum | tr ' ' -
 }
 
 # srun's exit code is the highest of its tasks'. When one ends, the others get 30 s to end by

@@ -104,14 +104,16 @@ class Job:
         """What it has printed so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def wait_for(self, text: str, times: int = 1, timeout: float = 90) -> None:
-        """Waits until the log has a text so many times."""
-        deadline = time.monotonic() + timeout
+    def wait_for(self, text: str, times: int = 1, timeout: float = 90) -> float:
+        """Waits until the log has a text so many times; returns for how many seconds."""
+        start = time.monotonic()
+        deadline = start + timeout
         while self.output.count(text) < times:
             state = self.facts["JobState"]
             assert state not in ("FAILED", "COMPLETED", "TIMEOUT"), (state, self.output)
             assert time.monotonic() < deadline, f"no {text!r} in {timeout} s: {self.output}"
             time.sleep(0.05)
+        return time.monotonic() - start
 
     def ended(self, state: str = "COMPLETED", timeout: float = 150) -> str:
         """Waits for the end, in a state; returns what was printed."""
@@ -140,11 +142,12 @@ def hosts() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def slurm(hosts: Cluster) -> Iterator[Cluster]:
-    """The same two hosts as nodes of a SLURM, two CPUs each."""
+    """The same two hosts as nodes of a SLURM, of two CPUs each and what it takes for two GPUs."""
+    os.environ["TC_GPUS"] = "2"
     hosts.call("slurm-up.sh", 2)
     os.environ["SLURM_CONF"] = str(STATE / "slurm/slurm.conf")
     yield hosts
-    del os.environ["SLURM_CONF"]
+    del os.environ["SLURM_CONF"], os.environ["TC_GPUS"]
     hosts.call("slurm-down.sh")
 
 

@@ -98,15 +98,18 @@ def test_signals_requeues_and_a_lost_node_leave_no_trace(
     )
     job.wait_for("saved step 5 ")
     subprocess.run(["scancel", "-s", "USR1", job.number], check=True)  # as ahead of a time limit
-    job.wait_for("queueing the job again")
+    seconds = {"USR1": job.wait_for("queueing the job again")}
+    seconds["then resumed"] = job.wait_for("resumed at step")
     job.wait_for("saved step", job.output.count("saved step") + 1)
     subprocess.run(["scontrol", "requeue", job.number], check=True)
-    job.wait_for("resumed at step", 2)
+    seconds["requeue"] = job.wait_for("resumed at step", 2)
     job.wait_for("saved step", job.output.count("saved step") + 1)
     slurm.node("crash", "node2")
     time.sleep(1)
     slurm.node("boot", "node2")
+    seconds["crash"] = job.wait_for("resumed at step", 3)
     output = job.ended()
+    print(seconds)  # shown by pytest -s, for docs/cluster.md
     assert ": SIGUSR1; the same" in output and ": SIGTERM; the same" in output
     assert [output.count(f"slice {number} of job") for number in range(5)] == [1, 1, 1, 1, 0]
     assert job.facts["Restarts"] == "3"
@@ -155,7 +158,11 @@ def test_a_killed_rank_ends_the_job_everywhere(
 ) -> None:
     run = corpus / "killed"
     job = slurm.submit(
-        corpus / "killed.log", PRETRAIN, *training_flags(corpus, run), MAX_RESTARTS="0", **TWO_RANKS
+        corpus / "killed.log",
+        "--gpus-per-node=2",
+        PRETRAIN,
+        *training_flags(corpus, run),
+        MAX_RESTARTS="0",
     )
     job.wait_for("saved step 5 ")
     rank, _ = slurm.processes("node2", f"^python .*{run}")
@@ -181,8 +188,8 @@ def test_a_link_that_is_down_ends_the_job_everywhere(
         wait_until_gone(slurm, run)
     finally:
         slurm.node("heal", "node2")
-    print(job.facts, job.output)
     output = job.ended("NODE_FAIL")
+    print(output)
     assert "Node failure on node2" in output
 
 
@@ -212,6 +219,13 @@ def test_tasks_that_mpi_does_not_join_are_refused(slurm: Cluster, corpus: Path) 
         corpus / "tokenizer/tokenizer.model", "--output_dir", corpus / "worlds", MPI="none",
     )  # fmt: skip
     assert job.ended("FAILED").count("srun started 4 tasks, and MPI finds 1 rank") == 1
+
+
+def test_tasks_that_see_one_gpu_each_are_refused(slurm: Cluster) -> None:
+    command = ["srun", "--ntasks=2", "--nodes=1", "--gpus-per-task=1", sys.executable]
+    made = run_script(*command, "launch/pretrain.py", "--dry_run")
+    assert made.returncode == 2, made.stdout + made.stderr
+    assert made.stderr.count("error: CUDA_VISIBLE_DEVICES = 0: each of the 2 tasks") == 1
 
 
 @pytest.mark.slow
