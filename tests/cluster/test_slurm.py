@@ -265,7 +265,7 @@ def test_deepspeeds_slurm_launcher(slurm: Cluster, corpus: Path, undisturbed: Pa
     command += ["--master_addr", "node1", ROOT / "launch/pretrain.py"]
     script = corpus / "launched.sbatch"
     words = " ".join(map(str, [*command, *training_flags(corpus, run)]))
-    script.write_text(f"#!/bin/bash\ncd {ROOT}\n$SETUP\n{words}\n")
+    script.write_text(f'#!/bin/bash\ncd {ROOT}\neval "$SETUP"\n{words}\n')
     job = slurm.submit(corpus / "launched.log", "--nodes=2", "--ntasks-per-node=2", script)
     assert "4 ranks x 2 micro-steps x 6" in job.ended()
     assert losses_of(run) == pytest.approx(losses_of(undisturbed), rel=ROUNDING)
