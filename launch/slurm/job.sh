@@ -66,7 +66,12 @@ end_slice() { # end_slice CODE: of what ran; ends the job, or queues it again
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ] ||
         fail "$code" "MAX_RESTARTS = $MAX_RESTARTS are over; submit it again to go on"
     echo "not done (exit code $code): queueing the job again, $(date -Is)"
-    scontrol requeue "$SLURM_JOB_ID" || fail "$code" "SLURM does not requeue it; submit it again to go on"
-    sleep 60 # SLURM ends this shell
+    # SLURM ends this shell at once, and all that it has started: also who asks, before the answer.
+    trap 'exit "$code"' TERM
+    (
+        trap '' TERM
+        scontrol requeue "$SLURM_JOB_ID"
+    ) || fail "$code" "SLURM does not queue it again; submit it again to go on"
+    sleep 60
     exit "$code"
 }

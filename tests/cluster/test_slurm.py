@@ -110,6 +110,7 @@ def test_signals_requeues_and_a_lost_node_leave_no_trace(
     seconds["crash"] = job.wait_for("resumed at step", 3)
     output = job.ended()
     print(seconds)  # shown by pytest -s, for docs/cluster.md
+    assert "does not queue it again" not in output
     assert ": SIGUSR1; the same" in output and ": SIGTERM; the same" in output
     assert [output.count(f"slice {number} of job") for number in range(5)] == [1, 1, 1, 1, 0]
     assert job.facts["Restarts"] == "3"
