@@ -50,7 +50,8 @@ begin_slice() { # begin_slice OUTPUT_DIR: counts those that begin where the last
     if [ "$last_job" = "$SLURM_JOB_ID" ] && [ "$last_state" = "$state" ]; then
         idle=$((last_idle + 1))
     fi
-    [ "$idle" -lt "$MAX_IDLE" ] || fail 1 "nothing new was saved in $idle slices: look above, then submit it again"
+    [ "$idle" -lt "$MAX_IDLE" ] ||
+        fail 1 "nothing new was saved in $idle slices: look above, then submit it again"
     echo "$SLURM_JOB_ID $idle $state" >"$record"
     echo "slice ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"
 }
@@ -62,7 +63,8 @@ end_slice() { # end_slice CODE: of what ran; ends the job, or queues it again
         exit "$code"
     fi
     [ "$(saved_state)" = "$state" ] && idle=$((idle + 1))
-    [ "$idle" -lt "$MAX_IDLE" ] || fail "$code" "nothing new was saved in $idle slices: look above, then submit it again"
+    [ "$idle" -lt "$MAX_IDLE" ] ||
+        fail "$code" "nothing new was saved in $idle slices: look above, then submit it again"
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ] ||
         fail "$code" "MAX_RESTARTS = $MAX_RESTARTS are over; submit it again to go on"
     echo "not done (exit code $code): queueing the job again, $(date -Is)"

@@ -1,13 +1,15 @@
 #!/bin/bash
-# The whole path as a row of jobs, each queued behind those that it needs; from the repository's root:
+# The whole path as a row of jobs, each queued behind those that it needs; from the root:
 #
-#   INPUT='text/**/*.txt' TASK=pair_classification TRAIN=train.tsv EVAL=dev.tsv launch/slurm/pipeline.sh
+#   INPUT='text/**/*.txt' TASK=pair_classification TRAIN=train.tsv EVAL=dev.tsv \
+#       launch/slurm/pipeline.sh
 #
 #   tokenizer --> shards of 128 tokens --> phase 1 --> phase 2 --> scores
 #                        `--> shards of 512 tokens ------^   `--> fine-tuning (with TASK)
 #
-# Called again, it makes only what is not there: finished shards and runs are found and kept. What a site sets
-# stands at the top of each .sbatch, and may be given here for all: SETUP, CONTAINER, SBATCH_PARTITION...
+# Called again, it makes what is not there; what is finished is found and kept. What a site sets
+# stands at the top of each .sbatch, and may be given here for all: SETUP, CONTAINER,
+# SBATCH_PARTITION, SBATCH_ACCOUNT (sbatch's own).
 set -euof pipefail # no globs: --input's are for the jobs
 
 INPUT=${INPUT:?names the text, for example INPUT=\'text/**/*.txt\'}
@@ -16,7 +18,7 @@ RUNS=${RUNS:-runs/pipeline}                       # gets phase1, phase2, and the
 VOCAB_SIZE=${VOCAB_SIZE:-30000}
 LENGTHS=${LENGTHS:-128 512}                       # of phase 1 and phase 2
 MODEL=${MODEL:-configs/model/bert_base.json}
-DEEPSPEED_CONFIGS=${DEEPSPEED_CONFIGS:-configs/zero2.json configs/zero2.json} # of phase 1 and phase 2
+DEEPSPEED_CONFIGS=${DEEPSPEED_CONFIGS:-configs/zero2.json configs/zero2.json} # of both phases
 PREPARE_FLAGS=${PREPARE_FLAGS:-}                  # more for launch/prepare_shards.py
 PHASE1_FLAGS=${PHASE1_FLAGS:---num_train_steps 900000}
 PHASE2_FLAGS=${PHASE2_FLAGS:---num_train_steps 100000 --warmup_steps 1000}
@@ -25,8 +27,11 @@ FINETUNE_FLAGS=${FINETUNE_FLAGS:-}
 PREPARE_OPTIONS=${PREPARE_OPTIONS:-}              # more for sbatch: --nodes=4 --ntasks-per-node=32
 TRAIN_OPTIONS=${TRAIN_OPTIONS:-}                  # likewise: --nodes=8 --gpus-per-node=8
 
-[ -e launch/slurm/job.sh ] || { echo "error: start it in the repository's root, not in $PWD" >&2; exit 2; }
-[ -z "$TASK" ] || [ "$TRAIN" ] || { echo "error: TASK = $TASK needs TRAIN and EVAL" >&2; exit 2; }
+if [ ! -e launch/slurm/job.sh ]; then
+    echo "error: start it in the repository's root, not in $PWD" >&2
+    exit 2
+fi
+[ -z "$TASK" ] || : "${TRAIN:?names the examples of TASK = $TASK}"
 read -r short long <<<"$LENGTHS"
 read -r zero1 zero2 <<<"$DEEPSPEED_CONFIGS"
 mkdir -p "$DATA" "$RUNS"
@@ -44,8 +49,8 @@ queue() {
 # Options and flags are lists of words.
 # shellcheck disable=SC2086,SC2206
 {
-    prepare=(launch/slurm/prepare_shards.sbatch --input "$INPUT" --tokenizer "$DATA/tokenizer/tokenizer.model"
-        --token_store "$DATA/token_store" $PREPARE_FLAGS)
+    prepare=(launch/slurm/prepare_shards.sbatch --input "$INPUT" --token_store "$DATA/token_store"
+        --tokenizer "$DATA/tokenizer/tokenizer.model" $PREPARE_FLAGS)
     train=(launch/slurm/pretrain.sbatch --model "$MODEL")
     tokenizer=
     if [ ! -e "$DATA/tokenizer/tokenizer.json" ]; then
@@ -58,13 +63,15 @@ queue() {
         --sequence_length "$long" --output_dir "$DATA/shards_$long")
     phase1=$(queue phase1 "$shards1" $TRAIN_OPTIONS "${train[@]}" --deepspeed_config "$zero1" \
         --shards "$DATA/shards_$short" --output_dir "$RUNS/phase1" $PHASE1_FLAGS)
-    phase2=$(queue phase2 "$phase1:$shards2" $TRAIN_OPTIONS "${train[@]}" --deepspeed_config "$zero2" \
-        --shards "$DATA/shards_$long" --output_dir "$RUNS/phase2" --init_from "$RUNS/phase1" $PHASE2_FLAGS)
+    phase2=$(queue phase2 "$phase1:$shards2" $TRAIN_OPTIONS "${train[@]}" \
+        --deepspeed_config "$zero2" --shards "$DATA/shards_$long" --output_dir "$RUNS/phase2" \
+        --init_from "$RUNS/phase1" $PHASE2_FLAGS)
     queue scores "$phase2" launch/slurm/evaluate.sbatch --checkpoint "$RUNS/phase2" \
         --shards "$DATA/shards_$long" --json "$RUNS/scores.json" >/dev/null
     if [ "$TASK" ]; then
-        queue finetune "$phase2" launch/slurm/finetune.sbatch --task "$TASK" --checkpoint "$RUNS/phase2" \
-            --train "$TRAIN" --eval "$EVAL" --output_dir "$RUNS/$TASK" $FINETUNE_FLAGS >/dev/null
+        queue finetune "$phase2" launch/slurm/finetune.sbatch --task "$TASK" \
+            --checkpoint "$RUNS/phase2" --output_dir "$RUNS/$TASK" --train "$TRAIN" \
+            ${EVAL:+--eval "$EVAL"} $FINETUNE_FLAGS >/dev/null
     fi
 }
 echo "squeue --me shows them; their logs are in $RUNS" >&2

@@ -1,7 +1,10 @@
 # shellcheck shell=bash
 # Ranks on all nodes of a job; sourced by pretrain.sbatch, finetune.sbatch and evaluate.sbatch.
 
-[ -e launch/slurm/job.sh ] || { echo "error: submit from the repository's root, not from $PWD" >&2; exit 2; }
+if [ ! -e launch/slurm/job.sh ]; then
+    echo "error: submit from the repository's root, not from $PWD" >&2
+    exit 2
+fi
 . launch/slurm/job.sh
 
 num_ranks=$((SLURM_NNODES * RANKS_PER_NODE))
@@ -11,7 +14,7 @@ export MASTER_ADDR MASTER_PORT
 
 train() { # train SCRIPT ARGUMENTS...: one slice
     output_dir=$(value_of --output_dir "$@")
-    [ "$output_dir" ] || fail 2 "--output_dir: must be given here, the job looks for its checkpoints there"
+    [ "$output_dir" ] || fail 2 "--output_dir: must be given, the job looks for checkpoints there"
     # A mistake in the settings ends the job now, before any rank is started.
     WORLD_SIZE=$num_ranks "${inside[@]}" python "$@" --dry_run >/dev/null || exit
     begin_slice "$output_dir"
@@ -19,7 +22,9 @@ train() { # train SCRIPT ARGUMENTS...: one slice
     wait $!
     code=$?
     # The runs' own word counts for more than an exit code, which launchers may drop.
-    if [ $code -eq 0 ] && [ "$(find "$output_dir" -name interrupted -print -quit)" ]; then code=85; fi
+    if [ $code -eq 0 ] && [ "$(find "$output_dir" -name interrupted -print -quit)" ]; then
+        code=85
+    fi
     end_slice $code
 }
 
@@ -44,10 +49,12 @@ start_ranks() { # start_ranks SCRIPT ARGUMENTS...
             --cpus-per-task="$cpus" bash -c "$quietly" rank "${inside[@]}" python "$@"
         ;;
     deepspeed) # a task is a node's launcher, which starts the ranks; it takes the world from a file
-        scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/$/ slots=$RANKS_PER_NODE/" >"$output_dir/slurm-hosts"
-        srun "${step[@]}" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
-            bash -c "$quietly" launcher "${inside[@]}" deepspeed --no_ssh --node_rank NODE_RANK \
-            --hostfile "$output_dir/slurm-hosts" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
+        scontrol show hostnames "$SLURM_JOB_NODELIST" |
+            sed "s/$/ slots=$RANKS_PER_NODE/" >"$output_dir/slurm-hosts"
+        srun "${step[@]}" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+            --cpus-per-task="$SLURM_CPUS_ON_NODE" bash -c "$quietly" launcher "${inside[@]}" \
+            deepspeed --no_ssh --node_rank NODE_RANK --hostfile "$output_dir/slurm-hosts" \
+            --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
         ;;
     *) fail 2 "LAUNCHER = $LAUNCHER: must be srun or deepspeed" ;;
     esac

@@ -222,6 +222,21 @@ def test_tasks_that_mpi_does_not_join_are_refused(slurm: Cluster, corpus: Path) 
     assert job.ended("FAILED").count("srun started 4 tasks, and MPI finds 1 rank") == 1
 
 
+@pytest.mark.slow
+def test_a_preparation_that_meets_its_limit_is_queued_again(
+    slurm: Cluster, corpus: Path, shards: Path
+) -> None:
+    job = slurm.submit(
+        corpus / "limited_shards.log", "--nodes=2", "--ntasks-per-node=2",
+        f"{SCRIPTS}/prepare_shards.sbatch", "--input", corpus / "text/*.txt", "--tokenizer",
+        corpus / "tokenizer/tokenizer.model", "--output_dir", corpus / "limited_shards", *SHARDS,
+    )  # fmt: skip
+    job.wait_for("slice 0 of job")
+    subprocess.run(["scancel", "-b", "-s", "USR1", job.number], check=True)
+    assert "queueing the job again" in job.ended() and job.facts["Restarts"] == "1"
+    assert files_of(corpus / "limited_shards") == files_of(shards)
+
+
 def test_tasks_that_see_one_gpu_each_are_refused(slurm: Cluster) -> None:
     command = ["srun", "--ntasks=2", "--nodes=1", "--gpus-per-task=1", sys.executable]
     made = run_script(*command, "launch/pretrain.py", "--dry_run")
