@@ -123,11 +123,11 @@ def test_signals_requeues_and_a_lost_node_leave_no_trace(
 def test_a_time_limit_saves_before_and_goes_on_behind_it(
     slurm: Cluster, corpus: Path, undisturbed: Path
 ) -> None:
-    """SLURM looks at limits every 30 s, so that the signal comes with up to 30 s delay."""
+    """SLURM looks at its clock every 30 s: the signal comes up to 30 s late, as does the end."""
     run = corpus / "limited"
     changes = ["--num_train_steps", "2000", "--checkpoint_interval", "500"]
     job = slurm.submit(
-        corpus / "limited.log", "--time=1", "--signal=USR1@45", PRETRAIN,
+        corpus / "limited.log", "--time=1", "--signal=USR1@30", PRETRAIN,
         *training_flags(corpus, run, *changes), **TWO_RANKS,
     )  # fmt: skip
     job.wait_for("queueing the job again")
