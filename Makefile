@@ -1,5 +1,6 @@
 # make quickstart   set up, then the whole path on real text of this machine: a few minutes on 2 cores
-# make test         the same set-up, then the whole test suite
+# make test         the same set-up, then the test suite without the long runs on a cluster
+# make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
 # make soak         a run killed 30 times on changing layouts, beside one that never stopped
 # make check        format, lint, types, import rules
 
@@ -7,14 +8,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test soak check format clean
+.PHONY: quickstart test cluster soak check format clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/installed && \
 	$(BIN)/python launch/quickstart.py --setup_seconds $$(($$(date +%s) - start))
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not (cluster and slow)"
+
+cluster: $(VENV)/installed
+	$(BIN)/python -m pytest -m cluster
 
 soak: $(VENV)/installed
 	$(BIN)/python -m tests.soak

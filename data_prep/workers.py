@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from dist_bert.errors import UserError
+from dist_bert.slurm_environment import num_tasks
 
 T = TypeVar("T")
 
@@ -217,6 +218,12 @@ def connect() -> Iterator[Ranks]:
         ) from None
     ranks = Ranks(MPI.COMM_WORLD)
     try:
+        if ranks.size == 1 < num_tasks():  # each would prepare everything
+            raise UserError(
+                f"srun started {num_tasks()} tasks, and MPI finds 1 rank: give srun the --mpi of"
+                " mpi4py's MPI library (pmi2 for PyPI's mpich; `srun --mpi=list` names what there"
+                " is), or start that library's mpiexec inside the job"
+            )
         yield ranks
     except UserError:
         MPI.Finalize()  # else `-m mpi4py` takes the exit code for a crash and aborts, noisily

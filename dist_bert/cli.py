@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dist_bert.errors import NodeError, UserError
+from dist_bert.slurm_environment import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
 
@@ -27,6 +28,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # noqa: D102 - one of argparse's two forms is enough
         self, args: Sequence[str] | None = None
     ) -> argparse.Namespace:
+        try:
+            take_over_ranks()  # before anything is told, by the first rank alone
+        except UserError as error:
+            self.error(str(error))
         arguments, unknown = self.parse_known_args(args)
         if unknown:
             known = sorted(s for a in self._actions for s in a.option_strings if s[:2] == "--")

@@ -141,7 +141,7 @@ class RunConfig:
         " watchdog_minutes, whose report tells more",
     )
     heartbeat_seconds: float = setting(
-        60.0, "end the job if a rank gives no sign of life for so long (its host is gone); 0 = off"
+        45.0, "end the job if a rank gives no sign of life for so long (its host is gone); 0 = off"
     )
     watchdog_minutes: float = setting(
         10.0, "end the job if no micro-step, validation batch or save ends for so long; 0 = never"

@@ -29,6 +29,7 @@ from dist_bert.guard import SkippedSteps, gradient_factor, skip_plain_updates
 from dist_bert.hashing import hash64
 from dist_bert.inference import sum_of_shares, to_device
 from dist_bert.optim import lr_share, parameter_groups
+from dist_bert.slurm_environment import take_over_ranks
 from dist_bert.stopwatch import Span, moment
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -49,11 +50,12 @@ class StepRecord:
 
 
 def start_distributed(timeout_seconds: float = 1_800.0) -> None:
-    """Joins the launcher's process group, or makes one of a single process; picks the GPU.
+    """Joins the launcher's (or srun's) group, or makes one of a single process; picks the GPU.
 
     Args:
         timeout_seconds: how long a rank waits for the others, in any collective.
     """
+    take_over_ranks()  # for callers that are no launch script: those have done so
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

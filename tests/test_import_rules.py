@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
+        ("slurm_environment",),
         ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
         ("origin", "pictures", "prefetch", "run_dir", "stopwatch", "stragglers", "text_batches"),
         ("watchdog",),
@@ -70,6 +71,7 @@ SHARED = {
     "masking",
     "shard_format",
     "shard_source",
+    "slurm_environment",
     "tokenizer",
     "tokenizer_config",
 }

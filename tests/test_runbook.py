@@ -14,7 +14,10 @@ CHANGING = "\0"  # where a text of the sources has a value
 
 
 def literals() -> Iterator[str]:
-    """All texts of the sources, as one where they are joined, with marks for values in them."""
+    """All texts of the sources, as one where they are joined, with marks for values in them.
+
+    Scripts of a shell are one text each.
+    """
     for package in ("dist_bert", "data_prep", "launch"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -25,6 +28,8 @@ def literals() -> Iterator[str]:
                     )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
+    for path in (ROOT / "launch/slurm").iterdir():
+        yield path.read_text(encoding="utf-8")
 
 
 def quoted(markdown: str) -> Iterator[str]:
