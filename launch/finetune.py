@@ -46,7 +46,7 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--deepspeed_config",
-        default="configs/finetune.json",
+        default="configs/finetune_zero1.json",
         help="DeepSpeed JSON (default: %(default)s)",
     )
     parser.add_argument("--config", metavar="FILE", help="JSON of a FinetuneConfig's fields")

@@ -202,7 +202,7 @@ SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_configurations_are_accepted(shipped: Path) -> None:
     config = DeepSpeedConfig.load(shipped, 4)
-    stage, _, rest = shipped.stem.removeprefix("quickstart_").removeprefix("zero").partition("_")
+    stage, _, rest = shipped.stem.split("zero")[1].partition("_")
     assert config.zero_stage == int(stage)
     assert config.precision == (rest if rest in ("fp16", "fp32") else "bf16")
     assert ("offload_optimizer" in config.values["zero_optimization"]) == (rest == "offload")
