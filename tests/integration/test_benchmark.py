@@ -63,6 +63,21 @@ def test_a_small_run_writes_every_figure_that_it_prints(tmp_path: Path) -> None:
             assert row["ours_divided_by_it"] == ours / row["samples_per_cpu_second"]
 
 
+def test_sources_are_compared(data_set: Path, tmp_path: Path) -> None:
+    made = run_script(
+        sys.executable, SCRIPT, "sources", "--shards", data_set, "--rounds", "1",
+        "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    ((name, rows),) = json.loads((tmp_path / "figures.json").read_text())["figures"].items()
+    assert made.stdout.endswith(f"\n{table(name, rows)}\n")
+    assert list(rows) == ["folder", "cache_cold", "cache_warm", "http_cold", "http_warm"]
+    for row in rows.values():
+        rate = row["samples_per_cpu_second"]
+        assert row["divided_by_folder"] == rate / rows["folder"]["samples_per_cpu_second"]
+        assert row["samples_per_second"] > 0 and 0 < row["data_wait_share_at_10000"] < 1
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_training_is_compared_on_real_batches(
     data_set: Path, tmp_path: Path, num_ranks: int
