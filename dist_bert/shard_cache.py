@@ -29,7 +29,7 @@ from dist_bert.errors import NodeError
 from dist_bert.origin import Origin, OriginError, Patience
 from dist_bert.shard_format import ShardRecord
 
-PATIENCE_SECONDS = 300.0  # without a byte, after which a run ends; below watchdog_minutes' default
+PATIENCE_SECONDS = 300.0  # without a chunk, after which a run ends; below watchdog_minutes' default
 CHUNK_BYTES = 8 << 20  # fetched at a time: what a connection that breaks costs at most
 
 _GIB = 2**30
