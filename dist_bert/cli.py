@@ -14,6 +14,7 @@ from dist_bert.errors import NodeError, UserError
 from dist_bert.slurm_environment import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
+_BROKEN_PIPE_EXIT_CODE = 141  # that of a command that SIGPIPE has ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,6 +89,9 @@ def run(
         elif is_first_rank() or isinstance(error, NodeError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = USER_ERROR_EXIT_CODE
+    except BrokenPipeError:  # what reads our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
+        code = _BROKEN_PIPE_EXIT_CODE
     raise SystemExit(code or 0)
 
 

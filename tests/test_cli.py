@@ -186,3 +186,21 @@ def test_a_script_on_another_rank_is_silent() -> None:
         _, others = split_import_times(ended.stderr)
         assert ended.returncode == 2
         assert (ended.stdout, others) == ("", [])
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
+    program = (
+        "from dist_bert.cli import Parser, run\n"
+        "def main(arguments):\n"
+        "    for number in range(100_000):\n"
+        "        print(number)\n"
+        "run(main, Parser().parse_args())\n"
+    )
+    ended = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -n 1', sys.executable, program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("0\n", "", 141)
