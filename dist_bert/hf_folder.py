@@ -15,7 +15,7 @@ from torch import Tensor
 from dist_bert import files
 from dist_bert.config import ModelConfig
 from dist_bert.errors import UserError
-from dist_bert.hf_names import TIED, head_to_published, to_published
+from dist_bert.hf_names import TIED, to_published
 from dist_bert.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from dist_bert.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, Tokenizer
 from dist_bert.tokenizer_config import SPECIAL_PIECES
@@ -71,7 +71,7 @@ def write_head(
         facts: what config.json says of the head: `architectures`, the names of its classes.
         folder: is there.
     """
-    _write(head_to_published(state_dict, config), config, facts, folder)
+    _write(to_published(state_dict, config), config, facts, folder)
 
 
 def _write(

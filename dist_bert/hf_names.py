@@ -40,7 +40,6 @@ MODULES: Names = {  # each with a weight and a bias, as those of a layer
     "pooler": ("bert.pooler.dense",),
     "nsp": ("cls.seq_relationship",),
 }
-HEAD_MODULES: Names = {"classifier": ("classifier",), "span": ("qa_outputs",)}  # of fine-tuning
 LAYER_MODULES: Names = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention_output": ("attention.output.dense",),
@@ -58,42 +57,37 @@ def published_names(config: ModelConfig) -> Names:
         for i in range(config.num_hidden_layers)
         for ours, parts in LAYER_MODULES.items()
     }
-    return PARAMETERS | {
+    return PARAMETERS | _parameters_of(modules)
+
+
+def _parameters_of(modules: Names) -> Names:
+    """The weight and the bias of each module."""
+    return {
         f"{ours}.{kind}": tuple(f"{part}.{kind}" for part in parts)
         for ours, parts in modules.items()
         for kind in ("weight", "bias")
     }
 
 
+# Of fine-tuning: no head has both.
+HEAD_PARAMETERS = _parameters_of({"classifier": ("classifier",), "span": ("qa_outputs",)})
+
+
 def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
 
-    The tensors are views of those in `state_dict`, which may lack heads.
+    With a head of fine-tuning: as in transformers' model of its task. The tensors are views of
+    those in `state_dict`, which may lack heads.
     """
-    published = _renamed(state_dict, published_names(config), config)
-    return published | {copy: published[own] for copy, own in TIED.items() if own in published}
-
-
-def head_to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The same of an encoder with a head of fine-tuning: as in transformers' models of its task."""
-    heads = {
-        f"{ours}.{kind}": (f"{published}.{kind}",)
-        for ours, (published,) in HEAD_MODULES.items()
-        for kind in ("weight", "bias")
-    }
-    return _renamed(state_dict, published_names(config) | heads, config)
-
-
-def _renamed(
-    state_dict: Mapping[str, Tensor], names: Names, config: ModelConfig
-) -> dict[str, Tensor]:
     published = {
         name: part
-        for ours, parts in names.items()
+        for ours, parts in (published_names(config) | HEAD_PARAMETERS).items()
         if ours in state_dict
         for name, part in zip(parts, state_dict[ours].chunk(len(parts)), strict=True)
     }
     published[WORD_EMBEDDINGS] = published[WORD_EMBEDDINGS][: config.vocab_size]
+    if "mlm_bias" in state_dict:  # the decoder is the MLM head's
+        published |= {copy: published[original] for copy, original in TIED.items()}
     return published
 
 

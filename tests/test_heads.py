@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dist_bert.config import ModelConfig
 from dist_bert.data import NO_LABEL
-from dist_bert.hf_names import head_to_published
+from dist_bert.hf_names import to_published
 from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.tasks.batches import micro_batch
@@ -79,7 +79,7 @@ def shaken(head: nn.Module) -> Any:
 
 def copied(reference: Any, head: nn.Module) -> Any:
     """The reference with the head's weights; no name may be left over."""
-    reference.load_state_dict(head_to_published(head.state_dict(), TINY))
+    reference.load_state_dict(to_published(head.state_dict(), TINY))
     return reference.train()
 
 
@@ -100,7 +100,7 @@ def assert_same_gradients(head: nn.Module, reference: Any) -> None:
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in head.named_parameters()
     }
-    published = head_to_published(ours, TINY)
+    published = to_published(ours, TINY)
     assert published.keys() == expected.keys()
     for name, gradient in published.items():
         other = expected[name]
