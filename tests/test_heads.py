@@ -1,5 +1,6 @@
 """Each head of fine-tuning against that of `transformers`: scores, losses and all gradients."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -52,18 +53,8 @@ def make_features(labels: dict[str, Any], token_labels: Any = None) -> Features:
 
 
 def reference_config(num_labels: int, problem_type: str | None = None) -> Any:
-    return transformers.BertConfig(
-        vocab_size=101,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=37,
-        max_position_embeddings=19,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        num_labels=num_labels,
-        problem_type=problem_type,
-    )
+    shared = {n: v for n, v in dataclasses.asdict(TINY).items() if n != "mlm_hidden_act"}
+    return transformers.BertConfig(**shared, num_labels=num_labels, problem_type=problem_type)
 
 
 def shaken(head: nn.Module) -> Any:

@@ -139,7 +139,12 @@ def sentence(rng: random.Random) -> tuple[list[str], list[bool]]:
     return words, spaces_before
 
 
-def test_words_are_the_text_where_no_piece_spans_two(tokenizer: Tokenizer) -> None:
+def words_that_are_the_text(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Pieces of words are those of their text where no piece spans two; how often that was seen.
+
+    Returns:
+        Such texts, and words in them without a space before.
+    """
     rng = random.Random(7)
     num_equal = num_inside = 0
     for _ in range(300):
@@ -157,6 +162,11 @@ def test_words_are_the_text_where_no_piece_spans_two(tokenizer: Tokenizer) -> No
             assert [i for word_ids in encoded for i in word_ids] == ids, text
             num_equal += 1
             num_inside += spaces_before.count(False)
+    return num_equal, num_inside
+
+
+def test_words_are_the_text_where_no_piece_spans_two(tokenizer: Tokenizer) -> None:
+    num_equal, num_inside = words_that_are_the_text(tokenizer)
     assert num_equal > 10 and num_inside > 10, "not vacuous"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dist_bert.hf_tokenizer import ODD_TEXTS, renumbered
 from dist_bert.tokenizer import MASK_ID, UNK_ID, Tokenizer
 from tests.corpus import chinese_sentences, english_sentences
 from tests.published import SURPLUS_ROWS, fast_tokenizer, published_vocabulary
-from tests.test_offsets import mixtures, sentence
+from tests.test_offsets import mixtures, words_that_are_the_text
 
 UNSEEN = english_sentences(300, seed=3) + chinese_sentences(300, seed=4)
 TEXTS = [*UNSEEN, " ".join(UNSEEN), *ODD_TEXTS, *mixtures(800)]
@@ -120,23 +119,7 @@ def test_an_accent_behind_a_letter_is_in_its_stretch(tmp_path: Path) -> None:
 
 
 def test_words_are_the_text_where_no_piece_spans_two(tokenizer: Tokenizer) -> None:
-    rng = random.Random(7)
-    num_equal = num_inside = 0
-    for _ in range(300):
-        words, spaces_before = sentence(rng)
-        encoded = tokenizer.encode_words(words, spaces_before)
-        assert len(encoded) == len(words) and all(encoded)
-        text, borders = "", []
-        for word, is_spaced in zip(words, spaces_before, strict=True):
-            text += " " * (is_spaced and bool(text))
-            borders.append(len(text))
-            text += word
-        ids, offsets = tokenizer.encode_with_offsets(text)
-        stretches = offsets.tolist()
-        if not any(begin < border < end for border in borders for begin, end in stretches):
-            assert [i for word_ids in encoded for i in word_ids] == ids, text
-            num_equal += 1
-            num_inside += spaces_before.count(False)
+    num_equal, num_inside = words_that_are_the_text(tokenizer)
     assert num_equal > 4 and num_inside, "not vacuous"
     assert tokenizer.encode_words(["\u200b", "lamp"], [True, True])[0] == [UNK_ID]
     joined = tokenizer.encode_words(["lam", "p", ",", "the"], [True, False, False, False])
