@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from dist_bert.checkpoint import TrainState, raise_differences
 from dist_bert.checkpoint_files import export_weights
@@ -37,7 +36,7 @@ from dist_bert.run_dir import (
 from dist_bert.session import Batches, Validation, Work, run_session, train_run
 from dist_bert.tasks.batches import training_steps
 from dist_bert.tasks.forwards import scores_of_set
-from dist_bert.tasks.heads import Head, new_head, start_from
+from dist_bert.tasks.heads import Head, load_head, new_head, start_from
 from dist_bert.tasks.questions import PreparedQuestions, QuestionTask
 from dist_bert.tasks.results import RESULTS_NAME, summarize, write_results
 from dist_bert.watchdog import Watchdog
@@ -143,11 +142,7 @@ def _finish(job: FinetuneJob, console: Console) -> None:
     if dist.get_rank() == 0:
         export_weights(best, run_dir / WEIGHTS_NAME)
     dist.barrier()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.device("meta"):  # the weights are all replaced: nothing to initialise
-        model = new_head(job.task, job.model)
-    model.load_state_dict(load_file(run_dir / WEIGHTS_NAME), assign=True)
-    model.to(device).eval()
+    model, device = load_head(job.task, job.model, run_dir / WEIGHTS_NAME)
     shape, held_out = job.deepspeed.batch_shape, job.held_out
     logits = scores_of_set(model, held_out.features, shape, device)
     assert logits is not None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import BatchShape
@@ -17,7 +16,7 @@ from dist_bert.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from dist_bert.tasks.batches import evaluation_batches
 from dist_bert.tasks.examples import Example
 from dist_bert.tasks.forwards import scores_of_batches
-from dist_bert.tasks.heads import Head, new_head
+from dist_bert.tasks.heads import Head, load_head
 from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.results import best_run, read_results
 from dist_bert.tokenizer import Tokenizer
@@ -65,11 +64,8 @@ class FineTunedModel:
         threshold = read_results(run_dir).get("null_score_threshold")
         if isinstance(task, QuestionTask) and threshold is not None:
             task = dataclasses.replace(task, null_score_threshold=threshold)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.device("meta"):  # the weights are all replaced: nothing to initialise
-            head = new_head(task, config)
-        head.load_state_dict(load_file(weights), assign=True)
-        return cls(run_dir, resolved["task"]["name"], task, config, head.to(device).eval(), device)
+        head, device = load_head(task, config, weights)
+        return cls(run_dir, resolved["task"]["name"], task, config, head, device)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """What the model says to each example, in their order."""

@@ -68,7 +68,7 @@ def _work(
         shape, count = job.deepspeed.batch_shape, job.run.validation_samples
         batches = validation_batches(held_out, shape, dist.get_rank(), count)
         metrics = validate(engine, watched(batches))
-        return Validation(metrics, sentences.ask(engine))
+        return Validation(metrics, lambda: sentences.ask(engine))
 
     return Work(
         new_model(job, training, say),

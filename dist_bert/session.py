@@ -54,12 +54,12 @@ class Validation(NamedTuple):
 
     Attributes:
         metrics: by name, without "validation/".
-        predictions: answers to fixed sentences.
+        ask: answers to fixed sentences; not called where the validation was stopped.
         score: by which checkpoints are compared, the higher the better; None = by the loss.
     """
 
     metrics: dict[str, float]
-    predictions: Sequence[Prediction] = ()
+    ask: Callable[[], Sequence[Prediction]] = tuple
     score: float | None = None
 
 
@@ -248,7 +248,7 @@ class _Parts:
             self._engine, lambda batches: self._stop.until_stop(self._watched(batches, doing))
         )
         if not self._stop.reason:
-            loss = self.progress.validation(state.step, found.metrics, found.predictions)
+            loss = self.progress.validation(state.step, found.metrics, found.ask())
             loss = loss if found.score is None else 1.0 - found.score
             self._validation_losses = {state.step: loss}
             self._best = min(self._best, (loss, state.step))

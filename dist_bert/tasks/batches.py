@@ -37,12 +37,13 @@ def training_steps(
         start_sample: samples consumed so far: the position to go on from.
     """
     size = shape.global_batch_size
+    all_tokens, all_labels = features.num_tokens, features.num_labels  # over the whole set: once
     while True:
         samples = samples_at(np.arange(start_sample, start_sample + size), len(features), seed)
-        num_tokens = features.num_tokens[samples]
+        num_tokens = all_tokens[samples]
         totals = {"num_samples": size}
         if features.token_labels is not None:
-            totals = {"num_labels": int(features.num_labels[samples].sum())}
+            totals = {"num_labels": int(all_labels[samples].sum())}
         own = deal(num_tokens[None], shape)[0, :, rank]  # (A, M)
         yield StepBatch(
             [{**micro_batch(features, samples[rows]), **totals} for rows in own],
@@ -92,7 +93,7 @@ def micro_batch(
     features: Features, samples: NDArray[np.int64], with_labels: bool = True
 ) -> MicroBatch:
     """Samples as the unpadded arguments of a head, in their order."""
-    lengths = features.num_tokens[samples]
+    lengths = features.offsets[samples + 1] - features.offsets[samples]
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     position = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)  # (T,)
     place = np.repeat(features.offsets[samples], lengths) + position  # (T,) in the flat arrays

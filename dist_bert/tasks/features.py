@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from dist_bert.data import NO_LABEL
 from dist_bert.sentence_pieces import is_ideograph
@@ -196,3 +197,10 @@ def _flat(
         np.asarray(segment_b_start, np.int64),
         sample_labels,
     )
+
+
+def mean_cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Mean over the rows of scores (N, C) whose label (N,) is not `NO_LABEL`."""
+    has_label = labels != NO_LABEL
+    logs = log_softmax(logits[has_label], axis=1)
+    return float(-logs[np.arange(len(logs)), labels[has_label]].mean())

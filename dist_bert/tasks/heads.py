@@ -9,10 +9,12 @@ Source: Devlin et al. 2019, "BERT", section 4 (https://arxiv.org/abs/1810.04805)
 Letters: T tokens of the micro-batch, B samples, H hidden, C classes, S longest sample.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_bert.config import ModelConfig
@@ -210,6 +212,17 @@ def new_head(task: TextTask | WordTask | QuestionTask, config: ModelConfig) -> H
     if task.as_token_classes:
         return BertForTokenClassification(config, len(TOKEN_CLASSES))
     return BertForQuestionAnswering(config)
+
+
+def load_head(
+    task: TextTask | WordTask | QuestionTask, config: ModelConfig, weights: Path
+) -> tuple[Head, torch.device]:
+    """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.device("meta"):  # the weights are all replaced: nothing to initialise
+        head = new_head(task, config)
+    head.load_state_dict(load_file(weights), assign=True)
+    return head.to(device).eval(), device
 
 
 def start_from(head: Head, pretrained: BertForPreTraining, initializer_range: float) -> None:

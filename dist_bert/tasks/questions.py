@@ -17,7 +17,7 @@ from dist_bert.tasks.answers import (
     span_scores,
 )
 from dist_bert.tasks.examples import QuestionExample
-from dist_bert.tasks.features import Features, question_features
+from dist_bert.tasks.features import Features, mean_cross_entropy, question_features
 from dist_bert.tasks.scores import Scores, answer_scores, language_of, score_answer
 from dist_bert.tasks.windows import Window, windows_of
 from dist_bert.tokenizer import Tokenizer
@@ -86,9 +86,7 @@ class QuestionTask:
         if self.as_token_classes:
             labels = question_features([window for window, _ in known], True, True).token_labels
             assert labels is not None
-            has_label = labels != NO_LABEL
-            stacked = log_softmax(np.concatenate([row for _, row in known])[has_label], axis=1)
-            return float(-stacked[np.arange(len(stacked)), labels[has_label]].mean())
+            return mean_cross_entropy(np.concatenate([row for _, row in known]), labels)
         losses = [
             -(logs[window.start_position, 0] + logs[window.end_position, 1]) / 2
             for window, row in known

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, softmax
 
 from dist_bert.tasks.examples import TextExample
-from dist_bert.tasks.features import Features, text_features
+from dist_bert.tasks.features import Features, mean_cross_entropy, text_features
 from dist_bert.tasks.scores import Scores, classification_scores, multi_label_scores
 from dist_bert.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ class TextTask:
         stacked, labels = np.stack(logits), prepared.features.sample_labels["labels"]
         if self.has_several_labels:
             return float(np.mean(np.logaddexp(0.0, stacked) - stacked * labels))
-        return float(-log_softmax(stacked, axis=1)[np.arange(len(labels)), labels].mean())
+        return mean_cross_entropy(stacked, labels)
 
     def answers(
         self, prepared: PreparedTexts, logits: Sequence[NDArray[np.float32]]

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from dist_bert.data import NO_LABEL
 from dist_bert.tasks.examples import WordsExample
-from dist_bert.tasks.features import Features, word_features
+from dist_bert.tasks.features import Features, mean_cross_entropy, word_features
 from dist_bert.tasks.scores import Scores, tag_scores
 from dist_bert.tokenizer import Tokenizer
 
@@ -50,9 +49,7 @@ class WordTask:
         """Mean loss of a labelled set from the scores (n, C) of its samples."""
         labels = prepared.features.token_labels
         assert labels is not None
-        has_label = labels != NO_LABEL
-        stacked = log_softmax(np.concatenate(logits)[has_label], axis=1)
-        return float(-stacked[np.arange(len(stacked)), labels[has_label]].mean())
+        return mean_cross_entropy(np.concatenate(logits), labels)
 
     def answers(
         self, prepared: PreparedWords, logits: Sequence[NDArray[np.float32]]
