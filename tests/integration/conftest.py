@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_bert.config import ModelConfig
 from tests.corpus import write_text_files
+from tests.synthetic import write_run
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -126,6 +128,15 @@ def kill_when_printed(text: str, *command: str | Path, timeout: float = 120) -> 
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     raise AssertionError(f"ended without {text!r}: {output}")
+
+
+@pytest.fixture(scope="session")
+def encoder(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining run whose weights are random, for what does not depend on them; read only."""
+    folder = tmp_path_factory.mktemp("encoder") / "run"
+    model = ModelConfig(**TINY_MODEL)  # type: ignore[arg-type]
+    write_run(folder, data_set / "tokenizer.model", model, {"bf16": {"enabled": True}})
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 
-from dist_bert.config import ModelConfig
 from dist_bert.metrics import read_metrics
 from tests import labelled
 from tests.integration.conftest import (
-    TINY_MODEL,
     assert_one_line_error,
     kill_when_printed,
     launcher,
     run_script,
 )
-from tests.synthetic import write_run
 
 SCRIPT = "launch/finetune.py"
 DEEPSPEED: dict[str, Any] = {
@@ -29,15 +26,6 @@ DEEPSPEED: dict[str, Any] = {
     "bf16": {"enabled": True},
     "zero_optimization": {"stage": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def encoder(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining run whose weights are random."""
-    folder = tmp_path_factory.mktemp("encoder") / "run"
-    model = ModelConfig(**TINY_MODEL)  # type: ignore[arg-type]
-    write_run(folder, data_set / "tokenizer.model", model, {"bf16": {"enabled": True}})
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,33 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_bert.config import ModelConfig
 from tests.integration.conftest import (
     ROOT,
-    TINY_MODEL,
     assert_one_line_error,
     environment,
     launcher,
     run_script,
 )
-from tests.synthetic import write_data_set, write_run
+from tests.synthetic import write_data_set
 
 PYTHON = sys.executable
 CONTEXTS = ("The old lamp was quiet.", "A lamp, and another lamp.", "She sold her lamp")
 
 
-@pytest.fixture(scope="module")
-def run_dir(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose weights are random: what it says is no matter here."""
-    folder = tmp_path_factory.mktemp("use") / "run"
-    model = ModelConfig(**TINY_MODEL)  # type: ignore[arg-type]
-    write_run(folder, data_set / "tokenizer.model", model, {"bf16": {"enabled": True}})
-    return folder
-
-
 @pytest.mark.slow
 def test_any_number_of_ranks_finds_the_same_scores(
-    run_dir: Path, data_set: Path, tmp_path: Path
+    encoder: Path, data_set: Path, tmp_path: Path
 ) -> None:
     """5 micro-batches: 2 ranks have 3 and 2 of them, 3 ranks 2, 2 and 1."""
     shards = tmp_path / "shards"
@@ -45,7 +34,7 @@ def test_any_number_of_ranks_finds_the_same_scores(
         command: list[str | Path] = [PYTHON] if num_ranks == 1 else launcher(num_ranks)
         file = tmp_path / f"{num_ranks}.json"
         ended = run_script(
-            *command, "launch/evaluate.py", "--checkpoint", run_dir, "--shards", shards,
+            *command, "launch/evaluate.py", "--checkpoint", encoder, "--shards", shards,
             "--json", file,
         )  # fmt: skip
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -60,9 +49,9 @@ def test_any_number_of_ranks_finds_the_same_scores(
     assert scores[0]["num_samples"] == 300
 
 
-def test_masks_are_filled_from_standard_input(run_dir: Path) -> None:
+def test_masks_are_filled_from_standard_input(encoder: Path) -> None:
     texts = ["The [MASK] lamp [MASK] the window.", "A [MASK]!", "Old [MASK] and young [MASK]."]
-    command = [PYTHON, "launch/fill_mask.py", "--checkpoint", str(run_dir), "--top_k", "2"]
+    command = [PYTHON, "launch/fill_mask.py", "--checkpoint", str(encoder), "--top_k", "2"]
     ended = subprocess.run(
         [*command, "--json", "--input", "-"],
         input="\n".join(texts),
@@ -79,9 +68,9 @@ def test_masks_are_filled_from_standard_input(run_dir: Path) -> None:
     assert [[len(mask) for mask in row["answers"]] for row in rows] == [[2, 2], [2], [2, 2]]
 
 
-def test_a_word_is_embedded_into_all_files(run_dir: Path, tmp_path: Path) -> None:
+def test_a_word_is_embedded_into_all_files(encoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    command: list[str | Path] = [PYTHON, "launch/embed.py", "--checkpoint", run_dir]
+    command: list[str | Path] = [PYTHON, "launch/embed.py", "--checkpoint", encoder]
     ended = run_script(
         *command, "--word", "lamp", "--json", tmp_path / "a.json", "--npz", tmp_path / "a.npz",
         "--projector", tmp_path / "p", "--picture", tmp_path / "a.png", *CONTEXTS,
@@ -103,10 +92,10 @@ def test_a_word_is_embedded_into_all_files(run_dir: Path, tmp_path: Path) -> Non
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_attention_has_a_direction(run_dir: Path, tmp_path: Path) -> None:
+def test_attention_has_a_direction(encoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     command: list[str | Path] = [
-        PYTHON, "launch/embed.py", "--checkpoint", run_dir, "--attention",
+        PYTHON, "launch/embed.py", "--checkpoint", encoder, "--attention",
     ]  # fmt: skip
     ended = run_script(*command, tmp_path / "a.png", "--head", "3", CONTEXTS[0])
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
