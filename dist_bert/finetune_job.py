@@ -6,7 +6,6 @@ One command is one job for each learning rate and seed. Not for: running them
 
 import argparse
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ class FinetuneJob:
             **{f"task {n}": v for n, v in task_facts(self.config.task, self.task).items()},
             "encoder": f"{self.source.path} {self._checkpoint_name}".strip(),
             "random_init": self.config.random_init,
-            "training set": _fingerprint(self.training),
+            "training set": self.training.features.fingerprint,
             "tokenizer fingerprint": self.task.tokenizer.fingerprint,
             "seed": self.run.seed,
             "peak lr": self.deepspeed.peak_lr,
@@ -122,7 +121,7 @@ class FinetunePlan:
         config = resolve(FinetuneConfig, arguments.config, flags_of(FinetuneConfig, arguments))
         read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size)
-        source = WeightSource.find(config.checkpoint)
+        source = WeightSource.find(config.checkpoint, "--checkpoint")
         if source.tokenizer is None or not source.tokenizer.exists():
             raise UserError(
                 f"checkpoint = {config.checkpoint}: has no tokenizer beside its weights; import a"
@@ -295,14 +294,3 @@ def _check_labels(task: Task, held_out: Sequence[Example]) -> None:
             f"eval: has labels that no training example has: {told}; training has"
             f" {', '.join(task.classes[:20])}"
         )
-
-
-def _fingerprint(prepared: Prepared) -> str:
-    """SHA-256 of all that is learnt from."""
-    features = prepared.features
-    digest = hashlib.sha256()
-    labels = [*features.sample_labels.values(), features.token_labels]
-    for values in (features.input_ids, features.offsets, features.segment_b_start, *labels):
-        if values is not None:
-            digest.update(values.tobytes())
-    return digest.hexdigest()

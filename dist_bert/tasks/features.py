@@ -7,6 +7,8 @@ Letters: M samples, N tokens of all of them, n tokens of one, C classes.
 """
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +59,16 @@ class Features:
             return np.zeros(len(self), np.int64)
         ends = np.concatenate(([0], np.cumsum(self.token_labels != NO_LABEL)))
         return np.diff(ends[self.offsets])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is learnt from."""
+        digest = hashlib.sha256()
+        labels = [*self.sample_labels.values(), self.token_labels]
+        for values in (self.input_ids, self.offsets, self.segment_b_start, *labels):
+            if values is not None:
+                digest.update(values.tobytes())
+        return digest.hexdigest()
 
 
 def text_features(
