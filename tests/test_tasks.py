@@ -45,21 +45,29 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(train_tokenizer(sentences, folder, TokenizerConfig(vocab_size=601)))
 
 
-def learnt_by_heart(task: Any, examples: Sequence[Any], num_steps: int) -> tuple[Any, Any, float]:
-    """Trains on examples; returns what was prepared to score them, the answers, and the loss."""
+def learnt_by_heart(task: Any, examples: Sequence[Any]) -> tuple[Any, Any, float]:
+    """Trains on examples; returns what was prepared to score them, the answers, and the loss.
+
+    Training ends when 20 steps in a row have almost no loss: how many steps that takes differs
+    between processors, whose sums differ in their last bits.
+    """
     prepared = task.prepare(examples, is_training=True)
     torch.manual_seed(3)
     head = new_head(task, MODEL)
     start_from(head, BertForPreTraining(MODEL), initializer_range=0.1)
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=0.0)
     steps = training_steps(prepared.features, SHAPE, rank=0, seed=4, start_sample=0)
-    for step in itertools.islice(steps, num_steps):
+    losses: list[float] = []
+    for step in itertools.islice(steps, 2000):
         (micro_batch,) = step.micro_batches
         loss, _ = head(**to_device(micro_batch, CPU))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
+        losses.append(loss.item())
+        if len(losses) >= 20 and max(losses[-20:]) < 1e-3:
+            break
     held_out = task.prepare(examples, is_training=False)
     batches = evaluation_batches(held_out.features, SHAPE, rank=0)
     scores = dict(scores_of_batches(head.eval(), batches, CPU))
@@ -70,7 +78,7 @@ def learnt_by_heart(task: Any, examples: Sequence[Any], num_steps: int) -> tuple
 def test_pairs_are_learnt(tokenizer: Tokenizer) -> None:
     examples = labelled.pairs(32)
     task = TextTask(tokenizer, 64, ("equal", "other"), has_several_labels=False)
-    prepared, answers, loss = learnt_by_heart(task, examples, 100)
+    prepared, answers, loss = learnt_by_heart(task, examples)
     assert [(answer["label"],) for answer in answers] == [e.labels for e in examples]
     assert task.scores(prepared, answers).values["accuracy"] == 1.0
     assert loss < 0.2
@@ -81,7 +89,7 @@ def test_pairs_are_learnt(tokenizer: Tokenizer) -> None:
 def test_texts_are_learnt(tokenizer: Tokenizer, num_labels: int) -> None:
     examples = labelled.texts(32, num_labels)
     task = TextTask(tokenizer, 64, labelled.LABELS, has_several_labels=num_labels > 1)
-    prepared, answers, loss = learnt_by_heart(task, examples, 150)
+    prepared, answers, loss = learnt_by_heart(task, examples)
     told = [tuple(answer["labels"]) if num_labels > 1 else (answer["label"],) for answer in answers]
     assert told == [e.labels for e in examples]
     scores = task.scores(prepared, answers)
@@ -93,7 +101,7 @@ def test_tags_are_learnt(tokenizer: Tokenizer) -> None:
     examples = labelled.tagged(32)
     classes = ("O", "B-COUNT", "I-COUNT", "B-PER", "I-PER")
     task = WordTask(tokenizer, 64, classes)
-    prepared, answers, loss = learnt_by_heart(task, examples, 100)
+    prepared, answers, loss = learnt_by_heart(task, examples)
     assert [tuple(answer["tags"]) for answer in answers] == [e.tags for e in examples]
     assert task.scores(prepared, answers).values["f1"] == 1.0
     assert loss < 0.2
@@ -108,7 +116,7 @@ def test_answers_are_learnt(tokenizer: Tokenizer, is_chinese: bool, as_token_cla
     """Contexts of several windows, every fifth without an answer."""
     examples = labelled.questions(32, is_chinese=is_chinese)
     task = QuestionTask(tokenizer, 48, 16, 15, 12, as_token_classes, may_lack_answers=True)
-    prepared, answers, loss = learnt_by_heart(task, examples, 450 if as_token_classes else 250)
+    prepared, answers, loss = learnt_by_heart(task, examples)
     assert len(prepared.windows) > len(examples)
     expected = []
     for begin in prepared.bounds[:-1]:
