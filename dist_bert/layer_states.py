@@ -82,3 +82,20 @@ def shares_by_direction(weights: Tensor) -> dict[str, float]:
     special = weights[1:-1, [0, -1]].sum(1).mean()
     named = {"left": left, "itself": itself, "right": right, "special": special}
     return {name: float(share) for name, share in named.items()}
+
+
+def shares_on_neighbours(weights: Tensor) -> list[float]:
+    """How much of the attention of a text's tokens goes to the tokens beside them, in each head.
+
+    The masked LM stays on the plateau of its beginning until some heads look there.
+
+    Args:
+        weights: (N, S, S), rows sum to 1; [CLS] is the first token and [SEP] the last.
+
+    Returns:
+        N shares of 1, means over the tokens without [CLS] and [SEP]; an even spread gives 2 / S.
+    """
+    after = weights.diagonal(1, 1, 2)[:, 1:]  # (N, S-2): from each token to the next
+    before = weights.diagonal(-1, 1, 2)[:, :-1]
+    shares: list[float] = (after + before).mean(1).tolist()
+    return shares

@@ -194,7 +194,7 @@ def show_attention(
         UserError: there are several sentences, or no such layer or head.
     """
     from dist_bert.embed import attention_of
-    from dist_bert.layer_states import resolve_layer, shares_by_direction
+    from dist_bert.layer_states import resolve_layer, shares_by_direction, shares_on_neighbours
     from dist_bert.pictures import Panel, write_tables
 
     if len(texts) != 1:
@@ -215,6 +215,9 @@ def show_attention(
         f" {shares['right']:.1%} to the right, {shares['special']:.1%} to [CLS] and [SEP]"
     )
     print(f"attention, {where}: {directions}")
+    on_neighbours = " ".join(f"{share:.1%}" for share in shares_on_neighbours(weights))
+    even = f"an even spread gives {2 / len(tokens):.1%}"
+    print(f"to the two neighbours, head by head: {on_neighbours} ({even})")
     tokens = [token.lstrip("▁") or "▁" for token in tokens]
     write_tables(
         arguments.attention,

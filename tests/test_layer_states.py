@@ -12,6 +12,7 @@ from dist_bert.layer_states import (
     hidden_states,
     resolve_layer,
     shares_by_direction,
+    shares_on_neighbours,
 )
 from dist_bert.model import BertEncoder
 from dist_bert.text_batches import encoder_input
@@ -90,6 +91,20 @@ def test_shares_by_hand() -> None:
     expected = {"left": 0.25, "itself": 0.2, "right": 0.15, "special": 0.4}
     assert shares == pytest.approx(expected)
     assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_shares_on_neighbours_by_hand() -> None:
+    weights = torch.tensor(
+        [
+            [0.0, 1.0, 0.0, 0.0],  # [CLS], left out
+            [0.1, 0.2, 0.3, 0.4],
+            [0.2, 0.5, 0.1, 0.2],
+            [0.0, 0.0, 1.0, 0.0],  # [SEP], left out
+        ]
+    )
+    even = torch.full((4, 4), 0.25)
+    expected = [(0.1 + 0.3 + 0.5 + 0.2) / 2, 2 / 4]
+    assert shares_on_neighbours(torch.stack([weights, even])) == pytest.approx(expected)
 
 
 def test_layers_count_from_both_ends() -> None:

@@ -89,6 +89,8 @@ def test_a_word_is_embedded_into_all_files(encoder: Path, tmp_path: Path) -> Non
             arrays["vectors"], [item["vector"] for item in figures["sentences"]], rtol=1e-6
         )
     assert (tmp_path / "p/projector_config.pbtxt").exists()
+    assert by_head.startswith("to the two neighbours, head by head: ")
+    assert by_head.count("%") == 3 + 1, "three heads, and an even spread"
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -100,7 +102,8 @@ def test_attention_has_a_direction(encoder: Path, tmp_path: Path) -> None:
     ended = run_script(*command, tmp_path / "a.png", "--head", "3", CONTEXTS[0])
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert ended.stdout.startswith("attention, layer 2 of 2, head 3 of 3: ")
-    shares = [float(word[:-1]) for word in ended.stdout.split() if word.endswith("%")]
+    direction, by_head = ended.stdout.splitlines()
+    shares = [float(word[:-1]) for word in direction.split() if word.endswith("%")]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.3)
     assert all(share > 1 for share in shares), "both directions"
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
