@@ -212,6 +212,7 @@ def make_task(
             config.max_answer_tokens,
             as_token_classes=config.qa_head == "token_classes",
             may_lack_answers=any(getattr(example, "answers", None) == () for example in examples),
+            max_null_windows=config.max_null_windows,
         )
     if config.task == "token_classification":
         tags = {tag for example in examples for tag in getattr(example, "tags", None) or ()}

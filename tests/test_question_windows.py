@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from dist_bert.data import NO_LABEL
 from dist_bert.errors import UserError
 from dist_bert.tasks.examples import Answer, QuestionExample
-from dist_bert.tasks.windows import END, OTHER, START, Window, token_class_labels, windows_of
+from dist_bert.tasks.questions import QuestionTask
+from dist_bert.tasks.windows import (
+    END,
+    OTHER,
+    START,
+    Window,
+    token_class_labels,
+    windows_of,
+    with_few_null_windows,
+)
 from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer, train_tokenizer
 from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import chinese_sentences, english_sentences
@@ -119,6 +128,30 @@ def test_the_answer_is_labelled_in_the_windows_that_have_all_of_it(tokenizer: To
             assert (window.start_position, window.end_position) == (0, 0)
             assert (token_class_labels(window) == OTHER).all()
     assert 1 <= has_answer <= 3
+
+
+def test_few_windows_without_the_answer_are_learnt_from(tokenizer: Tokenizer) -> None:
+    text = english_sentences(30, seed=3)[7]
+    one = example(CONTEXT, answer_in(CONTEXT, text[:-1]))
+    made = windows(tokenizer, one)
+    null = [window for window in made if not window.start_position]
+    for most in (1, 3, len(null) - 1):
+        kept = with_few_null_windows(made, most)
+        assert kept == sorted(kept, key=lambda window: window.begin)
+        assert [w for w in made if w.start_position] == [w for w in kept if w.start_position]
+        places = [null.index(window) for window in kept if not window.start_position]
+        assert len(places) == most
+        gaps = np.diff([-places[0] - 1, *places, 2 * len(null) - 1 - places[-1]])
+        assert gaps.max() - gaps.min() <= 2, "spread over the whole context"
+    assert with_few_null_windows(made, len(null)) == made
+    task = QuestionTask(tokenizer, **SIZES, max_answer_tokens=9, as_token_classes=False)
+    thinned = dataclasses.replace(task, max_null_windows=3)
+    prepared = thinned.prepare([one, one], is_training=True)
+    num_kept = len(made) - len(null) + 3
+    assert prepared.bounds.tolist() == [0, num_kept, 2 * num_kept]
+    assert prepared.notes[1] == f"{2 * (len(null) - 3)} windows without the answer are left out"
+    assert len(task.prepare([one], is_training=True).windows) == len(made)
+    assert len(thinned.prepare([one], is_training=False).windows) == len(made), "all are read"
 
 
 @pytest.mark.parametrize(

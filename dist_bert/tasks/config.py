@@ -49,6 +49,11 @@ class FinetuneConfig:
         ("span", "token_classes"),
     )
     doc_stride: int = setting(128, "questions: tokens between the starts of two windows")
+    max_null_windows: int = setting(
+        0,
+        "questions: learn from so many windows without the answer for each, for long contexts;"
+        " 0 = from all",
+    )
     max_question_tokens: int = setting(64, "questions: longer ones are cut")
     max_answer_tokens: int = setting(30, "questions: longest answer")
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings, sub-layers and the head")
@@ -72,6 +77,7 @@ class FinetuneConfig:
                 ("evals_per_epoch", 1),
                 ("early_stopping", 0),
                 ("doc_stride", 1),
+                ("max_null_windows", 0),
                 ("max_question_tokens", 1),
                 ("max_answer_tokens", 1),
                 ("log_interval", 1),

@@ -19,7 +19,7 @@ from dist_bert.tasks.answers import (
 from dist_bert.tasks.examples import QuestionExample
 from dist_bert.tasks.features import Features, mean_cross_entropy, question_features
 from dist_bert.tasks.scores import Scores, answer_scores, language_of, score_answer
-from dist_bert.tasks.windows import Window, windows_of
+from dist_bert.tasks.windows import Window, windows_of, with_few_null_windows
 from dist_bert.tokenizer import Tokenizer
 
 _NUM_CANDIDATES = 20
@@ -48,6 +48,7 @@ class QuestionTask:
     as_token_classes: bool  # the head tells each token's class
     may_lack_answers: bool = False  # contexts without an answer were learnt from
     null_score_threshold: float = 0.0  # by how much no answer must outscore the best one, if so
+    max_null_windows: int = 0  # windows of a question without the answer to learn from; 0 = all
 
     def prepare(self, examples: Sequence[QuestionExample], is_training: bool) -> PreparedQuestions:
         """Turns examples into features; in training, only those whose answer has a place."""
@@ -62,12 +63,17 @@ class QuestionTask:
             )
             for example in examples
         ]
+        num_made = sum(map(len, per_example))
+        if is_training and self.max_null_windows:
+            per_example = [with_few_null_windows(w, self.max_null_windows) for w in per_example]
         windows = [window for own in per_example for window in own]
         features = question_features(windows, is_training, self.as_token_classes)
         bounds = np.concatenate(([0], np.cumsum([len(own) for own in per_example])))
         num_cut = sum(own[0].question.is_cut for own in per_example if own)
         num_left_out = sum(not own for own in per_example)
         notes = [f"{len(examples):,} questions make {len(windows):,} samples"]
+        if num_made > len(windows):
+            notes.append(f"{num_made - len(windows):,} windows without the answer are left out")
         if num_cut:
             notes.append(f"{num_cut:,} questions were cut to {self.max_question_tokens} tokens")
         if num_left_out:

@@ -156,6 +156,22 @@ def windows_of(
     return [Window(question, *row) for row in bounds.tolist()]
 
 
+def with_few_null_windows(windows: list[Window], most: int) -> list[Window]:
+    """Of a question's windows those with the answer, and `most` of the others, evenly spaced.
+
+    A whole paper has fifty windows without the answer for one with it: a model that learns from all
+    of them learns for long only that there is none. Null instances were thinned out likewise by
+    Alberti et al. 2019, https://arxiv.org/abs/1901.08634.
+    """
+    null = [place for place, window in enumerate(windows) if window.start_position == 0]
+    if len(null) <= most:
+        return windows
+    kept = {null[(2 * k + 1) * len(null) // (2 * most)] for k in range(most)}
+    return [
+        window for place, window in enumerate(windows) if window.start_position or place in kept
+    ]
+
+
 def token_class_labels(window: Window) -> NDArray[np.int64]:
     """The class of every token of a sample, for a head that tells the classes of tokens.
 
