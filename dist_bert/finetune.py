@@ -108,7 +108,7 @@ def _first_model(job: FinetuneJob, say: Callable[[str], None]) -> Head:
     else:
         say(load_initial_weights(pretrained, job.model, job.source).description)
     head = new_head(job.task, job.model)
-    start_from(head, pretrained, job.model.initializer_range)
+    start_from(head, pretrained, job.model.initializer_range, job.config.new_pooler)
     head.encoder.activation_checkpointing = job.run.activation_checkpointing
     return head
 

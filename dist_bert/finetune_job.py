@@ -89,6 +89,7 @@ class FinetuneJob:
             **{f"task {n}": v for n, v in task_facts(self.config.task, self.task).items()},
             "encoder": f"{self.source.path} {self._checkpoint_name}".strip(),
             "random_init": self.config.random_init,
+            "new_pooler": self.config.new_pooler,
             "training set": self.training.features.fingerprint,
             "tokenizer fingerprint": self.task.tokenizer.fingerprint,
             "seed": self.run.seed,

@@ -238,3 +238,15 @@ def test_a_head_starts_from_the_pretrained_encoder() -> None:
             assert torch.equal(value, pretrained.state_dict()[name]), name
     assert not head.classifier.bias.any()
     assert 0.005 < head.classifier.weight.std().item() < 0.04
+
+
+def test_a_head_may_start_with_a_new_pooler() -> None:
+    torch.manual_seed(7)
+    pretrained = shaken(BertForPreTraining(TINY))
+    head = BertForTextClassification(TINY, NUM_CLASSES, has_several_labels=False)
+    start_from(head, pretrained, initializer_range=0.02, new_pooler=True)
+    for name, value in head.encoder.state_dict().items():
+        assert torch.equal(value, pretrained.encoder.state_dict()[name]), name
+    assert not head.pooler.bias.any() and pretrained.pooler.bias.any()
+    assert head.pooler.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert pretrained.pooler.weight.std().item() > 0.04

@@ -42,6 +42,9 @@ class FinetuneConfig:
     random_init: bool = setting(
         False, "leave the encoder's weights random: what pretraining is worth"
     )
+    new_pooler: bool = setting(
+        False, "texts: start the pooler anew, not from what next-sentence prediction left of it"
+    )
     qa_head: str = setting(
         "span",
         "questions: span = start and end chosen among all tokens, token_classes = each token is"

@@ -225,14 +225,24 @@ def load_head(
     return head.to(device).eval(), device
 
 
-def start_from(head: Head, pretrained: BertForPreTraining, initializer_range: float) -> None:
+def start_from(
+    head: Head, pretrained: BertForPreTraining, initializer_range: float, new_pooler: bool = False
+) -> None:
     """Fills a head: encoder and pooler from pretraining, what is new as pretraining began.
 
     New weights come from torch's global generator: seed it alike on all ranks.
+
+    Args:
+        head: is filled.
+        pretrained: the weights to start from.
+        initializer_range: standard deviation of new matrices.
+        new_pooler: the pooler is new, too: next-sentence prediction leaves a few directions of
+            [CLS] in it (Zhang et al. 2021, https://arxiv.org/abs/2006.05987, section 5).
     """
     own = pretrained.state_dict()
+    kept = ("encoder.",) if new_pooler else ("encoder.", "pooler.")
     missing, _ = head.load_state_dict(
-        {n: value for n, value in own.items() if n.startswith(("encoder.", "pooler."))},
+        {name: value for name, value in own.items() if name.startswith(kept)},
         strict=False,
     )
     with torch.no_grad():
