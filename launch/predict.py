@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     for line in labelled.summary():
         print(line, file=sys.stderr)
     lines = _lines(model.answers(labelled.examples))
-    if arguments.output is None:
+    if arguments.output == "-":
         for line in lines:
             print(line, flush=True)
     else:
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--input", required=True, metavar="FILE", help="the examples")
     parser.add_argument(
-        "--output", metavar="FILE", help="where the answers go (default: standard output)"
+        "--output", default="-", metavar="FILE", help="the answers (default: -, standard output)"
     )
     parser.add_argument("--dry_run", action="store_true", help="print the settings and stop")
     add_flags(parser, ReadConfig)

@@ -131,8 +131,9 @@ def test_seeds_and_learning_rates_are_runs_and_the_best_is_named(
     words = [["Alice", "sold", "the", "lamp", "."], ["nobody"]]
     new.write_text("".join(json.dumps({"words": row}) + "\n" for row in words))
     ended = run_script(
-        sys.executable, "launch/predict.py", "--checkpoint", tmp_path, "--input", new
-    )
+        sys.executable, "launch/predict.py", "--checkpoint", tmp_path, "--input", new,
+        "--output", "-",
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     answers = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [answer["words"] for answer in answers] == words
