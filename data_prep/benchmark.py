@@ -96,6 +96,7 @@ def measure_preparation(
     Raises:
         UserError: the text or the tokenizer does not do.
     """
+    _load_sentencepiece(tokenizer)  # now, rather than after minutes
     flags = [*_input_flags(patterns), "--tokenizer", str(tokenizer)]
     report("reading the text, for SentencePiece alone")
     sentences = folder / "sentences.txt"
@@ -290,9 +291,19 @@ def _write_sentences(patterns: Sequence[str], path: Path) -> None:
                 file.writelines(f"{sentence}\n" for sentence in sentences)
 
 
+def _load_sentencepiece(tokenizer: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    except RuntimeError as error:
+        raise UserError(
+            f"--tokenizer {tokenizer}: cannot be read as a SentencePiece model, beside which the"
+            " preparation is measured; give one of launch/train_tokenizer.py, or none"
+        ) from error
+
+
 def _encode_alone(tokenizer: Path, sentences: Path) -> float:
     """CPU seconds that the bare library takes to encode all sentences, on one thread."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    processor = _load_sentencepiece(tokenizer)
     texts = sentences.read_bytes().decode().split("\n")[:-1]
     start = time.process_time()
     for begin in range(0, len(texts), _ENCODE_TEXTS):
