@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dist_bert.errors import NodeError, UserError
+from dist_bert.interrupts import end_rank
 from dist_bert.slurm_environment import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
@@ -81,8 +82,22 @@ def run(
     Every rank of a launch sees the same mistake, so only the first one tells it, but for a
     `NodeError`.
     """
+    raise SystemExit(_exit_code_of(main, arguments))
+
+
+def run_rank(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> NoReturn:
+    """As `run`, for scripts whose processes may be ranks of `torch.distributed`."""
+    end_rank(_exit_code_of(main, arguments))
+
+
+def _exit_code_of(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> int:
     try:
         code = main(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone is expected
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -92,7 +107,7 @@ def run(
     except BrokenPipeError:  # what reads our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
         code = _BROKEN_PIPE_EXIT_CODE
-    raise SystemExit(code or 0)
+    return code or 0
 
 
 def is_first_rank() -> bool:

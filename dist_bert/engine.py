@@ -111,7 +111,7 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
 
 
 def leave_distributed() -> None:
-    """Leaves the process group; engines must have been destroyed, or ZeRO-3 aborts at exit."""
+    """Leaves the process group, once engines are destroyed; a rank then ends by `end_rank`."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -6,6 +6,7 @@ boundary (`dist_bert.agreement`). No torch: signals are caught from the first se
 
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -74,6 +75,21 @@ class Interrupts:
         self._noted = max(self._noted, _LAUNCHER_GONE)
         time.sleep(seconds)
         end_at_once(f"the launcher is gone, and this process did not stop within {seconds:.0f} s")
+
+
+def end_rank(code: int) -> NoReturn:
+    """Ends a process that was a rank, without taking the interpreter down.
+
+    Threads of gloo still give up the tensors of a collective after its end, and take the
+    interpreter's lock for that. One that waits for the lock while the interpreter is taken down
+    aborts the process: exit code -6 for a run that has done everything (pytorch issue 190489).
+
+    Args:
+        code: exit code.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def end_at_once(message: str) -> NoReturn:

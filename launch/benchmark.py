@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.cli import Parser, is_first_rank, run_rank
 from dist_bert.config import ModelConfig, add_flags, flags_of, resolve
 from dist_bert.errors import UserError
 
@@ -264,4 +264,4 @@ if __name__ == "__main__":
     arguments, unknown = parser.parse_known_args()
     if unknown:
         commands.choices[arguments.command].parse_args(unknown)  # names them, and the known ones
-    run(main, arguments)
+    run_rank(main, arguments)

@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from dist_bert.cli import Parser, add_cache_flags, is_first_rank, run
+from dist_bert.cli import Parser, add_cache_flags, is_first_rank, run_rank
 from dist_bert.files import write_json
 from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
@@ -130,4 +130,4 @@ if __name__ == "__main__":
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     parser.add_argument("--dry_run", action="store_true", help="print what would be scored")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
-    run(main, parser.parse_args())
+    run_rank(main, parser.parse_args())

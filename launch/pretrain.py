@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 
-from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.cli import Parser, is_first_rank, run_rank
 from dist_bert.config import ModelConfig, RunConfig, add_flags
 from dist_bert.console import Console
 from dist_bert.interrupts import Interrupts
@@ -62,4 +62,4 @@ if __name__ == "__main__":
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     add_flags(parser, RunConfig)
     add_flags(parser, ModelConfig)
-    run(main, parser.parse_args())
+    run_rank(main, parser.parse_args())

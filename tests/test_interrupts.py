@@ -1,6 +1,7 @@
 """Reasons to stop: noted by one process, agreed on by all; a launcher or a peer that is gone."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -125,6 +126,50 @@ def test_a_rank_that_lost_another_one_leaves_the_word_to_it(message: str, lines:
     assert message.split("\n")[0] in ended.stderr.splitlines()[-1]
     assert 1 <= ended.stderr.count("\n") <= lines
     assert ("Traceback" in ended.stderr) == (lines > 1)
+
+
+@pytest.mark.parametrize("ends_as_rank", [True, False])
+def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_rank: bool) -> None:
+    """The ordinary end does abort; once torch has mended that, `end_rank` can go."""
+    program = f"""
+        import atexit, os, sys, time, warnings
+        from pathlib import Path
+        from dist_bert.interrupts import end_rank
+
+        rank, folder = int(os.environ["RANK"]), Path({str(tmp_path)!r})
+
+        def hold_the_lock():  # the last thing before the interpreter is taken down
+            (folder / "ending").touch()
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                pass
+
+        atexit.register(hold_the_lock)
+        warnings.simplefilter("ignore")
+        import torch, torch.distributed as dist
+
+        store = dist.FileStore(str(folder / "store"), 2)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        tensor = torch.ones(8)
+        if rank == 1:
+            while not (folder / "ending").exists():  # rank 0's thread of gloo waits for us
+                time.sleep(0.01)
+            dist.all_reduce(tensor)
+            os._exit(0)
+        dist.all_reduce(tensor, async_op=True)
+        sys.setswitchinterval(1_000)  # seconds: the lock is kept
+        print("all done")
+        if {ends_as_rank}:
+            end_rank(7)
+        """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "1"},
+    ) as peer:
+        ended = run_program(program, RANK="0")
+        peer.kill()
+    assert ended.stdout == "all done\n"
+    assert ended.returncode == (7 if ends_as_rank else -signal.SIGABRT), ended.stderr
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from dist_bert.data import BatchShape, SampleOrder, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.engine import build_engine, leave_distributed, start_distributed
 from dist_bert.inference import to_device
+from dist_bert.interrupts import end_rank
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
@@ -89,3 +90,4 @@ def one_batch(
 
 if __name__ == "__main__":
     main()
+    end_rank(0)

@@ -25,6 +25,7 @@ from dist_bert.data import BatchShape, SampleOrder, StepBatch, training_batches
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.engine import StepRecord, build_engine, leave_distributed, start_distributed, train
 from dist_bert.errors import UserError
+from dist_bert.interrupts import end_rank
 from dist_bert.model import BertForPreTraining
 from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
@@ -194,3 +195,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank(0)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from dist_bert.config import ModelConfig
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.engine import build_engine, leave_distributed, start_distributed
+from dist_bert.interrupts import end_rank
 from dist_bert.model import BertForPreTraining
 
 MODEL = ModelConfig(
@@ -214,3 +215,4 @@ def tensors_within(root: Any) -> Iterator[torch.Tensor]:
 
 if __name__ == "__main__":
     main()
+    end_rank(0)
