@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from dist_bert.inference import TrainedRun
 from dist_bert.metrics import read_metrics
 from tests import labelled
 from tests.integration.conftest import (
@@ -175,6 +178,40 @@ def test_other_tasks(
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert len(ended.stdout.splitlines()) == (40 if task == "sentence_classification" else 20)
+
+
+@pytest.mark.slow
+def test_a_new_pooler_is_what_starts_anew(encoder: Path, files: Path, tmp_path: Path) -> None:
+    """At a learning rate of nothing, one step leaves every other weight of the encoder."""
+    arguments = command(
+        encoder, files, "pair_classification", "pairs.tsv", "--new_pooler", "true",
+        "--learning_rates", "1e-30", "--num_train_epochs", "1", "--output_dir", tmp_path,
+    )  # fmt: skip
+    ended = run_script(sys.executable, *arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (weights,) = tmp_path.rglob("model.safetensors")
+    tuned, pretrained = load_file(weights), TrainedRun.load(encoder).model.state_dict()
+    differing = {  # by more than rounding to bf16
+        name
+        for name in pretrained
+        if name.startswith(("encoder.", "pooler."))
+        and not torch.allclose(tuned[name], pretrained[name], rtol=2**-8)
+    }
+    assert {name.split(".")[0] for name in differing} == {"pooler"}
+
+
+def test_few_null_windows_are_fewer_steps(encoder: Path, files: Path, tmp_path: Path) -> None:
+    def num_steps(*flags: str) -> int:
+        arguments = command(
+            encoder, files, "question_answering", "questions.json", "--doc_stride", "16",
+            "--max_question_tokens", "16", "--dry_run", "--output_dir", tmp_path, *flags,
+        )  # fmt: skip
+        ended = run_script(sys.executable, *arguments)
+        assert ended.returncode == 0, ended.stderr
+        printed = ended.stdout[ended.stdout.index("\n[\n") :]
+        return int(json.loads(printed)[0]["run"]["num_train_steps"])
+
+    assert 3 <= num_steps("--max_null_windows", "1") < num_steps()
 
 
 def test_mistakes_are_one_line(encoder: Path, files: Path, tmp_path: Path) -> None:
