@@ -1,8 +1,10 @@
 """The main job in small, on real text of this machine: text, tokenizer, shards, training, answers.
 
-The corpus is the documentation of the installed Python packages, so nothing is downloaded. The run
-is killed once on the way and started again, to show that it goes on where it was. Started by
-`make quickstart`; every step is a command of this repository, printed before it runs.
+The corpus is the documentation of the installed Python packages, so nothing is downloaded. Training
+begins with samples of 32 tokens, on which a small budget leaves the masked LM's first plateau, and
+goes on with 128. The second run is killed once on the way and started again, to show that it goes
+on where it was. Started by `make quickstart`; every step is a command of this repository, printed
+before it runs.
 """
 
 import argparse
@@ -32,6 +34,9 @@ TOKENIZER_DIR = DATA / "tokenizer"
 SHARDS = DATA / "shards"
 DEFAULT_SHARDS = Path("data/shards")  # where launch/pretrain.py looks
 RUN_DIR = Path("runs/quickstart")
+SHORT_LENGTH, SHORT_STEPS = 32, 2_000  # tokens of a sample in the first run, and its steps
+SHORT_SHARDS = DATA / "short_shards"
+SHORT_RUN_DIR = Path("runs/quickstart_short")
 RUN_CONFIG = Path("configs/run/quickstart.json")
 SENTENCES = (
     "Return the [MASK] of the array along the given axis.",
@@ -62,9 +67,9 @@ class Steps:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs all steps and prints what came out."""
-    for folder in (DATA, RUN_DIR):  # of an earlier quickstart: this one shows it anew
+    for folder in (DATA, SHORT_RUN_DIR, RUN_DIR):  # an earlier quickstart's: this shows it anew
         shutil.rmtree(folder, ignore_errors=True)
-    steps = Steps(total=6, setup_seconds=arguments.setup_seconds)
+    steps = Steps(total=8, setup_seconds=arguments.setup_seconds)
     tokenizer = TOKENIZER_DIR / "tokenizer.model"
     vocab_size = read_json("configs/model/quickstart.json")["vocab_size"]
     steps.do(
@@ -75,25 +80,43 @@ def main(arguments: argparse.Namespace) -> None:
             f" --vocab_size {vocab_size} --output_dir {TOKENIZER_DIR}"
         ),
     )
-    steps.do(
-        "prepare_shards",
-        "shards of ready-made samples, with 2 MPI ranks",
-        lambda: _call(
-            "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py"
-            f" --tokenizer {tokenizer} --output_dir {SHARDS}"
-        ),
+    prepare = (
+        "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py"
+        f" --tokenizer {tokenizer} --output_dir"
     )
     pretrain = (
         f"deepspeed {_launcher_flags()} launch/pretrain.py"
         " --deepspeed_config configs/quickstart_zero2.json --model configs/model/quickstart.json"
-        f" --config {RUN_CONFIG} --shards {SHARDS} --output_dir {RUN_DIR}"
+        f" --config {RUN_CONFIG}"
+    )
+    steps.do(
+        "prepare_short_shards",
+        f"shards of ready-made samples of {SHORT_LENGTH} tokens, with 2 MPI ranks",
+        lambda: _call(f"{prepare} {SHORT_SHARDS} --sequence_length {SHORT_LENGTH}"),
+    )
+    steps.do(
+        "pretrain_short",
+        "pretraining on them, with ZeRO-2 and bf16",
+        lambda: _call(
+            f"{pretrain} --shards {SHORT_SHARDS} --output_dir {SHORT_RUN_DIR}"
+            f" --max_position_embeddings {SHORT_LENGTH} --num_train_steps {SHORT_STEPS}"
+        ),
+    )
+    steps.do(
+        "prepare_shards",
+        "shards of 128 tokens, from the same text",
+        lambda: _call(f"{prepare} {SHARDS}"),
+    )
+    pretrain += (
+        f" --shards {SHARDS} --output_dir {RUN_DIR}"
+        f" --init_from {SHORT_RUN_DIR} --extend_positions true"
     )
     if not os.path.lexists(DEFAULT_SHARDS):
         DEFAULT_SHARDS.symlink_to(SHARDS.relative_to(DEFAULT_SHARDS.parent))
     kill_at = read_json(RUN_CONFIG)["num_train_steps"] // 2
     killed_at = steps.do(
         "pretrain_until_killed",
-        f"pretraining with ZeRO-2 and bf16; killed without warning after step {kill_at:,}",
+        f"pretraining goes on with them; killed without warning after step {kill_at:,}",
         lambda: _call_and_kill(pretrain, kill_at),
     )
     checkpoint = latest_checkpoint(RUN_DIR)
