@@ -98,18 +98,23 @@ def export(
 def _sample_texts(
     resolved: dict[str, Any], tokenizer: Tokenizer, sample_text: str | None
 ) -> list[str]:
-    """Odd texts, then the lines of a file, or texts of the run's shards if they are still there."""
+    """Odd texts, then the lines of a file, or texts of the run's shards if they are still there.
+
+    Other shards may stand in their place, or where those of an imported model would be.
+    """
     from dist_bert.hf_equality import read_lines
     from dist_bert.hf_tokenizer import ODD_TEXTS
 
     if sample_text is not None:
         return [*ODD_TEXTS, *read_lines(sample_text)]
     shards = Path(resolved.get("run", {}).get("shards", "data/shards"))
-    if (shards / MANIFEST_NAME).exists():
+    if (shards / MANIFEST_NAME).exists() and (
+        Manifest.load(shards).tokenizer["fingerprint"] == tokenizer.fingerprint
+    ):
         return [*ODD_TEXTS, *_shard_texts(shards, tokenizer)]
     print(
-        f"token ids  the run's shards are not in {shards} any more: only {len(ODD_TEXTS)} odd texts"
-        " are compared; --sample_text FILE compares yours"
+        f"token ids  no shards of this tokenizer in {shards}: only {len(ODD_TEXTS)} odd texts are"
+        " compared; --sample_text FILE compares yours"
     )
     return list(ODD_TEXTS)
 

@@ -234,6 +234,19 @@ def test_an_export_of_ours_keeps_its_ids(
     assert used.missing_heads == (), "it can be used as it is, too"
 
 
+def test_shards_of_another_tokenizer_give_an_export_no_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An imported model has no shards; what lies in data/shards may be of any vocabulary."""
+    monkeypatch.chdir(tmp_path)
+    write_data_set(Path("data/shards"), vocab_size=30_000)
+    write_vocabulary(tmp_path / "published", UNCASED, do_lower_case=True)
+    write_weights(tmp_path / "published", NUM_ROWS)
+    run = imported(tmp_path)
+    export(run, tmp_path / "new", tmp_path / "back", None, allow_differences=False)
+    assert "no shards of this tokenizer in data/shards: only" in capsys.readouterr().out
+
+
 def test_a_run_that_has_ended_needs_no_checkpoint(tmp_path: Path) -> None:
     path = train_tokenizer(SENTENCES, tmp_path / "tokenizer", TokenizerConfig(vocab_size=601))
     config = ModelConfig(vocab_size=607, **SIZES)  # type: ignore[arg-type]
