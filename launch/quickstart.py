@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     prepare = (
         "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py"
-        f" --tokenizer {tokenizer} --output_dir"
+        f" --tokenizer {tokenizer} --token_store {DATA / 'token_store'} --output_dir"
     )
     pretrain = (
         f"deepspeed {_launcher_flags()} launch/pretrain.py"
@@ -104,7 +104,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     steps.do(
         "prepare_shards",
-        "shards of 128 tokens, from the same text",
+        "shards of 128 tokens, from the same encoded text",
         lambda: _call(f"{prepare} {SHARDS}"),
     )
     pretrain += (
