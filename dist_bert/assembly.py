@@ -14,6 +14,7 @@ from dist_bert.data import (
     piece_counts,
     training_batches,
 )
+from dist_bert.device import has_gpu
 from dist_bert.hashing import hash64
 from dist_bert.inference import pinned
 from dist_bert.initial_weights import load_initial_weights
@@ -65,4 +66,4 @@ def training_stream(
         fresh_masks = FreshMasks(vocabulary, job.run.seed)
     shape = job.deepspeed.batch_shape
     steps = training_batches(reader, order, shape, dist.get_rank(), state.samples, fresh_masks)
-    return pinned(steps) if torch.cuda.is_available() else steps
+    return pinned(steps) if has_gpu() else steps

@@ -5,7 +5,6 @@ loss and mean metrics. So sums over micro-steps and ranks are exact means, whate
 and accumulation, and one global batch has one gradient (docs/numerics.md).
 """
 
-import ctypes
 import dataclasses
 import datetime
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from dist_bert.agreement import Agreement
@@ -25,14 +25,14 @@ from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
 from dist_bert.data import MicroBatch, StepBatch
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.device import DEVICE_VARIABLE, device_type, has_gpu, set_up_device
+from dist_bert.errors import UserError
 from dist_bert.guard import SkippedSteps, gradient_factor, skip_plain_updates
 from dist_bert.hashing import hash64
 from dist_bert.inference import sum_of_shares, to_device
 from dist_bert.optim import lr_share, parameter_groups
 from dist_bert.slurm_environment import take_over_ranks
 from dist_bert.stopwatch import Span, moment
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,9 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
 
     Args:
         timeout_seconds: how long a rank waits for the others, in any collective.
+
+    Raises:
+        UserError: DeepSpeed has found another kind of device than this system knows.
     """
     take_over_ranks()  # for callers that are no launch script: those have done so
     if "RANK" not in os.environ:
@@ -62,13 +65,15 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    else:
-        if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
-            local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-        _keep_freed_memory()
+    found = get_accelerator().device_name()
+    if found != device_type():
+        raise UserError(
+            f"DeepSpeed would compute on {found}, which is not supported: set {DEVICE_VARIABLE}=cpu"
+            " or cuda"
+        )
+    local_size = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    set_up_device(int(os.environ.get("LOCAL_RANK", "0")), int(local_size))
+    if not has_gpu():
         # Gloo does it without 35 s of C++ compilation at the first start of every machine, and
         # leaves nothing in /dev/shm when a rank is killed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -77,20 +82,8 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of the groups ZeRO will make
         setattr(dist.distributed_c10d, name, timeout)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if has_gpu() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep freed memory instead of giving it back after every large tensor.
-
-    Fresh pages must be zeroed by the kernel: 3 to 20 % of a step on CPU. Other C libraries and
-    versions that know no such limit are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:

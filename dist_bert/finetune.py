@@ -19,6 +19,7 @@ from dist_bert.checkpoint import TrainState, raise_differences
 from dist_bert.checkpoint_files import export_weights
 from dist_bert.config import read_json
 from dist_bert.console import Console
+from dist_bert.device import has_gpu
 from dist_bert.finetune_job import FinetuneJob, FinetunePlan
 from dist_bert.hashing import hash64
 from dist_bert.inference import pinned
@@ -53,7 +54,7 @@ def finetune(plan: FinetunePlan, interrupts: Interrupts, console: Console) -> in
     Raises:
         UserError: a checkpoint does not fit its job, or training has diverged.
     """
-    plan.jobs[0].deepspeed.check_device(torch.cuda.is_available())
+    plan.jobs[0].deepspeed.check_device(has_gpu())
 
     def body(watchdog: Watchdog) -> int:
         for note in plan.notes:
@@ -118,7 +119,7 @@ def _steps(job: FinetuneJob, state: TrainState) -> Any:
     steps = training_steps(
         job.training.features, shape, dist.get_rank(), job.run.seed, state.samples
     )
-    return pinned(steps) if torch.cuda.is_available() else steps
+    return pinned(steps) if has_gpu() else steps
 
 
 def _validate(job: FinetuneJob, engine: Any, watched: Callable[[Batches], Batches]) -> Validation:

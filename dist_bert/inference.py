@@ -12,6 +12,7 @@ from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import MicroBatch, StepBatch
 from dist_bert.deepspeed_config import precision_of
+from dist_bert.device import run_device
 from dist_bert.errors import UserError
 from dist_bert.hf_names import HEADS, published_names
 from dist_bert.model import BertForPreTraining
@@ -43,7 +44,7 @@ class TrainedRun:
 
     @classmethod
     def load(cls, run_dir: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
-        """Loads the weights onto the current GPU (the first), or the CPU where there is none.
+        """Loads the weights onto this process's device.
 
         Args:
             run_dir: the folder of the run, or of a model in Hugging Face layout with our tokenizer,
@@ -54,7 +55,7 @@ class TrainedRun:
             UserError: there is neither a checkpoint nor a model in the folder.
         """
         path = require_weights(run_dir, pointer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = run_device()
         if not path.is_dir():
             return cls._of_file(Path(run_dir), device)
         resolved = read_json(Path(run_dir) / CONFIG_NAME)

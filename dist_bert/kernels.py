@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_bert.products import converts, linear, matmul
+
 _CACHED_SCORES = 1 << 21  # attention scores computed at once on CPU: 4 MiB in bf16, a core's cache
 _CACHED_LOGITS = 1 << 20  # logits turned into gradients at once on CPU: 4 MiB in float32
 _LOGITS_AT_ONCE = 1 << 25  # elsewhere: 128 MiB, so that kernels are few and large
@@ -227,9 +229,12 @@ def _heads(
 ) -> list[Tensor]:
     """The group's rows of (T, parts * H) as (G*N, S, D) for each part.
 
-    Slots behind the end of a sample hold zeros, or any rows: keys there are masked.
+    Slots behind the end of a sample hold zeros, or any rows: keys there are masked. In float32
+    where products of the tokens' type are computed so: converted once, while they are in the cache.
     """
     rows = tokens[group.start : group.stop]
+    if converts(rows.device, rows.dtype):
+        rows = rows.float()
     if group.token_of_slot is not None:
         rows = rows.index_select(0, group.token_of_slot)
     if group.is_padding is not None and fill_with_zeros:
@@ -242,7 +247,7 @@ def _put_back(heads: Tensor, tokens: Tensor, group: SampleGroup) -> None:
     """Writes (parts, G*N, S, D) into the group's rows of (T, parts * H)."""
     num_parts, _, length, head_size = heads.shape
     heads = heads.view(num_parts, _num_samples(group), -1, length, head_size)
-    rows = heads.permute(1, 3, 0, 2, 4).reshape(-1, tokens.shape[1])
+    rows = heads.permute(1, 3, 0, 2, 4).reshape(-1, tokens.shape[1]).to(tokens.dtype)
     own = tokens[group.start : group.stop]
     if group.slot_of_token is None:
         own.copy_(rows)
@@ -306,7 +311,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, weight, bias)  # (P, V)
+        logits = linear(hidden, weight, bias)  # (P, V)
         loss = torch.zeros((), device=hidden.device)
         num_correct = torch.zeros((), device=hidden.device)
         at_once = _CACHED_LOGITS if logits.device.type == "cpu" else _LOGITS_AT_ONCE
@@ -334,8 +339,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In float32, because the factor, rounded to bf16, would be another one for 3 ranks than 1.
         scaled = (hidden.float() * loss_gradient).to(dtype)
         return (
-            ((gradient @ weight.to(dtype)).float() * loss_gradient).to(hidden.dtype),
-            (gradient.T @ scaled).to(weight.dtype),
+            (matmul(gradient, weight.to(dtype)).float() * loss_gradient).to(hidden.dtype),
+            matmul(gradient.T, scaled).to(weight.dtype),
             (gradient.sum(0, dtype=torch.float32) * loss_gradient).to(ctx.bias_dtype),
             None,
             None,

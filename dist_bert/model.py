@@ -26,6 +26,7 @@ from dist_bert.kernels import (
     grouped_attention,
     linear_cross_entropy,
 )
+from dist_bert.products import Linear, linear
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu}  # gelu is the exact erf form
@@ -130,12 +131,12 @@ class BertLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.attention_output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.attention_output = Linear(config.hidden_size, config.hidden_size)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output = Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout_prob = config.hidden_dropout_prob
         self.attention_dropout_prob = config.attention_probs_dropout_prob
@@ -243,12 +244,12 @@ class BertForPreTraining(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.mlm_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mlm_dense = Linear(config.hidden_size, config.hidden_size)
         self.mlm_activation = ACTIVATIONS[config.mlm_hidden_act]
         self.mlm_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlm_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.nsp = Linear(config.hidden_size, 2)
         self.initializer_range = config.initializer_range
         self.apply(self._initialize)
 
@@ -274,7 +275,7 @@ class BertForPreTraining(nn.Module):
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all pieces at masked positions: (P, H) to (P, V), -inf at padded rows of V."""
-        return F.linear(*self.mlm_decoder_inputs(hidden))
+        return linear(*self.mlm_decoder_inputs(hidden))
 
     def mlm_decoder_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Transformed (P, H), the tied decoder's weight (V, H) and bias (V,)."""

@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_bert.data import unpad
 from dist_bert.fill_mask import likeliest_pieces
 from dist_bert.inference import to_device
 from dist_bert.masking import restore
+from dist_bert.products import linear
 from dist_bert.reader import SampleReader
 from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
@@ -123,7 +123,7 @@ def _kept_mlm_logits(module: nn.Module) -> Iterator[list[Tensor]]:
 
     def compute_and_keep(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = compute(hidden)
-        kept.append(F.linear(*inputs))
+        kept.append(linear(*inputs))
         return cast(tuple[Tensor, Tensor, Tensor], inputs)
 
     module.mlm_decoder_inputs = compute_and_keep  # type: ignore[assignment]

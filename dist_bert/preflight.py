@@ -16,6 +16,7 @@ from dist_bert import checkpoint
 from dist_bert.cli import USER_ERROR_EXIT_CODE
 from dist_bert.console import Console
 from dist_bert.data import count_validation_samples
+from dist_bert.device import has_gpu
 from dist_bert.engine import leave_distributed, start_distributed
 from dist_bert.environment import differences, nodes
 from dist_bert.errors import UserError
@@ -39,6 +40,9 @@ def check(found: Examination, console: Console) -> int:
 
     Returns:
         The exit code: 0, or 2 where there are problems.
+
+    Raises:
+        UserError: the ranks cannot meet, or have no device.
     """
     run, job = found.run, found.job
     watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
@@ -71,6 +75,8 @@ def check(found: Examination, console: Console) -> int:
             console.say("left out steps, a save and a validation: they need what is wrong")
         problems += differing  # last: they keep nothing else from being checked
         gather_warnings(console)
+    except UserError:  # before the ranks have met
+        raise
     except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
         _end_out_of_memory(job)
     except Exception as error:
@@ -114,7 +120,7 @@ def _start_problems(job: PretrainingJob) -> list[str]:
         count_validation_samples(held_out, shape.world_size, run.validation_samples)
 
     return [
-        *_problem_of(lambda: job.check_device(torch.cuda.is_available())),
+        *_problem_of(lambda: job.check_device(has_gpu())),
         *_problem_of(lambda: SampleReader(job.source, job.manifest, "train")),
         *_problem_of(open_held_out),
         *_problem_of(lambda: Tokenizer(job.tokenizer_path)),

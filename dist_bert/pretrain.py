@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from dist_bert import checkpoint
 from dist_bert.assembly import new_model, training_stream
 from dist_bert.console import Console
 from dist_bert.data import count_validation_samples, validation_batches
+from dist_bert.device import has_gpu
 from dist_bert.engine import validate
 from dist_bert.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
 from dist_bert.job import PretrainingJob
@@ -37,7 +37,7 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
         UserError: the checkpoint or the shards do not fit the job, or training has diverged.
     """
     run = job.run
-    job.check_device(torch.cuda.is_available())
+    job.check_device(has_gpu())
     training = SampleReader(job.source, job.manifest, "train")
     held_out = SampleReader(job.source, job.manifest, "validation")
     world_size = job.deepspeed.batch_shape.world_size

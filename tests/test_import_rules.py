@@ -19,8 +19,10 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
-        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
-        ("slurm_environment",),
+        ("confidence", "errors", "figures", "files", "hashing", "interrupts"),
+        ("device", "slurm_environment"),
+        ("products",),
+        ("kernels",),
         ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
         ("origin", "pictures", "prefetch", "run_dir", "stopwatch", "stragglers", "text_batches"),
         ("watchdog",),

@@ -38,6 +38,7 @@ from dist_bert.data import (
     training_batches,
 )
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.device import has_gpu, run_device
 from dist_bert.engine import build_engine
 from dist_bert.errors import UserError
 from dist_bert.flops import matmul_roofline, peak_flops, training_flops
@@ -131,7 +132,7 @@ def compare_steps(
 
 def peaks(precision: str, measure_roofline: bool) -> dict[str, float]:
     """Peak TFLOP/s of one device, and what matrix products reach on it if that is asked for."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = run_device()
     dtype = DTYPES[precision]
     found = {"peak_tflops": peak_flops(device, dtype) / 1e12}
     if measure_roofline:
@@ -230,7 +231,7 @@ def _plain_torch_step(
     model: nn.Module, batch: StepBatch, deepspeed: DeepSpeedConfig
 ) -> Callable[[], None]:
     """A step without DeepSpeed: weights in its precision, master weights and AdamW in float32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = run_device()
     master = model.to(device)
     weights = copy.deepcopy(master).to(DTYPES[deepspeed.precision]).train()
     settings = deepspeed.values["optimizer"]["params"]
@@ -318,7 +319,7 @@ def _measure(step: Callable[[], None]) -> tuple[float, float]:
     dist.barrier()
     begin = time.perf_counter()
     step()
-    if torch.cuda.is_available():
+    if has_gpu():
         torch.cuda.synchronize()
     dist.barrier()
     seconds = time.perf_counter() - begin
@@ -327,7 +328,7 @@ def _measure(step: Callable[[], None]) -> tuple[float, float]:
 
 def _give_back_memory() -> None:
     """So that the next peak is a step's own."""
-    if torch.cuda.is_available():
+    if has_gpu():
         torch.cuda.reset_peak_memory_stats()
     elif _STATUS.exists():
         ctypes.CDLL(None).malloc_trim(0)
@@ -336,7 +337,7 @@ def _give_back_memory() -> None:
 
 def _memory_bytes(field: str) -> float:
     """Memory in use (VmRSS) or its peak (VmHWM): of the GPU, or this process; NaN if unknown."""
-    if torch.cuda.is_available():
+    if has_gpu():
         is_peak = field == "VmHWM"
         return float(
             torch.cuda.max_memory_allocated() if is_peak else torch.cuda.memory_allocated()

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from dist_bert.config import ModelConfig
 from dist_bert.data import NO_LABEL
+from dist_bert.device import run_device
 from dist_bert.kernels import dropout
 from dist_bert.model import BertEncoder, BertForPreTraining
+from dist_bert.products import Linear
 from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.texts import TextTask
 from dist_bert.tasks.windows import TOKEN_CLASSES
@@ -42,8 +44,8 @@ class BertForTextClassification(nn.Module):
         """Makes the head anew; `has_several_labels`: classes do not exclude each other."""
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, num_classes)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, num_classes)
         self.dropout_prob = config.hidden_dropout_prob
         self.has_several_labels = has_several_labels
 
@@ -101,7 +103,7 @@ class BertForTokenClassification(nn.Module):
         """Makes the head anew."""
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.classifier = nn.Linear(config.hidden_size, num_classes)
+        self.classifier = Linear(config.hidden_size, num_classes)
         self.dropout_prob = config.hidden_dropout_prob
 
     def forward(
@@ -151,7 +153,7 @@ class BertForQuestionAnswering(nn.Module):
         """Makes the head anew."""
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.span = nn.Linear(config.hidden_size, NUM_SPAN_SCORES)
+        self.span = Linear(config.hidden_size, NUM_SPAN_SCORES)
 
     def forward(
         self,
@@ -218,7 +220,7 @@ def load_head(
     task: TextTask | WordTask | QuestionTask, config: ModelConfig, weights: Path
 ) -> tuple[Head, torch.device]:
     """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = run_device()
     with torch.device("meta"):  # the weights are all replaced: nothing to initialise
         head = new_head(task, config)
     head.load_state_dict(load_file(weights), assign=True)
