@@ -10,9 +10,10 @@ import ctypes
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_bert.errors import UserError
+from dist_bert.figures import cpu_model
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +142,18 @@ def _onednn_may_use_bf16() -> bool:
     return all(any(isa in limit for isa in _BF16_ISAS) for limit in limits[:1])
 
 
+def describe_device(device: "torch.device", precision: str) -> dict[str, Any]:
+    """What a run computes on and how: `device`, `threads` of this process, `arithmetic`."""
+    import torch
+
+    is_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"the CPU ({cpu_model()})",
+        "threads": 1 if is_gpu else torch.get_num_threads(),
+        "arithmetic": arithmetic(precision, device.type),
+    }
+
+
 def arithmetic(precision: str, device: str) -> str:
     """How a run of a precision computes, in words for people.
 
@@ -148,8 +161,6 @@ def arithmetic(precision: str, device: str) -> str:
         precision: of the DeepSpeed JSON: bf16, fp16 or fp32.
         device: `cuda` or `cpu`.
     """
-    if precision == "fp32":
-        return "float32"
     if precision == "bf16" and device == "cpu" and not has_bf16_instructions():
         return "bf16 by float32 products: this CPU has no bf16 instructions"
     return precision

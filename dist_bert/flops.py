@@ -8,9 +8,11 @@ position. See docs/performance.md. Counting needs no torch.
 
 import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dist_bert.config import ModelConfig
+from dist_bert.device import has_bf16_instructions
 
 if TYPE_CHECKING:  # torch takes seconds, and only the measuring needs it
     import torch
@@ -58,38 +60,69 @@ def training_flops(
     )
 
 
-def peak_flops(device: "torch.device", dtype: "torch.dtype") -> float:
-    """Peak operations per second of one device: the data sheet's for known GPUs, else measured.
+def peak_flops(device: "torch.device", precision: str) -> float:
+    """Peak operations per second of one device, in the best precision that a run may use there.
 
-    The measured one is the best of a few products of 2,048-wide square matrices in `dtype` (0.3 s).
+    The data sheet's for known GPUs in 16 bits. Elsewhere measured: a run computes in float32, and
+    in 16 bits where the device multiplies them faster, so no run exceeds the best of both. Takes
+    two seconds at most.
+
+    Args:
+        device: of this process, with nothing else running on it.
+        precision: of the DeepSpeed JSON: bf16, fp16 or fp32.
     """
     import torch
 
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         for part, peak in PEAK_BF16_FLOPS.items():
             if re.search(rf"\b{part}\b", name):
                 return peak
-    return measured_matmul_flops(device, dtype, size=2_048)
+    dtypes = [torch.float32]
+    if precision == "fp16":
+        dtypes.append(torch.float16)
+    elif precision == "bf16" and (device.type == "cuda" or has_bf16_instructions()):
+        dtypes.append(torch.bfloat16)
+    return max(measured_matmul_flops(device, dtype, (512, 1_024, 2_048)) for dtype in dtypes)
 
 
 def matmul_roofline(device: "torch.device", dtype: "torch.dtype") -> float:
     """The best operations per second of square matrix products of several sizes on one device."""
     sizes = (1_024, 2_048, 4_096) if device.type == "cpu" else (4_096, 8_192, 16_384)
-    return max(measured_matmul_flops(device, dtype, size) for size in sizes)
+    return measured_matmul_flops(device, dtype, sizes, seconds=6.0)
 
 
-def measured_matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int) -> float:
-    """Best operations per second over 5 products of two (size, size) matrices."""
+def measured_matmul_flops(
+    device: "torch.device", dtype: "torch.dtype", sizes: Sequence[int], seconds: float = 1.0
+) -> float:
+    """Best operations per second over products of two square matrices, within a time limit.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        sizes: of the matrices, ascending; one whose products would pass the limit is left out.
+        seconds: the limit, divided among the sizes.
+    """
     import torch
 
-    a = torch.randn(size, size, device=device).to(dtype)  # of zeros and ones, some chips go faster
-    seconds = []
-    for _ in range(6):  # the first one pays for set-up
+    def product_seconds(matrix: "torch.Tensor") -> float:
         start = time.perf_counter()
-        product = a @ a
+        product = matrix @ matrix
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
+        taken = time.perf_counter() - start
         del product
-    return 2.0 * size**3 / min(seconds[1:])
+        return taken
+
+    best = 0.0
+    share = seconds / len(sizes)
+    for size in sizes:
+        if best and 2 * 2.0 * size**3 / best > share:
+            break
+        deadline = time.perf_counter() + share
+        # Some chips are faster with zeros and ones, so the values are random.
+        matrix = torch.randn(size, size, device=device).to(dtype)
+        product_seconds(matrix)  # the first one pays for set-up
+        while time.perf_counter() < deadline or not best:
+            best = max(best, 2.0 * size**3 / product_seconds(matrix))
+    return best

@@ -15,11 +15,16 @@ import torch.distributed as dist
 
 from dist_bert.config import ModelConfig, RunConfig
 from dist_bert.console import Console
+from dist_bert.data import StepBatch
 from dist_bert.engine import StepRecord
-from dist_bert.flops import peak_flops, training_flops
+from dist_bert.flops import training_flops
 from dist_bert.metrics import MetricsWriter, scores_of
 from dist_bert.predictions import Prediction, as_table
 from dist_bert.ranks import Ranks
+
+_USUAL_MFU = 0.4  # what launch/plan.py assumes
+_SLOW_MFU = _USUAL_MFU / 5
+_LONG_DAYS = 30.0
 
 
 class Progress:
@@ -34,9 +39,10 @@ class Progress:
         writer: MetricsWriter | None,
         console: Console,
         ranks: Ranks,
+        peak_flops: float,
         num_skipped: int = 0,
     ) -> None:
-        """Measures the device's peak where it is not known.
+        """Starts the clock.
 
         Args:
             engine: the DeepSpeed engine.
@@ -46,6 +52,8 @@ class Progress:
             writer: on rank 0; None elsewhere.
             console: of this rank.
             ranks: compares them once per log interval.
+            peak_flops: operations per second that all devices together can do, for MFU; only rank
+                0 needs it.
             num_skipped: steps that were skipped so far, on rank 0.
         """
         self._engine = engine
@@ -56,8 +64,8 @@ class Progress:
         self._console = console
         self._ranks = ranks
         self._num_skipped = num_skipped
-        dtype = next(engine.module.parameters()).dtype
-        self._peak_flops = peak_flops(engine.device, dtype) * dist.get_world_size()
+        self._peak_flops = peak_flops
+        self._warned: set[str] = set()
         self._pending: list[StepRecord] = []
         self._is_first_step = True
         self._interval_start = time.perf_counter()
@@ -148,19 +156,20 @@ class Progress:
         batches = [record.batch for record in self._pending]
         num_tokens = sum(batch.num_tokens for batch in batches)
         num_samples = sum(batch.num_samples for batch in batches)
-        flops = training_flops(
-            self._model,
-            num_tokens,
-            sum(batch.num_token_pairs for batch in batches),
-            sum(batch.num_masked for batch in batches),
-            num_samples if self._has_pairs else 0,
-        )
+        flops = flops_of_batches(self._model, batches, self._has_pairs)
         data_wait = sum(record.data_wait_seconds for record in self._pending)
+        mfu = flops / seconds / self._peak_flops
+        if mfu > 1.0:  # so it is no share of the peak
+            self._warn_once(
+                "MFU is left out: steps reach more than the peak that was measured at the start"
+                f" ({self._peak_flops / 1e12:.3g} TFLOP/s), because the machine was busy then",
+                "peak",
+            )
         return {
             "throughput/step_seconds": seconds / len(batches),
             "throughput/tokens_per_second": num_tokens / seconds,
             "throughput/samples_per_second": num_samples / seconds,
-            "throughput/mfu": flops / seconds / self._peak_flops,
+            **({"throughput/mfu": mfu} if mfu <= 1.0 else {}),
             "throughput/data_wait_fraction": data_wait / seconds,
             "memory/peak_gib": peak_memory_bytes(self._engine.device) / 2**30,
         }
@@ -174,12 +183,59 @@ class Progress:
         )
         parts = f" ({losses})" if losses else ""
         remaining = (self._run.num_train_steps - step) * values["throughput/step_seconds"]
+        mfu = values.get("throughput/mfu")
+        share = f"  MFU {mfu:.1%}" if mfu is not None else ""
         self._console.tell_progress(
             f"step {step:,}/{self._run.num_train_steps:,}",
             f"loss {values['train/loss']:.4f}{parts}  lr {values['train/lr']:.2e}"
             f"  {values['throughput/tokens_per_second']:,.0f} tokens/s"
-            f"  MFU {values['throughput/mfu']:.1%}  {duration(remaining)} left",
+            f"{share}  {duration(remaining)} left",
         )
+        if not self._is_first_step:  # which pays for set-up
+            self._warn_of_slowness(mfu, remaining)
+
+    def _warn_of_slowness(self, mfu: float | None, remaining_seconds: float) -> None:
+        for problem, text in slowness(mfu, remaining_seconds).items():
+            self._warn_once(text, problem)
+
+    def _warn_once(self, text: str, problem: str) -> None:
+        if problem not in self._warned:
+            self._warned.add(problem)
+            self._console.warn(text)
+
+
+def flops_of_batches(model: ModelConfig, batches: Sequence[StepBatch], has_pairs: bool) -> float:
+    """Floating-point operations of training steps on global batches."""
+    return training_flops(
+        model,
+        sum(batch.num_tokens for batch in batches),
+        sum(batch.num_token_pairs for batch in batches),
+        sum(batch.num_masked for batch in batches),
+        sum(batch.num_samples for batch in batches) if has_pairs else 0,
+    )
+
+
+def slowness(mfu: float | None, remaining_seconds: float) -> dict[str, str]:
+    """Why a run will take much longer than usual for its size: problem -> warning.
+
+    Args:
+        mfu: share of the devices' peak, 0 to 1; None where it is not known.
+        remaining_seconds: to the end of the run; below an hour no speed is a problem.
+    """
+    found = {}
+    days = remaining_seconds / 86_400
+    if mfu is not None and mfu < _SLOW_MFU and days > 1 / 24:
+        found["speed"] = (
+            f"steps take {_USUAL_MFU / mfu:.0f} times as long as is usual for their size (MFU"
+            f" {mfu:.1%}): other processes on these cores, data that comes too slowly"
+            " (throughput/data_wait_fraction), or micro-batches of few tokens"
+        )
+    if days > _LONG_DAYS:
+        found["length"] = (
+            f"the remaining steps will take {days:,.0f} days at this speed: take a smaller model,"
+            " fewer steps or more devices (launch/plan.py says what they give)"
+        )
+    return found
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dist_bert import files, rank_log
 from dist_bert.console import Console
 from dist_bert.engine import StepRecord
 from dist_bert.environment import Facts, differences, facts, nodes
+from dist_bert.flops import peak_flops
 from dist_bert.run_dir import ENVIRONMENT_NAME
 from dist_bert.stopwatch import total_seconds
 from dist_bert.stragglers import Interval, Stragglers
@@ -29,6 +30,17 @@ def gather_warnings(console: Console) -> None:
     dist.gather_object(console.take_unshared(), gathered)
     if gathered is not None:
         console.hear(gathered)
+
+
+def total_peak_flops(device: torch.device, precision: str) -> float:
+    """Peak operations per second of all ranks' devices; called by all ranks together.
+
+    They measure at the same time, as they will compute at the same time, and nothing else runs.
+    """
+    dist.barrier()
+    total = torch.tensor(peak_flops(device, precision), dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
 
 
 class Ranks:

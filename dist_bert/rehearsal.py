@@ -22,13 +22,15 @@ from dist_bert.agreement import Agreement
 from dist_bert.assembly import new_model, training_stream
 from dist_bert.checkpoint import TrainState
 from dist_bert.data import count_validation_samples, validation_batches
+from dist_bert.device import describe_device, run_device
 from dist_bert.engine import StepRecord, build_engine, train, validate
 from dist_bert.errors import UserError
 from dist_bert.fragments import fragments
 from dist_bert.job import PretrainingJob
 from dist_bert.predictions import FixedSentences
 from dist_bert.prefetch import prefetch
-from dist_bert.progress import duration, peak_memory_bytes
+from dist_bert.progress import duration, flops_of_batches, peak_memory_bytes, slowness
+from dist_bert.ranks import total_peak_flops
 from dist_bert.reader import SampleReader
 from dist_bert.run_dir import CHECKPOINTS_NAME
 from dist_bert.tokenizer import Tokenizer
@@ -57,7 +59,9 @@ class Rehearsal:
         self._engine: Any = None
         self._state = TrainState()
         self._step_seconds = self._save_seconds = self._validation_seconds = 0.0
+        self._mfu: float | None = None
         self._checkpoint_bytes = self._free_bytes = 0
+        self._peak_flops = 1.0  # of all ranks' devices
 
     def problems(self, may_resume: bool) -> list[str]:
         """What goes wrong, as far as this rank sees it.
@@ -69,6 +73,12 @@ class Rehearsal:
         self._beat("making model and engine")
         training = SampleReader(job.source, job.manifest, "train")
         training.beat = self._beat
+        device = describe_device(run_device(), job.deepspeed.precision)
+        self._peak_flops = total_peak_flops(run_device(), job.deepspeed.precision)
+        self._say(
+            f"checked  {device['device']}: {device['arithmetic']}; matrix products reach"
+            f" {self._peak_flops / 1e12:.3g} TFLOP/s over all ranks"
+        )
         try:
             self._engine = _new_engine(job, new_model(job, training, self._say))
             if may_resume:
@@ -115,6 +125,9 @@ class Rehearsal:
             self._say(f"checked  no step: all {self._state.step:,} are done")
             return []
         self._step_seconds = times[-1] - times[-2] if len(times) > 1 else 0.0
+        if self._step_seconds:
+            flops = flops_of_batches(self._job.model, [records[-1].batch], training.has_pairs)
+            self._mfu = min(1.0, flops / self._step_seconds / self._peak_flops)
         metrics = torch.stack([record.metrics for record in records])
         dist.all_reduce(metrics)
         losses = metrics[:, :2].sum(1).tolist()  # mlm_loss and nsp_loss
@@ -189,6 +202,8 @@ class Rehearsal:
             f"estimate {duration(seconds)} for {num_steps:,} steps, {num_validations:,} validations"
             f" and {num_saves:,} checkpoints"
         )
+        for text in slowness(self._mfu, seconds).values():
+            self._say(f"warning: {text}")
         # Those that are kept, the best one, the one that is being written.
         needed = (run.keep_checkpoints + 2) * self._checkpoint_bytes
         available = self._free_bytes + _bytes_below(Path(run.output_dir) / CHECKPOINTS_NAME)

@@ -21,8 +21,31 @@ from dist_bert.run_dir import CONFIG_NAME, STARTS_NAME, TOKENIZER_NAME
 _VERSIONS_KEPT = ("torch", "deepspeed", "numpy", "sentencepiece")
 
 
-def open_run(job: Job, state: TrainState) -> MetricsWriter:
+def kept_peak(run_dir: str | Path, device: dict[str, Any]) -> float:
+    """The highest peak measured at any start of the run on such devices.
+
+    A busy machine measures too low; one peak for the whole run keeps its MFU comparable.
+
+    Args:
+        run_dir: of the run; need not exist.
+        device: of this start: `device`, `threads`, `arithmetic`, `world_size` and `peak_flops`.
+    """
+    same = {name: value for name, value in device.items() if name != "peak_flops"}
+    starts = [*read_rows(Path(run_dir) / STARTS_NAME), device]
+    return max(
+        float(start["peak_flops"])
+        for start in starts
+        if "peak_flops" in start and same.items() <= start.items()
+    )
+
+
+def open_run(job: Job, state: TrainState, device: dict[str, Any]) -> MetricsWriter:
     """Writes what belongs to a start; returns the metrics of the run, open.
+
+    Args:
+        job: what is trained.
+        state: where it starts.
+        device: what the ranks compute on and how, and their peak, as `kept_peak` takes it.
 
     Texts and marks stand at the first step of this start, so that another start from the same
     checkpoint, or an earlier one, drops them.
@@ -46,6 +69,7 @@ def open_run(job: Job, state: TrainState) -> MetricsWriter:
         "accumulation_steps": shape.accumulation_steps,
         "commit": commit,
         "versions": versions,
+        **device,
     }
     starts = [*read_rows(run_dir / STARTS_NAME), start]
     write_rows(run_dir / STARTS_NAME, starts)  # whole: a line cut off by a kill would stay

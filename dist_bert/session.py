@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -19,6 +18,7 @@ from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
 from dist_bert.console import Console
 from dist_bert.data import MicroBatch, StepBatch
+from dist_bert.device import describe_device
 from dist_bert.engine import (
     build_engine,
     leave_distributed,
@@ -41,9 +41,9 @@ from dist_bert.predictions import Prediction
 from dist_bert.prefetch import prefetch
 from dist_bert.progress import Progress
 from dist_bert.rank_log import open_rank_log
-from dist_bert.ranks import Ranks
+from dist_bert.ranks import Ranks, total_peak_flops
 from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
-from dist_bert.run_record import open_run
+from dist_bert.run_record import kept_peak, open_run
 from dist_bert.watchdog import Watchdog
 
 Batches = Iterator[MicroBatch]
@@ -202,7 +202,13 @@ class _Parts:
         self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
         run = job.run
         is_first = dist.get_rank() == 0
-        self._writer = open_run(job, state) if is_first else None
+        device = describe_device(engine.device, job.deepspeed.precision)
+        watchdog.beat("measuring the device's peak")
+        device["world_size"] = dist.get_world_size()
+        device["peak_flops"] = total_peak_flops(engine.device, job.deepspeed.precision)
+        if is_first:
+            device["peak_flops"] = kept_peak(run.output_dir, device)
+        self._writer = open_run(job, state, device) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
         self.progress = Progress(
             engine,
@@ -212,11 +218,12 @@ class _Parts:
             self._writer,
             console,
             Ranks(run.output_dir, console),
+            device["peak_flops"],
             _skipped_steps(self._rows),
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
-        console.say(_first_line(job, state, engine.device))
+        console.say(_first_line(job, state, device))
         console.start_bar(run.num_train_steps, state.step)
 
     def lacks_validation(self, state: TrainState) -> bool:
@@ -321,16 +328,16 @@ def _skipped_steps(rows: list[dict[str, float]]) -> int:
     return int(next(counts, 0))
 
 
-def _first_line(job: Job, state: TrainState, device: torch.device) -> str:
+def _first_line(job: Job, state: TrainState, device: dict[str, Any]) -> str:
     """What begins."""
     shape = job.deepspeed.batch_shape
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    threads = f", {device['threads']} threads a rank" if device["threads"] > 1 else ""
     return (
         f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
         f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
         f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
-        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {job.deepspeed.precision},"
-        f" on {name}"
+        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {device['arithmetic']},"
+        f" on {device['device']}{threads}"
     )
 
 

@@ -95,8 +95,33 @@ def test_it_is_near_6_per_weight_and_token_for_bert_base() -> None:
 
 
 def test_the_measured_speed_is_a_possible_one() -> None:
-    speed = measured_matmul_flops(torch.device("cpu"), torch.float32, size=256)
+    speed = measured_matmul_flops(torch.device("cpu"), torch.float32, (64, 256))
     assert 1e8 < speed < 1e14  # from a slow core under load to the largest servers
+
+
+def test_sizes_that_would_pass_the_limit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without bf16 instructions: 2,048 wide, a product would take half a minute."""
+    clock, asked = [0.0], []
+
+    class Matrix:
+        def __init__(self, size: int, device: object = None) -> None:
+            self.size = size
+
+        def to(self, dtype: torch.dtype) -> "Matrix":
+            return self
+
+        def __matmul__(self, other: "Matrix") -> None:
+            asked.append(self.size)
+            clock[0] += 2.0 * self.size**3 / 1e9  # 1 GFLOP/s
+
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: Matrix(shape[0]))
+    monkeypatch.setattr("dist_bert.flops.time.perf_counter", lambda: clock[0])
+    speed = measured_matmul_flops(torch.device("cpu"), torch.bfloat16, (256, 512, 2_048), 1.0)
+    assert speed == pytest.approx(1e9)
+    assert max(asked) == 256 and clock[0] < 0.5
+    asked.clear()
+    measured_matmul_flops(torch.device("cpu"), torch.bfloat16, (256, 512, 2_048), 3.0)
+    assert max(asked) == 512
 
 
 @pytest.mark.parametrize(
@@ -117,21 +142,38 @@ def test_known_devices_have_the_peak_of_their_data_sheet(
     name: str, peak: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
+    assert peak_flops(torch.device("cuda", 0), "bf16") == peak
 
 
-def test_other_devices_and_types_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "name", "precision", "has_bf16", "expected"),
+    [
+        ("cuda", "Some Card 9000", "bf16", False, {torch.float32, torch.bfloat16}),
+        ("cuda", "NVIDIA RTX A1000", "bf16", False, {torch.float32, torch.bfloat16}),  # no A100
+        ("cuda", "NVIDIA L40", "fp16", False, {torch.float32, torch.float16}),  # no L4
+        ("cuda", "NVIDIA H200", "fp32", False, {torch.float32}),
+        ("cpu", "", "bf16", True, {torch.float32, torch.bfloat16}),
+        ("cpu", "", "bf16", False, {torch.float32}),
+        ("cpu", "", "fp32", True, {torch.float32}),
+    ],
+)
+def test_others_are_measured_in_every_type_that_a_run_uses(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    name: str,
+    precision: str,
+    has_bf16: bool,
+    expected: set[torch.dtype],
+) -> None:
+    speeds = {torch.float32: 5e9, torch.bfloat16: 7e9, torch.float16: 7e9}
     asked = []
 
-    def measure(device: torch.device, dtype: torch.dtype, size: int) -> float:
-        asked.append((device.type, dtype, size))
-        return 7e9
+    def measure(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
+        asked.append(dtype)
+        return speeds[dtype]
 
     monkeypatch.setattr("dist_bert.flops.measured_matmul_flops", measure)
-    for name in ("Some Card 9000", "NVIDIA RTX A1000", "NVIDIA L40"):  # no A100, no L4
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == 7e9
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert peak_flops(torch.device("cuda", 0), torch.float32) == 7e9
-    assert peak_flops(torch.device("cpu"), torch.bfloat16) == 7e9
-    assert [kind for kind, *_ in asked] == ["cuda"] * 4 + ["cpu"]
+    monkeypatch.setattr("dist_bert.flops.has_bf16_instructions", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device(device), precision) == max(speeds[d] for d in expected)
+    assert set(asked) == expected

@@ -15,7 +15,7 @@ from dist_bert.console import Console
 from dist_bert.data import StepBatch
 from dist_bert.engine import StepRecord
 from dist_bert.model import METRIC_NAMES
-from dist_bert.progress import Progress
+from dist_bert.progress import Progress, slowness
 from tests.synthetic import TINY_MODEL
 
 METRICS = (7.25, 0.75, 0.5, 0.625)
@@ -52,7 +52,9 @@ class Writer:
         pass
 
 
-def told(has_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, float]], Any]:
+def told(
+    has_pairs: bool, monkeypatch: pytest.MonkeyPatch, peak_flops: float = 1e9
+) -> tuple[list[dict[str, float]], Any]:
     """Rows of one step and one validation, and the arguments that operations were counted from."""
     counted: list[Any] = []
 
@@ -62,7 +64,6 @@ def told(has_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[st
 
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
-    monkeypatch.setattr(progress_module, "peak_flops", lambda device, dtype: 1e9)
     monkeypatch.setattr(progress_module, "training_flops", count)
     module = torch.nn.Linear(2, 2)
     module.metric_names = METRIC_NAMES  # type: ignore[assignment]
@@ -71,7 +72,7 @@ def told(has_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[st
     run = dataclasses.replace(RunConfig(), num_train_steps=1, warmup_steps=0)
     writer: Any = Writer()
     ranks: Any = SimpleNamespace(compare=lambda records, seconds: {"ranks/slowest_rank": 7})
-    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer, Console(), ranks)
+    progress = Progress(engine, TINY_MODEL, run, has_pairs, writer, Console(), ranks, peak_flops)
     state = TrainState(step=1, samples=3, tokens=41)
     progress.add(StepRecord(state, BATCH, torch.tensor(METRICS), 2.5, 1e-3, 0.0))
     progress.validation(1, dict(zip(METRIC_NAMES, METRICS, strict=True)), PREDICTIONS)
@@ -104,3 +105,37 @@ def test_single_segments_are_told_without_next_sentence(
     assert "  loss 7.2500 (mlm 7.2500)  lr 1.00e-03" in output
     assert "validation at step 1  loss 7.2500  mlm_loss 7.2500  mlm_accuracy 0.5000\n" in output
     assert counted == [(TINY_MODEL, 41, 601, 11, 0)]
+
+
+@pytest.mark.parametrize(
+    ("mfu", "days", "expected"),
+    [
+        (0.5, 1.0, []),
+        (0.02, 1.0, ["speed"]),
+        (0.02, 0.01, []),  # over soon
+        (None, 1.0, []),
+        (0.5, 400.0, ["length"]),
+        (0.02, 400.0, ["speed", "length"]),
+    ],
+)
+def test_a_run_that_will_take_too_long_is_warned_of(
+    mfu: float | None, days: float, expected: list[str]
+) -> None:
+    found = slowness(mfu, days * 86_400)
+    assert list(found) == expected
+    if "speed" in found:
+        assert "20 times as long as is usual" in found["speed"] and "MFU 2.0%" in found["speed"]
+    if "length" in found:
+        assert "400 days" in found["length"]
+
+
+def test_a_share_above_the_peak_is_never_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (step, _), _ = told(True, monkeypatch, peak_flops=1e-9)
+    captured = capsys.readouterr()
+    assert "throughput/mfu" not in step and "MFU  " not in captured.out
+    assert "the machine was busy then" in captured.out + captured.err
+    (step, _), _ = told(True, monkeypatch)
+    assert 0 < step["throughput/mfu"] <= 1
+    assert "  MFU " in capsys.readouterr().out

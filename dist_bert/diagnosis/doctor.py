@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dist_bert.device import arithmetic, bf16_flags
 from dist_bert.diagnosis.limits import (
     cgroup_cores,
     cgroup_memory_bytes,
@@ -25,7 +26,14 @@ from dist_bert.diagnosis.limits import (
     open_files,
     shared_memory_bytes,
 )
-from dist_bert.diagnosis.trials import try_deepspeed, try_gloo, try_imports, try_mpi, try_torch
+from dist_bert.diagnosis.trials import (
+    try_deepspeed,
+    try_gloo,
+    try_imports,
+    try_mpi,
+    try_products,
+    try_torch,
+)
 from dist_bert.diagnosis.variables import relevant_variables
 from dist_bert.figures import cpu_model
 
@@ -53,7 +61,6 @@ LEAST_DISK_GIB = 2.0  # a checkpoint of BERT-base is 1.3 GB, and its successor i
 LEAST_MEMORY_GIB = 4.0  # two ranks of the quickstart
 LEAST_SHARED_MEMORY_MIB = 64  # what Docker gives by default; NCCL between GPUs wants far more
 LEAST_OPEN_FILES = 1_024  # a large data set is hundreds of mapped shards
-_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,24 +193,12 @@ def _devices() -> Iterator[Finding]:
         f"{cores} cores share the time of {quota:g}",
         "raise the container's CPU limit",
     )
-    flags = [flag for flag in _BF16_FLAGS if flag in _cpu_flags()]
+    flags = ", ".join(bf16_flags()) or "no instructions for it"
     yield Finding(
-        "devices",
-        "bf16 on the processor",
-        ", ".join(flags) or "no instructions for it: bf16 works, slowly",
+        "devices", "bf16 on the processor", f"{flags}; runs use {arithmetic('bf16', 'cpu')}"
     )
     num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     yield Finding("devices", "GPU device files", str(num_gpus or "none"))
-
-
-def _cpu_flags() -> set[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {
-        flag
-        for line in lines
-        if line.startswith(("flags", "Features"))
-        for flag in line.split(":", 1)[1].split()
-    }
 
 
 def _limits() -> Iterator[Finding]:
@@ -336,6 +331,7 @@ _TRIALS: dict[str, Callable[[], tuple[str, str, str]]] = {
     ),
     "torch": try_torch,
     "deepspeed": try_deepspeed,
+    "matrix products": try_products,
     "MPI, 2 ranks": try_mpi,
     "gloo, 2 ranks": try_gloo,
 }

@@ -19,6 +19,7 @@ from dist_bert.diagnosis.limits import driver_version
 
 TIME_LIMIT_SECONDS = 60.0  # a cold disk takes half a minute to give torch
 _INSTALL = "pip install -c constraints.txt -e . in the repository, with this python"
+_MOST_TIMES_SLOWER = 2.0  # bf16 against float32; a busy machine measures either too low
 Outcome = tuple[str, str, str]
 
 _IMPORT = """
@@ -50,6 +51,18 @@ ranks = MPI.COMM_WORLD.allgather(MPI.COMM_WORLD.Get_rank())
 if MPI.COMM_WORLD.Get_rank() == 0:
     library = " ".join(MPI.Get_library_version().split("\\n")[0].strip("\\0").split())
     print(json.dumps({"ranks": ranks, "library": library}))
+"""
+_PRODUCTS = """
+import json, torch
+from dist_bert.device import device_type, has_bf16_instructions, run_device
+from dist_bert.flops import measured_matmul_flops
+device = run_device()
+print(json.dumps({
+    "device": "a GPU" if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+    "converts": device.type == "cpu" and not has_bf16_instructions(),
+    "fp32": measured_matmul_flops(device, torch.float32, (256, 512, 1024)),
+    "bf16": measured_matmul_flops(device, torch.bfloat16, (256, 512, 1024)),
+}))
 """
 _GLOO = """
 import datetime, sys, torch, torch.distributed as dist
@@ -86,6 +99,26 @@ def try_torch() -> Outcome:
     seen = f"{answer['version']}{cuda}, {gpus}: {seconds:.1f} s"
     if driver and not answer["gpus"]:
         return seen, "there are GPUs, but torch sees none", "install a torch for CUDA: pytorch.org"
+    return seen, "", ""
+
+
+def try_products() -> Outcome:
+    """Measures matrix products in the types that runs compute in."""
+    seconds, answer = _python(_PRODUCTS)
+    if isinstance(answer, str):
+        return "failed", answer, _INSTALL
+    fp32, bf16 = answer["fp32"] / 1e12, answer["bf16"] / 1e12
+    native = f"{bf16:.3g} in bf16"
+    if answer["converts"]:
+        native += " (emulated; runs use float32 products instead)"
+    seen = f"{fp32:.3g} TFLOP/s in float32, {native}, on {answer['device']}: {seconds:.1f} s"
+    if not answer["converts"] and bf16 < fp32 / _MOST_TIMES_SLOWER:
+        return (
+            seen,
+            f"products in bf16 are {fp32 / bf16:.0f} times slower than in float32, though the"
+            " processor has instructions for them",
+            "train in float32: configs/zero2_fp32.json",
+        )
     return seen, "", ""
 
 
