@@ -162,5 +162,7 @@ def arithmetic(precision: str, device: str) -> str:
         device: `cuda` or `cpu`.
     """
     if precision == "bf16" and device == "cpu" and not has_bf16_instructions():
+        if bf16_flags():
+            return "bf16 by float32 products: oneDNN may not use this CPU's bf16 instructions"
         return "bf16 by float32 products: this CPU has no bf16 instructions"
     return precision

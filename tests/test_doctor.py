@@ -182,3 +182,27 @@ def test_limits_of_older_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "memory/memory.limit_in_bytes").write_text("2147483648\n")
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
     assert limits.cgroup_memory_bytes() == 2 << 30 and limits.cgroup_cores() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen", "problem"),
+    [
+        (
+            {"fp32": 1e11, "bf16": 9e11, "converts": False},
+            "0.1 TFLOP/s in float32, 0.9 in bf16,",
+            "",
+        ),
+        ({"fp32": 1e11, "bf16": 1e9, "converts": True}, "0.001 in bf16 (emulated; runs use", ""),
+        ({"fp32": 1e11, "bf16": 1e9, "converts": False}, "0.001 in bf16,", "100 times slower"),
+        ("torch: no such module", "failed", "no such module"),
+    ],
+)
+def test_slow_products_are_a_problem_only_where_runs_use_them(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, object] | str, seen: str, problem: str
+) -> None:
+    if isinstance(answer, dict):
+        answer["device"] = "2 CPU threads"
+    monkeypatch.setattr(trials, "_python", lambda program: (1.0, answer))
+    value, found, remedy = trials.try_products()
+    assert seen in value
+    assert problem in found and bool(found) == bool(problem) == bool(remedy)

@@ -193,10 +193,9 @@ def _devices() -> Iterator[Finding]:
         f"{cores} cores share the time of {quota:g}",
         "raise the container's CPU limit",
     )
-    flags = ", ".join(bf16_flags()) or "no instructions for it"
-    yield Finding(
-        "devices", "bf16 on the processor", f"{flags}; runs use {arithmetic('bf16', 'cpu')}"
-    )
+    flags = ", ".join(bf16_flags()) or "no instructions"
+    value = f"{flags}; a bf16 run uses {arithmetic('bf16', 'cpu')}"
+    yield Finding("devices", "bf16 on the processor", value)
     num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     yield Finding("devices", "GPU device files", str(num_gpus or "none"))
 
