@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
-        ("confidence", "errors", "figures", "files", "hashing", "interrupts"),
+        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "time_budget"),
         ("device", "slurm_environment"),
         ("products",),
         ("kernels",),
