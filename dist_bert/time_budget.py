@@ -1,4 +1,4 @@
-"""How much training fits into a time limit: the sizes of the quickstart, from steps it measured.
+"""How much training fits into a time limit: the steps of the quickstart, from steps it measured.
 
 Pure arithmetic. Not for: planning runs on GPUs (`dist_bert.planning`).
 """
@@ -7,20 +7,37 @@ import dataclasses
 from collections.abc import Sequence
 
 _MARGIN = 0.85  # of the time that is left: validations, a lost step or two, a busier machine
+_WORTHWHILE_SHARE = 0.6  # of all steps, below which a smaller model learns more in the same time
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Steps of the run on short samples, and of the one on long samples that follows."""
+class Phase:
+    """Training on samples of one length.
 
-    short_steps: int
-    long_steps: int
+    Attributes:
+        sequence_length: tokens of a sample at most.
+        train_batch_size: samples of a step.
+        cost: time of a step, in steps of the first phase.
+        most_steps: how many are taken where there is time enough.
+        least_steps: how many are taken in any case: fewer would show nothing.
+        share: of the time for training.
+    """
 
+    sequence_length: int
+    train_batch_size: int
+    cost: float
+    most_steps: int
+    least_steps: int
+    share: float
 
-FULL = Schedule(2_000, 800)  # more steps are not taken, however fast the machine
-LEAST = Schedule(100, 40)  # fewer would show nothing
-_WORTHWHILE_SHARE = 0.6  # of FULL, below which a smaller model learns more in the same time
-_SHORT_SHARE = 0.55  # of the training time
+    def num_steps(self, seconds: float, step_seconds: float) -> int:
+        """Steps that fit.
+
+        Args:
+            seconds: for this phase.
+            step_seconds: of a step of this phase.
+        """
+        return min(self.most_steps, max(self.least_steps, int(seconds / step_seconds)))
 
 
 def training_seconds(limit: float, elapsed: float, other: float) -> float:
@@ -34,39 +51,36 @@ def training_seconds(limit: float, elapsed: float, other: float) -> float:
     return max(0.0, _MARGIN * (limit - elapsed - other))
 
 
-def is_worthwhile(seconds: float, step_seconds: float, long_to_short: float) -> bool:
+def is_worthwhile(phases: Sequence[Phase], seconds: float, step_seconds: float) -> bool:
     """Whether enough steps of a model fit for it to learn more than a smaller one would.
 
     Args:
-        seconds: for training steps.
-        step_seconds: of a step on short samples.
-        long_to_short: seconds of a step on long samples divided by those of one on short samples.
+        phases: of the whole training.
+        seconds: for all its steps.
+        step_seconds: of a step of the first phase.
     """
-    full = FULL.short_steps + FULL.long_steps * long_to_short
+    full = sum(phase.most_steps * phase.cost for phase in phases)
     return seconds >= _WORTHWHILE_SHARE * full * step_seconds
 
 
-def schedule(seconds: float, step_seconds: float, long_to_short: float) -> Schedule:
-    """The steps that fit, arguments as in `is_worthwhile`; `LEAST` where even these do not."""
-    short = int(_SHORT_SHARE * seconds / step_seconds)
-    long = int((1 - _SHORT_SHARE) * seconds / (step_seconds * long_to_short))
-    return Schedule(
-        min(FULL.short_steps, max(LEAST.short_steps, short)),
-        min(FULL.long_steps, max(LEAST.long_steps, long)),
-    )
+def next_steps(phases: Sequence[Phase], seconds: float, step_seconds: float) -> int:
+    """Steps of the first of the phases that are still to come, which share the time that is left.
 
-
-def long_steps(seconds: float, step_seconds: float) -> int:
-    """Steps on long samples that fit once only these are left to do."""
-    return min(FULL.long_steps, max(LEAST.long_steps, int(seconds / step_seconds)))
+    Args:
+        phases: that are still to come.
+        seconds: for all their steps.
+        step_seconds: of a step of the first of them.
+    """
+    first = phases[0]
+    share = first.share / sum(phase.share for phase in phases)
+    return first.num_steps(share * seconds, step_seconds)
 
 
 def run_flags(num_steps: int) -> str:
     """Flags of launch/pretrain.py whose values follow from the number of steps."""
-    warmup = min(100, max(1, num_steps // 8))
     interval = max(1, num_steps // 8)
     return (
-        f"--num_train_steps {num_steps} --warmup_steps {warmup}"
+        f"--num_train_steps {num_steps} --warmup_steps {min(100, interval)}"
         f" --log_interval {min(50, interval)} --checkpoint_interval {interval}"
         f" --validation_interval {2 * interval}"
     )

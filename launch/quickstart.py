@@ -2,15 +2,16 @@
 
 The corpus is the documentation of the installed Python packages, so nothing is downloaded. The
 quickstart ends within ten minutes: it measures a few steps and chooses the model and the number of
-steps that this machine can do (`dist_bert/time_budget.py`). Training begins with samples of 32
-tokens, on which a small budget leaves the masked LM's first plateau, and continues with 128. The
-second run is killed half-way and started again, to show that it resumes. Started by `make
+steps that this machine can do (`dist_bert/time_budget.py`). Training begins with samples of 16 and
+32 tokens, on which a small budget leaves the masked LM's first plateau, and continues with 128. The
+last run is killed half-way and started again, to show that it resumes. Started by `make
 quickstart`; every step is a command of this repository, printed before it runs.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,35 @@ from dist_bert.files import write_json
 from dist_bert.metrics import read_metrics
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import MANIFEST_NAME
+from dist_bert.time_budget import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model JSON, and the peak learning rate that suits its size."""
+
+    path: str
+    lr: float
+
 
 DATA = Path("data/quickstart")
 TOKENIZER_DIR = DATA / "tokenizer"
 SHARDS = DATA / "shards"
 DEFAULT_SHARDS = Path("data/shards")  # where launch/pretrain.py looks
 RUN_DIR = Path("runs/quickstart")
-SHORT_LENGTH = 32  # tokens of a sample in the first run
-SHORT_SHARDS = DATA / "short_shards"
-SHORT_RUN_DIR = Path("runs/quickstart_short")
 TRIAL_DIR = Path("runs/quickstart_trial")
 TRIAL_STEPS = 20
 RUN_CONFIG = Path("configs/run/quickstart.json")
 DEEPSPEED_CONFIG = Path("configs/quickstart_zero2.json")
-MODELS = (Path("configs/model/quickstart.json"), Path("configs/model/quickstart_small.json"))
-LONG_TO_SHORT = 3.5  # times that a step on 128 tokens takes; such samples are rarely full
+MODELS = (
+    Model("configs/model/quickstart.json", lr=0.0012),
+    Model("configs/model/quickstart_small.json", lr=0.003),
+)
+PHASES = (  # steps of the last one take 3.5 times as long: samples of 128 tokens are rarely full
+    Phase(16, 128, cost=1.0, most_steps=800, least_steps=60, share=0.3),
+    Phase(32, 64, cost=1.0, most_steps=1_200, least_steps=60, share=0.3),
+    Phase(128, 64, cost=3.5, most_steps=800, least_steps=40, share=0.4),
+)
 LIMIT_SECONDS = 570.0  # for everything, the set-up included
 SENTENCES = (
     "Return the [MASK] of the array along the given axis.",
@@ -82,64 +97,74 @@ class Steps:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs all steps and prints what came out."""
-    for folder in (DATA, TRIAL_DIR, SHORT_RUN_DIR, RUN_DIR):  # an earlier quickstart's
+    run_dirs = [_run_dir(phase) for phase in PHASES]
+    for folder in (DATA, TRIAL_DIR, *run_dirs):  # an earlier quickstart's
         shutil.rmtree(folder, ignore_errors=True)
-    steps = Steps(total=9, setup_seconds=arguments.setup_seconds)
-    tokenizer = TOKENIZER_DIR / "tokenizer.model"
+    steps = Steps(total=11, setup_seconds=arguments.setup_seconds)
     steps.do(
         "train_tokenizer",
         "a SentencePiece vocabulary from the documentation of the installed Python packages",
         lambda: _call(
             "python launch/train_tokenizer.py --lower_case true --max_sentences 60000"
-            f" --vocab_size {read_json(MODELS[0])['vocab_size']} --output_dir {TOKENIZER_DIR}"
+            f" --vocab_size {read_json(MODELS[0].path)['vocab_size']} --output_dir {TOKENIZER_DIR}"
         ),
     )
-    prepare = (
-        "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py"
-        f" --tokenizer {tokenizer} --token_store {DATA / 'token_store'} --output_dir"
-    )
-    steps.do(
-        "prepare_short_shards",
-        f"shards of ready-made samples of {SHORT_LENGTH} tokens, with 2 MPI ranks",
-        lambda: _call(f"{prepare} {SHORT_SHARDS} --sequence_length {SHORT_LENGTH}"),
-    )
+    _prepare(steps, PHASES[0])
     trial = steps.do(
         "trial",
         f"a trial of {TRIAL_STEPS} steps: what can this machine train in ten minutes?",
         lambda: _choose_model(steps),
     )
-    plan = time_budget.schedule(trial.seconds_left(steps), trial.step_seconds, LONG_TO_SHORT)
-    pretrain = _pretrain(trial.model)
-    steps.do(
-        "pretrain_short",
-        f"pretraining on them with ZeRO-2, {_ranks_and_arithmetic()}: {plan.short_steps:,} steps",
-        lambda: _call(
-            f"{pretrain} --shards {SHORT_SHARDS} --output_dir {SHORT_RUN_DIR}"
-            f" --max_position_embeddings {SHORT_LENGTH} {time_budget.run_flags(plan.short_steps)}"
-        ),
-    )
-    steps.do(
-        "prepare_shards",
-        "shards of 128 tokens, from the same encoded text",
-        lambda: _call(f"{prepare} {SHARDS}"),
-    )
+    step_seconds = trial.step_seconds
+    for done, phase in enumerate(PHASES[:-1]):
+        if done:
+            _prepare(steps, phase)
+        left = trial.seconds_left(steps, done)
+        num_steps = time_budget.next_steps(PHASES[done:], left, step_seconds * phase.cost)
+        command = _pretrain(trial.model, phase, run_dirs[done], num_steps, run_dirs[:done])
+        steps.do(
+            f"pretrain_{phase.sequence_length}",
+            f"pretraining on them, {num_steps:,} steps: ZeRO-2, {_ranks_and_arithmetic()}",
+            functools.partial(_call, command),
+        )
+        step_seconds = time_budget.settled(_step_seconds(run_dirs[done])) / phase.cost
+    last = len(PHASES) - 1
+    _prepare(steps, PHASES[last])
     if not os.path.lexists(DEFAULT_SHARDS):
         DEFAULT_SHARDS.symlink_to(SHARDS.relative_to(DEFAULT_SHARDS.parent))
-    step_seconds = time_budget.settled(_step_seconds(SHORT_RUN_DIR)) * LONG_TO_SHORT
-    num_steps = time_budget.long_steps(trial.seconds_left(steps, num_starts=2), step_seconds)
-    pretrain += (
-        f" --shards {SHARDS} --output_dir {RUN_DIR} --init_from {SHORT_RUN_DIR}"
-        f" --extend_positions true {time_budget.run_flags(num_steps)}"
-    )
+    left = trial.seconds_left(steps, last)
+    num_steps = time_budget.next_steps(PHASES[last:], left, step_seconds * PHASES[last].cost)
+    command = _pretrain(trial.model, PHASES[last], RUN_DIR, num_steps, run_dirs[:last])
     killed_at = steps.do(
         "pretrain_until_killed",
         f"pretraining continues with them, {num_steps:,} steps; killed without warning half-way",
-        lambda: _call_and_kill(pretrain, num_steps // 2),
+        lambda: _call_and_kill(command, num_steps // 2),
     )
     checkpoint = latest_checkpoint(RUN_DIR)
     assert checkpoint is not None
     print(f"    killed with -9 at step {killed_at:,}; the latest checkpoint is {checkpoint.name}")
-    steps.do("pretrain_resumed", "the same command again: it resumes", lambda: _call(pretrain))
+    steps.do("pretrain_resumed", "the same command again: it resumes", lambda: _call(command))
+    _use(steps)
+    summary = _summary(steps.seconds, trial.model)
+    write_json(RUN_DIR / "summary.json", summary)
+    _print_summary(summary)
+
+
+def _prepare(steps: Steps, phase: Phase) -> None:
+    """Makes the samples of a phase; all phases share the encoded text."""
+    steps.do(
+        f"prepare_{phase.sequence_length}",
+        f"shards of ready-made samples of {phase.sequence_length} tokens, with 2 MPI ranks",
+        lambda: _call(
+            "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py --tokenizer"
+            f" {TOKENIZER_DIR / 'tokenizer.model'} --token_store {DATA / 'token_store'}"
+            f" --output_dir {_shards(phase)} --sequence_length {phase.sequence_length}"
+        ),
+    )
+
+
+def _use(steps: Steps) -> None:
+    """Scores and answers of the trained model."""
     steps.do(
         "evaluate",
         "scores on the held-out documents",
@@ -154,9 +179,6 @@ def main(arguments: argparse.Namespace) -> None:
         "which pieces fit at [MASK]?",
         lambda: _call(f"python launch/fill_mask.py --checkpoint {RUN_DIR} {quoted}"),
     )
-    summary = _summary(steps.seconds, trial.model)
-    write_json(RUN_DIR / "summary.json", summary)
-    _print_summary(summary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,22 +186,22 @@ class Trial:
     """What a few steps of a model have shown.
 
     Attributes:
-        model: its JSON.
-        step_seconds: of a step on short samples.
+        model: of which.
+        step_seconds: of a step of the first phase.
         start_seconds: of a training process besides its steps.
     """
 
-    model: Path
+    model: Model
     step_seconds: float
     start_seconds: float
 
-    def seconds_left(self, steps: Steps, num_starts: int = 3) -> float:
+    def seconds_left(self, steps: Steps, num_phases_done: int) -> float:
         """Time for training steps, once everything else that is still to do is subtracted."""
-        # The second set of shards reads the encoded text; scores and answers start twice more.
-        other = steps.seconds.get("prepare_short_shards", 0.0) / 2 + 3 * self.start_seconds
-        return time_budget.training_seconds(
-            LIMIT_SECONDS, steps.elapsed(), num_starts * self.start_seconds + other
-        )
+        to_come = len(PHASES) - num_phases_done
+        num_starts = to_come + 1 + 3  # resumed after the kill; scores and answers take three
+        num_shards = to_come - 1
+        other = num_starts * self.start_seconds + num_shards * steps.seconds["prepare_16"] / 2
+        return time_budget.training_seconds(LIMIT_SECONDS, steps.elapsed(), other)
 
 
 def _choose_model(steps: Steps) -> Trial:
@@ -187,20 +209,15 @@ def _choose_model(steps: Steps) -> Trial:
     for model in MODELS:
         start = time.monotonic()
         shutil.rmtree(TRIAL_DIR, ignore_errors=True)
-        _call(
-            f"{_pretrain(model)} --shards {SHORT_SHARDS} --output_dir {TRIAL_DIR}"
-            f" --max_position_embeddings {SHORT_LENGTH} {time_budget.run_flags(TRIAL_STEPS)}"
-        )
+        _call(_pretrain(model, PHASES[0], TRIAL_DIR, TRIAL_STEPS, ()))
         step_seconds = time_budget.settled(_step_seconds(TRIAL_DIR))
         taken = time.monotonic() - start
         trial = Trial(model, step_seconds, max(0.0, taken - TRIAL_STEPS * step_seconds))
-        left = trial.seconds_left(steps)
-        if time_budget.is_worthwhile(left, step_seconds, LONG_TO_SHORT):
+        left = trial.seconds_left(steps, num_phases_done=0)
+        if time_budget.is_worthwhile(PHASES, left, step_seconds):
             break
     name = "the usual model" if trial.model == MODELS[0] else "a smaller model than usual"
-    print(
-        f"    {step_seconds:.2g} s a step, {left:.0f} s left for steps: {name} ({trial.model.name})"
-    )
+    print(f"    {step_seconds:.2g} s a step, {left:.0f} s for steps: {name}, {trial.model.path}")
     return trial
 
 
@@ -210,10 +227,25 @@ def _step_seconds(run_dir: Path) -> list[float]:
     return [row[name] for row in read_metrics(run_dir) if name in row]
 
 
-def _pretrain(model: Path) -> str:
+def _shards(phase: Phase) -> Path:
+    return SHARDS if phase == PHASES[-1] else DATA / f"shards_{phase.sequence_length}"
+
+
+def _run_dir(phase: Phase) -> Path:
+    return RUN_DIR if phase == PHASES[-1] else Path(f"runs/quickstart_{phase.sequence_length}")
+
+
+def _pretrain(
+    model: Model, phase: Phase, run_dir: Path, num_steps: int, earlier: Sequence[Path]
+) -> str:
+    """The command that trains a phase, from the weights of the run before if there is one."""
+    start = f" --init_from {earlier[-1]} --extend_positions true" if earlier else ""
     return (
         f"deepspeed {_launcher_flags()} launch/pretrain.py --deepspeed_config {DEEPSPEED_CONFIG}"
-        f" --model {model} --config {RUN_CONFIG}"
+        f" --model {model.path} --lr {model.lr} --train_batch_size {phase.train_batch_size}"
+        f" --config {RUN_CONFIG} --shards {_shards(phase)} --output_dir {run_dir}"
+        f" --max_position_embeddings {phase.sequence_length}{start}"
+        f" {time_budget.run_flags(num_steps)}"
     )
 
 
@@ -302,7 +334,7 @@ def _show(process: subprocess.Popen[str], until: int | None) -> int | None:
     return None
 
 
-def _summary(step_seconds: dict[str, float], model: Path) -> dict[str, Any]:
+def _summary(step_seconds: dict[str, float], model: Model) -> dict[str, Any]:
     manifest = read_json(SHARDS / MANIFEST_NAME)
     scores = read_json(RUN_DIR / "evaluation.json")
     rates = [
@@ -311,7 +343,7 @@ def _summary(step_seconds: dict[str, float], model: Path) -> dict[str, Any]:
         if "throughput/tokens_per_second" in row
     ]
     return {
-        "model": model.name,
+        "model": model.path,
         "training": _ranks_and_arithmetic(),
         "documents": manifest["totals"]["documents"],
         "train_tokens": manifest["statistics"]["train"]["num_tokens"],

@@ -3,15 +3,18 @@
 import pytest
 
 from dist_bert.time_budget import (
-    FULL,
-    LEAST,
-    Schedule,
+    Phase,
     is_worthwhile,
-    long_steps,
+    next_steps,
     run_flags,
-    schedule,
     settled,
     training_seconds,
+)
+
+PHASES = (
+    Phase(16, 128, cost=1.0, most_steps=800, least_steps=60, share=0.3),
+    Phase(32, 64, cost=1.0, most_steps=1_200, least_steps=50, share=0.3),
+    Phase(128, 64, cost=3.5, most_steps=800, least_steps=40, share=0.4),
 )
 
 
@@ -21,34 +24,36 @@ def test_time_for_steps_is_what_nothing_else_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "step_seconds", "expected"),
+    ("num_done", "seconds", "step_seconds", "expected"),
     [
-        (1e6, 0.1, FULL),
-        (0.0, 0.1, LEAST),
-        (200.0, 0.1, Schedule(1_100, 257)),  # 110 s and 90 s, at 0.1 s and 0.35 s a step
-        (200.0, 0.5, Schedule(220, 51)),
+        (0, 1e6, 0.1, 800),
+        (0, 0.0, 0.1, 60),
+        (0, 200.0, 0.125, 480),  # 0.3 of the time
+        (1, 140.0, 0.125, 480),  # 3/7 of what is left
+        (2, 80.0, 0.4, 200),  # all of it
+        (2, 0.0, 0.4, 40),
+        (2, 1e6, 0.4, 800),
     ],
 )
-def test_both_runs_share_the_time(seconds: float, step_seconds: float, expected: Schedule) -> None:
-    assert schedule(seconds, step_seconds, long_to_short=3.5) == expected
+def test_phases_share_the_time(
+    num_done: int, seconds: float, step_seconds: float, expected: int
+) -> None:
+    assert next_steps(PHASES[num_done:], seconds, step_seconds) == expected
 
 
-def test_a_schedule_never_takes_longer_than_its_time() -> None:
-    for seconds in (40.0, 123.0, 400.0):
-        found = schedule(seconds, 0.08, long_to_short=3.5)
-        assert found.short_steps * 0.08 + found.long_steps * 0.08 * 3.5 <= seconds
+def test_all_phases_end_in_time() -> None:
+    for seconds in (80.0, 123.0, 200.0):
+        left, step_seconds = seconds, 0.08
+        for done, phase in enumerate(PHASES):
+            steps = next_steps(PHASES[done:], left, step_seconds * phase.cost)
+            left -= steps * step_seconds * phase.cost
+        assert 0 <= left < 1
 
 
-def test_a_model_is_worthwhile_from_a_share_of_its_full_schedule() -> None:
-    full = 0.1 * (2_000 + 800 * 3.5)
-    assert is_worthwhile(0.61 * full, 0.1, 3.5)
-    assert not is_worthwhile(0.59 * full, 0.1, 3.5)
-
-
-def test_the_second_run_takes_what_is_left() -> None:
-    assert long_steps(100.0, 0.5) == 200
-    assert long_steps(1e6, 0.5) == FULL.long_steps
-    assert long_steps(0.0, 0.5) == LEAST.long_steps
+def test_a_model_is_worthwhile_from_a_share_of_all_steps() -> None:
+    full = 0.1 * (800 + 1_200 + 3.5 * 800)
+    assert is_worthwhile(PHASES, 0.61 * full, 0.1)
+    assert not is_worthwhile(PHASES, 0.59 * full, 0.1)
 
 
 @pytest.mark.parametrize(
