@@ -12,7 +12,7 @@ import pytest
 
 from dist_bert.diagnosis import doctor, limits, trials
 from dist_bert.diagnosis.doctor import Finding, examine, report, works
-from tests.integration.conftest import BIN, ROOT, small_disk
+from tests.integration.conftest import BIN, ROOT, run_script, small_disk
 
 FINE = Finding("limits", "memory", "8 GiB")
 WARNING = Finding("limits", "open files", "3", problem="too few", remedy="ulimit")
@@ -25,16 +25,10 @@ def diagnose(
     """Runs the script; returns it and its findings by name."""
     figures = tmp_path / "doctor.json"
     environment = {**os.environ, "PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [
-            sys.executable, ROOT / "launch/doctor.py",
-            "--output_dir", tmp_path / "runs/new", "--json", figures,
-        ],
-        env={**environment, **variables},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=150,
+    ended = run_script(
+        sys.executable, ROOT / "launch/doctor.py",
+        "--output_dir", tmp_path / "runs/new", "--json", figures,
+        env={**environment, **variables}, cwd=tmp_path,
     )  # fmt: skip
     assert figures.exists(), ended.stderr
     told = json.loads(figures.read_text())

@@ -1,9 +1,9 @@
 """Shards from elsewhere: the same batches, each shard fetched once, whatever goes wrong."""
 
+import contextlib
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -24,10 +24,10 @@ from dist_bert.reader import SampleReader
 from dist_bert.shard_cache import ShardCache
 from dist_bert.shard_format import ShardRecord
 from dist_bert.shard_source import ShardSource, most_bytes
+from tests.processes import finish, started, wait_until
 from tests.shard_server import ShardServer
 from tests.synthetic import DataSet, write_data_set
 
-ROOT = Path(__file__).parents[1]
 # Shards of 10,240 to 26,624 bytes.
 TRAIN = ((5, 3), (7,), (4, 2, 6), (9, 1), (8,), (10,), (11, 12))
 NUM_TRAIN = sum(map(sum, TRAIN))
@@ -122,20 +122,11 @@ def num_bytes(folder: Path) -> int:
     return total
 
 
-def open_all(url: str, cache: Path, chunk: int = CHUNK) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, url, str(cache), str(chunk)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def open_all(
+    url: str, cache: Path, chunk: int = CHUNK
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM, url, cache, str(chunk)]
+    return started(*command, stdout=subprocess.PIPE)
 
 
 # --- what is read
@@ -182,10 +173,11 @@ def test_processes_of_a_node_fetch_each_shard_once(
     train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
 ) -> None:
     server.seconds = 0.02  # so that all of them meet at every shard
-    processes = [open_all(server.url, tmp_path) for _ in range(3)]
-    for process in processes:
-        output, _ = process.communicate(timeout=30)
-        assert process.returncode == 0 and output.split() == ["begins", "ends"]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(open_all(server.url, tmp_path)) for _ in range(3)]
+        for process in processes:
+            made = finish(process)
+            assert made.returncode == 0 and made.stdout.split() == ["begins", "ends"]
     assert server.num_fetched() == Counter(record.file for record in train)
     assert not list(tmp_path.glob("*.part"))
 
@@ -204,12 +196,12 @@ def test_what_comes_next_is_fetched_ahead(
     # Of windows of one shard, the first is in use, one waits and one is made: three are needed.
     # Three more are fetched ahead, in the order of the epoch, while none but the first is used up.
     shards = [f"train-{block:05d}.tar" for block in order.blocks_near(0, 36)]
-    wait_until(lambda: len(server.num_fetched()) == 6)
+    wait_until(lambda: len(server.num_fetched()) == 6, "6 shards fetched")
     time.sleep(0.1)
     assert set(server.num_fetched()) == set(shards[:6])
     for _ in range(3):
         next(batches)
-    wait_until(lambda: len(server.num_fetched()) == 9)
+    wait_until(lambda: len(server.num_fetched()) == 9, "9 shards fetched")
     batches.close()
     assert set(server.num_fetched().values()) == {1}
 
@@ -425,7 +417,7 @@ def test_a_server_that_stays_down_ends_it_with_one_line(
     start = time.monotonic()
     with pytest.raises(NodeError) as caught:
         cache.open(train[0], _quiet)
-    assert 0.9 < time.monotonic() - start < 5
+    assert time.monotonic() - start > 0.9
     problem = r"is missing" if is_missing else r"cannot be read \(ClientConnectorError: .*\)"
     assert re.fullmatch(
         rf"{server.url}/train-00000\.tar: {problem}; given up after 1 s without progress; the same"
@@ -440,18 +432,16 @@ def test_a_process_killed_in_a_fetch_is_no_obstacle(
     data_set: DataSet, train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
 ) -> None:
     server.seconds = 0.05
-    process = open_all(server.url, tmp_path)
-    wait_until(lambda: any(request.start > CHUNK for request in server.requests))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with open_all(server.url, tmp_path):
+        wait_until(lambda: any(r.start > CHUNK for r in server.requests), "a second chunk")
     (part,) = tmp_path.glob("*.part")
     fetched = part.stat().st_size
     assert 2 * CHUNK <= fetched < train[0].bytes
     server.seconds = 0.0
     before = len(server.requests)
-    process = open_all(server.url, tmp_path)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and output.split() == ["begins", "ends"]
+    with open_all(server.url, tmp_path) as process:
+        made = finish(process)
+    assert made.returncode == 0 and made.stdout.split() == ["begins", "ends"]
     starts = [r.start for r in server.requests[before:] if r.file == train[0].file]
     assert starts[0] == fetched, "what is there is not fetched again"
     for record in train:

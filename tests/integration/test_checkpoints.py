@@ -1,11 +1,8 @@
 """Checkpoints in whole runs: read by any layout, whole or absent, damaged ones put aside."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +14,11 @@ from dist_bert.run_dir import latest_checkpoint
 from tests.integration.conftest import (
     BIN,
     TINY_MODEL,
-    environment,
     launcher,
     run_script,
     small_disk,
 )
+from tests.processes import started, wait_until
 
 MODEL = {**TINY_MODEL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 RUN = {
@@ -209,16 +206,10 @@ def test_a_damaged_checkpoint_is_put_aside(
 @pytest.mark.slow
 def test_killed_while_it_saves(data_set: Path, undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    start = [str(part) for part in command(tmp_path / "config", data_set, ranks=2, stage=2)]
-    process = subprocess.Popen(
-        [*start, str(run_dir)], env=environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (run_dir / "checkpoints" / ".step-000000008.partial").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    start = command(tmp_path / "config", data_set, ranks=2, stage=2)
+    partial = run_dir / "checkpoints" / ".step-000000008.partial"
+    with started(*start, run_dir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: partial.exists() or process.poll() is not None, str(partial))
     assert not (run_dir / "checkpoints" / "step-000000008").exists()
     latest = latest_checkpoint(run_dir)
     assert latest is not None and latest.name == "step-000000004"
