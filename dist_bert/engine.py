@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,6 +96,9 @@ def _keep_freed_memory() -> None:
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around a model that lies on the CPU in float32."""
+    # DeepSpeed imports Muon to see whether the optimizer is one. That takes two seconds of every
+    # start, as Muon's kernels bring in torch's compiler; an ImportError is an answer, too.
+    sys.modules.setdefault("deepspeed.runtime.zero.muon.muon_optimizer", None)  # type: ignore[arg-type]
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, config.weight_decay),

@@ -1,5 +1,6 @@
 """Whatever a test starts ends with it, also after a time limit, a failure, Ctrl-C or SIGTERM."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ import pytest
 
 from tests import processes
 from tests.processes import Patience, adopt_orphans, children, end_children, is_alive
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as in every process that is started; before torch is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,7 @@ import pytest
 
 from dist_bert.code_version import code_fingerprint
 from dist_bert.metrics import read_metrics
-from tests.integration.conftest import BIN, environment, launcher
+from tests.integration.conftest import BIN, deepspeed_launcher, environment
 from tests.integration.test_pretrain import write_configs
 from tests.processes import Patience, run_script, started, wait_until
 from tests.test_console import Terminal, logged
@@ -59,10 +59,11 @@ def noisy(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder = tmp_path_factory.mktemp("noisy")
     (folder / "noisy.py").write_text(NOISY)
     flags = write_configs(folder, stage=2, precision="bf16")
-    accelerator = "DS_ACCELERATOR"  # unnamed, so that DeepSpeed warns of what it finds
-    variables = {name: value for name, value in environment().items() if name != accelerator}
+    # The first unnamed, so that DeepSpeed warns of what it finds; the second, as for most users.
+    variables = environment()
+    del variables["DS_ACCELERATOR"], variables["OMP_NUM_THREADS"]
     ended = run_script(
-        *launcher(2), folder / "noisy.py", *flags, "--shards", data_set, "--output_dir",
+        *deepspeed_launcher(2), folder / "noisy.py", *flags, "--shards", data_set, "--output_dir",
         folder / "run", "--num_train_steps", "6", "--log_interval", "1",
         env={**variables, "NCCL_DEBUG": "WARN", "SLURM_JWT": "geheim", "HOME_OF": "nobody"},
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,14 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
-from tests.integration.conftest import BIN, environment, launcher, run_script
+from tests.integration.conftest import (
+    BIN,
+    deepspeed_launcher,
+    environment,
+    free_port,
+    launcher,
+    run_script,
+)
 from tests.integration.test_pretrain import write_configs
 from tests.processes import finish, slowness, started, wait_until
 
@@ -30,14 +36,11 @@ def start(data_set: Path, tmp_path: Path) -> Iterator[Start]:
         fault: str, run: str, *changes: str, num_ranks: int = 2, with_launcher: bool = False
     ) -> list[subprocess.Popen[str]]:
         script = [SCRIPT, *flags, "--output_dir", tmp_path / run, *changes]
-        commands = [[*launcher(num_ranks), *script]]
+        commands = [[*deepspeed_launcher(num_ranks), *script]]
         environments = [{**environment(), "FAULT": fault}]
         if not with_launcher:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = str(probe.getsockname()[1])
             group = {"WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
-            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
             commands = [[BIN / "python", *script]] * num_ranks
             environments = [
                 {**environments[0], **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
