@@ -21,7 +21,7 @@ def nothing_outlives_the_session() -> Iterator[None]:
     ended = signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures are torn down
     yield
     signal.signal(signal.SIGTERM, ended)
-    left = end_children(spared=before)
+    left = end_children(lambda child: child not in before)
     assert not left, f"processes that a fixture left behind: {left}"
 
 
@@ -33,5 +33,5 @@ def nothing_outlives_its_test(nothing_outlives_the_session: None) -> Iterator[No
     patience = Patience(processes.GRACE_SECONDS)
     while any(map(is_alive, children() - before)) and not patience.is_over():
         time.sleep(0.01)
-    left = end_children(spared=before)
+    left = end_children(lambda child: child not in before)
     assert not left, f"processes that the test left behind: {left}"

@@ -7,6 +7,7 @@ whatever session it is. Killing the children until none is left therefore reache
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -25,6 +26,8 @@ BIN = Path(sys.executable).parent
 # On two idle cores of a Xeon of 2023 no call of a test takes more than a twentieth of this.
 LIMIT_SECONDS = 300.0
 GRACE_SECONDS = 30.0  # for what ends by itself once the process that started it has ended
+_MARK = "STARTED_BY_TESTS"  # variable that tells the descendants of one call from all others
+_numbers = itertools.count()
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # As most tests: much of the work is to import, the rest is small products.
 _FIXED_WORK = """
@@ -127,17 +130,17 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def end_children(spared: set[psutil.Process]) -> list[str]:
-    """Kills the children and, as each generation is adopted in its turn, all descendants.
+def end_children(is_meant: Callable[[psutil.Process], bool]) -> list[str]:
+    """Kills children and, as each generation is adopted in its turn, their descendants.
 
     Args:
-        spared: children to leave alone, with all that they started.
+        is_meant: whether a child is to be killed.
 
     Returns:
         command lines of those that were still alive.
     """
     lines = []
-    while found := children() - spared:
+    while found := set(filter(is_meant, children())):
         for child in found:
             if is_alive(child):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -159,10 +162,17 @@ def started(
         cwd: its folder.
         options: of `subprocess.Popen`.
     """
-    others = children()
+    mark = f"{os.environ.get(_MARK, '')}{os.getpid()}.{next(_numbers)}/"
+
+    def is_from_here(child: psutil.Process) -> bool:
+        try:
+            return bool(child.environ().get(_MARK, "").startswith(mark))
+        except psutil.Error:  # it has ended
+            return False
+
     process = subprocess.Popen(
-        [str(part) for part in command], env=env or environment(), cwd=cwd, text=True,
-        start_new_session=True, **options,
+        [str(part) for part in command], env={**(env or environment()), _MARK: mark}, cwd=cwd,
+        text=True, start_new_session=True, **options,
     )  # fmt: skip
     try:
         yield process
@@ -170,7 +180,7 @@ def started(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # at once, as when the power fails
         process.wait()
-        end_children(spared=others)
+        end_children(is_from_here)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
