@@ -8,9 +8,9 @@ and accumulation, and one global batch has one gradient (docs/numerics.md).
 import ctypes
 import dataclasses
 import datetime
+import importlib
 import os
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +19,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import compiler
 from torch import Tensor, nn
 
 from dist_bert.agreement import Agreement
@@ -96,9 +97,7 @@ def _keep_freed_memory() -> None:
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around a model that lies on the CPU in float32."""
-    # DeepSpeed imports Muon to see whether the optimizer is one. That takes two seconds of every
-    # start, as Muon's kernels bring in torch's compiler; an ImportError is an answer, too.
-    sys.modules.setdefault("deepspeed.runtime.zero.muon.muon_optimizer", None)  # type: ignore[arg-type]
+    _import_muon()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, config.weight_decay),
@@ -112,6 +111,19 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
         for optimizer_state in engine.basic_optimizer.state.values():
             optimizer_state["step"].zero_()
     return engine
+
+
+def _import_muon() -> None:
+    """Imports the optimizer that ZeRO compares with ours, without compiling its kernels.
+
+    They are never run here, and torch's compiler takes a second or two of every start to import.
+    """
+    compile_kernel = compiler.compile
+    compiler.compile = lambda: lambda kernel: kernel
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_kernel
 
 
 def leave_distributed() -> None:
