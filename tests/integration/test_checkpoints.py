@@ -20,6 +20,8 @@ from tests.integration.conftest import (
 )
 from tests.processes import started, wait_until
 
+pytestmark = pytest.mark.trains
+
 MODEL = {**TINY_MODEL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 RUN = {
     "num_train_steps": 24,

@@ -22,6 +22,8 @@ from tests.integration.conftest import (
 from tests.integration.test_pretrain import write_configs
 from tests.processes import finish, slowness, started, wait_until
 
+pytestmark = pytest.mark.trains
+
 SCRIPT = "tests/integration/faulty_pretrain.py"
 NO_FAULT = "0|nowhere|raise"
 Start = Callable[..., list[subprocess.Popen[str]]]

@@ -15,6 +15,8 @@ from dist_bert.shard_format import Manifest
 from tests.integration.conftest import launcher, run_script
 from tests.integration.gradient_worker import GLOBAL_BATCH_SIZE, MODEL
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(scope="module")
 def reference(data_set: Path) -> tuple[float, dict[str, NDArray[np.float32]]]:

@@ -12,6 +12,8 @@ from dist_bert.metrics import read_metrics
 from dist_bert.run_dir import latest_checkpoint
 from tests.integration.conftest import BIN, ROOT, launcher, run_script
 
+pytestmark = pytest.mark.trains
+
 Steps = list[list[float]]  # loss and gradient norm
 # Losses of 4 steps relative to plain data parallelism in float32 (seen: 1e-7, 3e-5, 2e-3). Float32
 # differs by the order of its sums alone; bf16 keeps 8 bits of every weight and activation, and at

@@ -29,6 +29,8 @@ from tests.integration.conftest import (
 )
 from tests.test_metrics import curves, rows_as_curves, texts
 
+pytestmark = pytest.mark.trains
+
 RUN = {
     "num_train_steps": 14,
     "warmup_steps": 3,
