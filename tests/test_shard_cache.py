@@ -68,7 +68,6 @@ def server(data_set: DataSet) -> Iterator[ShardServer]:
 @pytest.fixture(autouse=True)
 def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_bert.shard_cache.CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("dist_bert.origin._FIRST_WAIT", 0.1)
     monkeypatch.setattr("dist_bert.data.WINDOW_BLOCKS", 2)
 
@@ -223,7 +222,10 @@ def test_the_limit_holds_at_every_moment(
 
 
 def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
-    train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
+    train: tuple[ShardRecord, ...],
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second, third, fourth = train[:4]
     limit = first.bytes + second.bytes + max(third.bytes, fourth.bytes)
@@ -239,6 +241,7 @@ def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
     kept = [path.name for path in tmp_path.glob("*.tar")]
     assert sorted(kept) == sorted(f"{r.sha256}.tar" for r in (first, second, fourth))
     maps = [mapped, source.open(second, types), source.open(fourth, types)]
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 1.0)
     with pytest.raises(NodeError, match=r"no room for train-00002.tar, running jobs use all of"):
         source.open(third, types)
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == sorted(kept)
@@ -372,7 +375,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_from_there(
     assert starts == [0, CHUNK, CHUNK, *range(2 * CHUNK, record.bytes, CHUNK)]
     (line,) = caplog.messages
     assert line.startswith(f"{server.url}/{record.file}: cannot be read (Client")
-    assert line.endswith("; trying again for up to 1 s")
+    assert line.endswith("; trying again for up to 300 s")
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(
@@ -382,7 +385,6 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 30.0)
     source = ShardSource(server.url, str(tmp_path))
     cached = SampleReader(source, source.manifest(), "train")
     local = SampleReader(data_set.folder, data_set.manifest, "train")
@@ -401,14 +403,19 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
     for one, other in zip(got, expected, strict=True):
         assert_equal(one.micro_batches[1], other.micro_batches[1])
     assert len(caplog.messages) == 1, "the first failure is told, and not every one"
-    assert re.search(r"cannot be read \(.*; trying again for up to 30 s", caplog.messages[0])
+    assert re.search(r"cannot be read \(.*; trying again for up to 300 s", caplog.messages[0])
     assert sum("0 of" in beat for beat in beats) >= 3, "every attempt is a sign of life"
 
 
 @pytest.mark.parametrize("is_missing", [False, True])
 def test_a_server_that_stays_down_ends_it_with_one_line(
-    train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path, is_missing: bool
+    train: tuple[ShardRecord, ...],
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_missing: bool,
 ) -> None:
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 1.0)
     cache = ShardCache(_origin(server), tmp_path, 0)
     if is_missing:
         server.folder = tmp_path
@@ -463,10 +470,14 @@ def test_what_a_killed_process_left_is_evicted_like_a_copy(
 
 
 def test_whoever_waits_beats_as_long_as_there_is_progress(
-    train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
+    train: tuple[ShardRecord, ...],
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = train[2]  # of 6 chunks
-    server.seconds = 0.3  # 1.5 s for all of it: more than the patience
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 3.0)
+    server.seconds = 0.8  # 4 s for all of it: more than the patience
     beats: dict[int, list[float]] = {0: [], 1: []}
     told: list[str] = []
 
@@ -485,8 +496,8 @@ def test_whoever_waits_beats_as_long_as_there_is_progress(
     assert (tmp_path / f"{record.sha256}.tar").stat().st_size == record.bytes
     assert server.num_fetched() == {record.file: 1}
     for times in beats.values():
-        assert times[-1] - times[0] > 1.2, "a fetch that outlasts the patience"
-        assert max(np.diff(times)) < 0.9
+        assert times[-1] - times[0] > 3.0, "a fetch that outlasts the patience"
+        assert len(times) >= 6, "one with each chunk, also of the one that only waits"
     assert f"fetching {server.url}/{record.file}, 5,000 of {record.bytes:,} bytes" in told
 
 
