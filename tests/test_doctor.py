@@ -47,6 +47,7 @@ def diagnose(
     return ended, {finding["name"]: finding for finding in told["findings"]}
 
 
+@pytest.mark.slow
 def test_a_machine_on_which_all_works(tmp_path: Path) -> None:
     ended, findings = diagnose(tmp_path, TMPDIR=str(tmp_path))
     assert ended.returncode == 0, ended.stdout
@@ -60,6 +61,7 @@ def test_a_machine_on_which_all_works(tmp_path: Path) -> None:
     assert output["value"].endswith(f"on the disk of {tmp_path}"), "the nearest one that is there"
 
 
+@pytest.mark.slow
 def test_many_faults_at_once_are_all_named(tmp_path: Path) -> None:
     """No mpiexec, a package that does not load, a full disk, a wrong interface, a stale rank."""
     tools = tmp_path / "tools"
