@@ -1,5 +1,7 @@
 # make quickstart   set up, then the whole path on real text of this machine: a few minutes on 2 cores
 # make test         the same set-up, then the test suite without the long runs on a cluster
+# make unit         the same set-up, then the tests that need a few short processes: two minutes
+# make test_avx2    the tests that train, as on a CPU without instructions for bf16
 # make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
 # make soak         a run killed 30 times on changing layouts, beside one that never stopped
 # make check        format, lint, types, import rules
@@ -8,7 +10,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test cluster soak check format clean
+# A CPU of 2013 to 2019, imitated: its vector instructions are all that the libraries may use.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+.PHONY: quickstart test unit test_avx2 cluster soak check format clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/installed && \
@@ -16,6 +21,12 @@ quickstart:
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not (cluster and slow)"
+
+unit: $(VENV)/installed
+	$(BIN)/python -m pytest tests/test_*.py -m "not slow"
+
+test_avx2: $(VENV)/installed
+	$(AVX2) $(BIN)/python -m pytest -m "trains and not cluster"
 
 cluster: $(VENV)/installed
 	$(BIN)/python -m pytest -m cluster

@@ -56,7 +56,7 @@ setup(
         "onnx": ONNX,
         "remote": REMOTE,
         "test": [
-            *("pytest>=8.0", "ruff", "mypy"),
+            *("psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
             *ALL_CORPORA,
             *PICTURES,
             *HUGGINGFACE,

@@ -7,6 +7,7 @@ and accumulation, and one global batch has one gradient (docs/numerics.md).
 
 import dataclasses
 import datetime
+import importlib
 import os
 import socket
 import time
@@ -18,6 +19,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler
 from torch import Tensor, nn
 
 from dist_bert.agreement import Agreement
@@ -88,6 +90,7 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around a model that lies on the CPU in float32."""
+    _import_muon()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, config.weight_decay),
@@ -101,6 +104,19 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
         for optimizer_state in engine.basic_optimizer.state.values():
             optimizer_state["step"].zero_()
     return engine
+
+
+def _import_muon() -> None:
+    """Imports the optimizer that ZeRO compares with ours, without compiling its kernels.
+
+    They are never run here, and torch's compiler takes a second or two of every start to import.
+    """
+    compile_kernel = compiler.compile
+    compiler.compile = lambda: lambda kernel: kernel
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_kernel
 
 
 def leave_distributed() -> None:

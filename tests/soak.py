@@ -9,13 +9,11 @@ launch/pretrain.py (`--worker`) and looks at the tensors that go into the model.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import random
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, adopt_orphans, environment, run_script, started
+
 BOOKS = ROOT.parent / "shared" / "data" / "pretrain" / "en-books" / "*.txt.gz"
 SEEN, LAUNCH = "SOAK_SEEN", "SOAK_LAUNCH"  # environment: folder of the records, number of the start
 MODEL = {
@@ -53,6 +52,7 @@ def main() -> None:
         sys.argv = [sys.argv[0], *rest]
         _work()
         return
+    adopt_orphans()
     work: Path = arguments.work
     work.mkdir(parents=True)
     shards = _prepare(work, arguments.input)
@@ -97,15 +97,9 @@ def _prepare(work: Path, text: str) -> Path:
 
 
 def _call(script: str, *arguments: object) -> None:
-    subprocess.run(
-        [sys.executable, script, *map(str, arguments)], cwd=ROOT, env=_environment(), check=True
-    )
-
-
-def _environment(**values: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    common = {"PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    return {**os.environ, **common, **values, "PYTHONUNBUFFERED": "1"}
+    made = run_script(sys.executable, script, *arguments)
+    if made.returncode:
+        raise SystemExit(made.stderr)
 
 
 def _train(
@@ -128,24 +122,22 @@ def _train(
         "--module", "tests.soak", "--worker", "--deepspeed_config", work / "deepspeed.json",
         "--model", work / "model.json", "--config", work / "run.json", "--output_dir", work / name,
     ]  # fmt: skip
-    environment = _environment(**{SEEN: str(seen.resolve()), LAUNCH: str(launch)})
-    process = subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+    variables = {**environment(), SEEN: str(seen.resolve()), LAUNCH: str(launch)}
+    variables["PYTHONUNBUFFERED"] = "1"
     told, output = "", ""
-    for line in process.stdout:
-        output += line
-        told = line.strip() if line.startswith("resumed") else told
-        if patience is not None and line.startswith("step "):
-            time.sleep(patience)
-            break
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL if patience is not None else 0)
-    code = process.wait()
-    if patience is None and code:
-        raise SystemExit(f"the run ended with {code}:\n{output}")
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
+    with started(*command, env=variables, stdout=pipe, stderr=same) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            output += line
+            told = line.strip() if line.startswith("resumed") else told
+            if patience is not None and line.startswith("step "):
+                time.sleep(patience)
+                break
+        else:
+            process.wait()
+    if patience is None and process.returncode:
+        raise SystemExit(f"the run ended with {process.returncode}:\n{output}")
     return told
 
 

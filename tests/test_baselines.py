@@ -20,6 +20,7 @@ from dist_bert.tasks.baselines import (
     word_lookup,
 )
 from dist_bert.tasks.examples import Answer, QuestionExample, TextExample, WordsExample
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[1]
 NOUNS = ("kettle", "lantern", "ladder", "harbour", "window", "clock", "parcel", "violin", "compass")
@@ -169,13 +170,8 @@ def test_each_task_has_its_baselines_and_scores() -> None:
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "launch/baselines.py", *flags],
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    variables = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    return run_script(sys.executable, ROOT / "launch/baselines.py", *flags, env=variables)
 
 
 def test_the_script_prints_a_table_and_writes_json(tmp_path: Path) -> None:

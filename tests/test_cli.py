@@ -4,17 +4,20 @@ import argparse
 import os
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from dist_bert.cli import Parser, is_first_rank, run
 from dist_bert.errors import UserError
+from tests.processes import ROOT, run_script
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
 RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
-SLOW_TO_IMPORT = {"torch", "deepspeed", "sentencepiece", "numpy", "tensorboard", "mpi4py"}
+# Of others: what `site` itself imports begins with an underscore.
+INSTALLED = {name for name in packages_distributions() if not name.startswith("_")}
+PACKAGES = INSTALLED - {"dist_bert", "data_prep"}
 MAY_IMPORT = {"quickstart": {"numpy"}}  # looks into shards and checkpoints itself
 
 
@@ -26,13 +29,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launch(script: Path, *flags: str, rank: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": str(rank)}
-    return subprocess.run(
-        [sys.executable, "-X", "importtime", script, *flags],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_script(sys.executable, "-X", "importtime", script, *flags, env=environment)
 
 
 def split_import_times(stderr: str) -> tuple[set[str], list[str]]:
@@ -45,17 +42,12 @@ def split_import_times(stderr: str) -> tuple[set[str], list[str]]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_help_comes_at_once_and_imports_nothing_slow(script: Path) -> None:
-    before = os.times()
     ended = launch(script, "--help")
-    after = os.times()
-    cpu_seconds = after.children_user - before.children_user
-    cpu_seconds += after.children_system - before.children_system
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("usage: ") and "--debug" in ended.stdout
     imported, others = split_import_times(ended.stderr)
     assert "argparse" in imported and others == []
-    assert imported & SLOW_TO_IMPORT <= MAY_IMPORT.get(script.stem, set())
-    assert cpu_seconds < 1.0
+    assert imported & PACKAGES == MAY_IMPORT.get(script.stem, set())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -196,11 +188,7 @@ def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
         "        print(number)\n"
         "run(main, Parser().parse_args())\n"
     )
-    ended = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -n 1', sys.executable, program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
+    ended = run_script(
+        "bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -n 1', sys.executable, program
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("0\n", "", 141)

@@ -1,19 +1,21 @@
 """The code that a run was started from: commit and changes of a git checkout, or none."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from dist_bert import code_version as code_version_module
 from dist_bert.code_version import code_fingerprint, code_version, commit_of
+from tests.processes import run_script
 
 
 def git(folder: Path, *arguments: str) -> str:
     names = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     command = ["git", "-C", str(folder), *names, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    made = run_script(*command)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
 
 
 def make_checkout(folder: Path) -> str:

@@ -25,6 +25,8 @@ from dist_bert.tasks.heads import (
     start_from,
 )
 
+pytestmark = pytest.mark.trains
+
 TINY = ModelConfig(
     vocab_size=101,
     hidden_size=24,

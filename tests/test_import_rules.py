@@ -2,7 +2,6 @@
 
 import ast
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, run_script
+
 PACKAGES = ("dist_bert", "data_prep", "launch")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
@@ -212,13 +212,7 @@ def torch_at_import(modules: tuple[str, ...]) -> subprocess.CompletedProcess[str
         "    importlib.import_module(name)\n"
         "    assert not {'torch', 'deepspeed'} & set(sys.modules), name\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_script(sys.executable, "-c", program)
 
 
 def test_preparation_and_configuration_import_no_torch() -> None:

@@ -1,6 +1,5 @@
 """Reasons to stop: noted by one process, agreed on by all; a launcher or a peer that is gone."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,18 +16,12 @@ from dist_bert.agreement import Agreement
 from dist_bert.config import RunConfig
 from dist_bert.errors import UserError
 from dist_bert.interrupts import REASONS, Interrupts
-
-ROOT = Path(__file__).parents[1]
+from tests.processes import children, environment, is_alive, run_script, started, wait_until
 
 
 def run_program(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return run_script(*command, env={**environment(), **variables})
 
 
 def test_signals_are_noted_and_the_second_interrupt_ends_at_once() -> None:
@@ -50,42 +43,53 @@ def test_signals_are_noted_and_the_second_interrupt_ends_at_once() -> None:
     assert ended.returncode == -2
 
 
-def test_time_limit() -> None:
-    assert Interrupts().noted == 0 and Interrupts(1.0).noted == 0
-    interrupts = Interrupts(0.001)
-    time.sleep(0.07)
-    assert REASONS[interrupts.noted] == "max_minutes are over"
+def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    unlimited, limited = Interrupts(), Interrupts(1.5)
+    now += 89.9
+    assert unlimited.noted == limited.noted == 0
+    now += 0.1
+    assert REASONS[limited.noted] == "max_minutes are over" and unlimited.noted == 0
 
 
 LAUNCHED = """
-import os, time
+import threading, time
 from dist_bert import interrupts
 
-interrupts._POLL_SECONDS, interrupts._ORPHAN_SECONDS = 0.05, 0.3
+class Clock:  # the thread's: its last wait ends once the main thread has told
+    monotonic = staticmethod(time.monotonic)
+    def sleep(seconds):
+        has_told.wait() if seconds == interrupts._ORPHAN_SECONDS else time.sleep(0.05)
+
+has_told = threading.Event()
+interrupts.time = Clock
 own = interrupts.Interrupts()
 own.follow_launcher()
 print("ready", flush=True)
 while not own.noted:
     time.sleep(0.01)
 print(interrupts.REASONS[own.noted], flush=True)
-time.sleep(60)
+has_told.set()
+time.sleep(1_000_000)
 """
 
 
-def test_a_rank_without_its_launcher_asks_to_stop_then_ends() -> None:
+def test_a_rank_without_its_launcher_asks_to_stop_then_ends(tmp_path: Path) -> None:
     launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", launcher, LAUNCHED],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "5"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    command = [sys.executable, "-c", launcher, LAUNCHED]
+    lines = (tmp_path / "lines").read_text
+    with open(tmp_path / "lines", "w") as file:
+        before = children()
+        variables = {**environment(), "RANK": "5"}
+        with started(*command, env=variables, stdout=file, stderr=file) as process:
+            wait_until(lambda: lines() == "ready\n", "a rank that is ready")
+            process.kill()
+            process.wait()
+            wait_until(lambda: not any(map(is_alive, children() - before)), "the rank's end")
+    assert lines().startswith(
+        "ready\nthe launcher is gone\nerror: rank 5: the launcher is gone, and this"
     )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    process.kill()
-    rest = process.stdout.read()  # until the rank, too, has ended
-    assert rest.startswith("the launcher is gone\nerror: rank 5: the launcher is gone, and this")
-    process.wait()
 
 
 def test_without_a_launcher_none_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +136,7 @@ def test_a_rank_that_lost_another_one_leaves_the_word_to_it(message: str, lines:
 def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_rank: bool) -> None:
     """The ordinary end does abort; once torch has mended that, `end_rank` can go."""
     program = f"""
-        import atexit, os, sys, time, warnings
+        import atexit, ctypes, os, sys, time, warnings
         from pathlib import Path
         from dist_bert.interrupts import end_rank
 
@@ -140,7 +144,10 @@ def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_ran
 
         def hold_the_lock():  # the last thing before the interpreter is taken down
             (folder / "ending").touch()
-            end = time.monotonic() + 1.5
+            access = ctypes.PyDLL(None).access  # keeps the lock
+            while access(str(folder / "reduced").encode(), os.F_OK):
+                pass
+            end = time.monotonic() + 1.0  # for gloo's thread to come; it may also come later
             while time.monotonic() < end:
                 pass
 
@@ -155,6 +162,7 @@ def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_ran
             while not (folder / "ending").exists():  # rank 0's thread of gloo waits for us
                 time.sleep(0.01)
             dist.all_reduce(tensor)
+            (folder / "reduced").touch()
             os._exit(0)
         dist.all_reduce(tensor, async_op=True)
         sys.setswitchinterval(1_000)  # seconds: the lock is kept
@@ -162,12 +170,9 @@ def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_ran
         if {ends_as_rank}:
             end_rank(7)
         """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "1"},
-    ) as peer:
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with started(*command, env={**environment(), "RANK": "1"}):
         ended = run_program(program, RANK="0")
-        peer.kill()
     assert ended.stdout == "all done\n"
     assert ended.returncode == (7 if ends_as_rank else -signal.SIGABRT), ended.stderr
 

@@ -18,6 +18,8 @@ from dist_bert.kernels import (
     linear_cross_entropy,
 )
 
+pytestmark = pytest.mark.trains
+
 NUM_HEADS, HEAD_SIZE = 3, 4
 LENGTHS = (33, 31, 17, 16, 16, 5, 1)
 

@@ -28,6 +28,8 @@ from dist_bert.model import (
     unpad,
 )
 
+pytestmark = pytest.mark.trains
+
 LENGTHS = (13, 7, 5)
 TINY = ModelConfig(
     vocab_size=101,

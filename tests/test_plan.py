@@ -24,6 +24,7 @@ from dist_bert.planning.plan import (
     scaling_end,
     time_of_step,
 )
+from tests.processes import run_script
 from tests.test_memory_plan import make_layout
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +130,7 @@ def test_mfu_is_the_median_of_what_a_run_measured(tmp_path: Path) -> None:
 
 def launch(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "launch/plan.py", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return run_script(*command)
 
 
 def test_the_script_prints_a_plan_and_writes_it(tmp_path: Path) -> None:

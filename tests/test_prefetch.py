@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from dist_bert.prefetch import prefetch
+from tests.processes import wait_until
 
 
 def prefetch_threads() -> list[threading.Thread]:
@@ -46,7 +47,7 @@ def test_prefetching_is_never_more_than_its_depth_ahead(depth: int) -> None:
     for taken in range(1, 6):
         assert next(items) == taken
         expected = taken + depth + 1
-        wait_until(lambda expected=expected: made >= expected)  # type: ignore[misc]
+        wait_until(lambda expected=expected: made >= expected, f"{expected} items")  # type: ignore[misc]
         time.sleep(0.02)
         assert made == expected, "`depth` items wait, one more is in the thread's hand"
     assert len(prefetch_threads()) == 1
@@ -65,11 +66,5 @@ def test_the_thread_works_while_the_loop_does() -> None:
 
     items = prefetch(slow())
     assert next(items) == 1
-    assert second_made.wait(timeout=10)
+    wait_until(second_made.is_set, "a second item")
     items.close()
-
-
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
-    stop = time.monotonic() + timeout_seconds
-    while not condition() and time.monotonic() < stop:
-        time.sleep(0.001)

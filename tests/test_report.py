@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,6 +27,7 @@ from dist_bert.reporting.curves import (
 )
 from dist_bert.reporting.page import page, write_report
 from dist_bert.reporting.run_history import read_histories, read_history
+from tests.processes import run_script
 from tests.test_environment import ranks_of
 
 ROOT = Path(__file__).parents[1]
@@ -432,14 +432,10 @@ def test_many_validations_and_predictions_are_thinned_out_and_said(tmp_path: Pat
 def test_without_plotly_one_line_says_how_to_get_it(two_runs: list[str], tmp_path: Path) -> None:
     (tmp_path / "plotly").mkdir()
     (tmp_path / "plotly/__init__.py").write_text("raise ModuleNotFoundError('plotly')")
-    made = subprocess.run(
-        [sys.executable, "launch/report.py", *two_runs, "--output", tmp_path / "report.html"],
-        cwd=ROOT,
+    made = run_script(
+        sys.executable, "launch/report.py", *two_runs, "--output", tmp_path / "report.html",
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    )  # fmt: skip
     assert made.returncode == 2 and made.stderr == (
         "error: report: needs the package plotly, which draws it; install it: pip install plotly\n"
     )
@@ -450,16 +446,11 @@ def test_without_plotly_one_line_says_how_to_get_it(two_runs: list[str], tmp_pat
 def test_a_browser_draws_it_without_complaint(two_runs: list[str], tmp_path: Path) -> None:
     output = tmp_path / "report.html"
     write_report(two_runs, output)
-    shown = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update",
-            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-            "--virtual-time-budget=5000", "--dump-dom", output.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    shown = run_script(
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        "--virtual-time-budget=5000", "--dump-dom", output.as_uri(),
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     console = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]

@@ -1,9 +1,9 @@
 """Shards from elsewhere: the same batches, each shard fetched once, whatever goes wrong."""
 
+import contextlib
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -24,10 +24,10 @@ from dist_bert.reader import SampleReader
 from dist_bert.shard_cache import ShardCache
 from dist_bert.shard_format import ShardRecord
 from dist_bert.shard_source import ShardSource, most_bytes
+from tests.processes import finish, started, wait_until
 from tests.shard_server import ShardServer
 from tests.synthetic import DataSet, write_data_set
 
-ROOT = Path(__file__).parents[1]
 # Shards of 10,240 to 26,624 bytes.
 TRAIN = ((5, 3), (7,), (4, 2, 6), (9, 1), (8,), (10,), (11, 12))
 NUM_TRAIN = sum(map(sum, TRAIN))
@@ -68,7 +68,6 @@ def server(data_set: DataSet) -> Iterator[ShardServer]:
 @pytest.fixture(autouse=True)
 def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_bert.shard_cache.CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("dist_bert.origin._FIRST_WAIT", 0.1)
     monkeypatch.setattr("dist_bert.data.WINDOW_BLOCKS", 2)
 
@@ -122,20 +121,11 @@ def num_bytes(folder: Path) -> int:
     return total
 
 
-def open_all(url: str, cache: Path, chunk: int = CHUNK) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, url, str(cache), str(chunk)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def open_all(
+    url: str, cache: Path, chunk: int = CHUNK
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM, url, cache, str(chunk)]
+    return started(*command, stdout=subprocess.PIPE)
 
 
 # --- what is read
@@ -182,10 +172,11 @@ def test_processes_of_a_node_fetch_each_shard_once(
     train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
 ) -> None:
     server.seconds = 0.02  # so that all of them meet at every shard
-    processes = [open_all(server.url, tmp_path) for _ in range(3)]
-    for process in processes:
-        output, _ = process.communicate(timeout=30)
-        assert process.returncode == 0 and output.split() == ["begins", "ends"]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(open_all(server.url, tmp_path)) for _ in range(3)]
+        for process in processes:
+            made = finish(process)
+            assert made.returncode == 0 and made.stdout.split() == ["begins", "ends"]
     assert server.num_fetched() == Counter(record.file for record in train)
     assert not list(tmp_path.glob("*.part"))
 
@@ -204,12 +195,12 @@ def test_what_comes_next_is_fetched_ahead(
     # Of windows of one shard, the first is in use, one waits and one is made: three are needed.
     # Three more are fetched ahead, in the order of the epoch, while none but the first is used up.
     shards = [f"train-{block:05d}.tar" for block in order.blocks_near(0, 36)]
-    wait_until(lambda: len(server.num_fetched()) == 6)
+    wait_until(lambda: len(server.num_fetched()) == 6, "6 shards fetched")
     time.sleep(0.1)
     assert set(server.num_fetched()) == set(shards[:6])
     for _ in range(3):
         next(batches)
-    wait_until(lambda: len(server.num_fetched()) == 9)
+    wait_until(lambda: len(server.num_fetched()) == 9, "9 shards fetched")
     batches.close()
     assert set(server.num_fetched().values()) == {1}
 
@@ -231,7 +222,10 @@ def test_the_limit_holds_at_every_moment(
 
 
 def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
-    train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
+    train: tuple[ShardRecord, ...],
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second, third, fourth = train[:4]
     limit = first.bytes + second.bytes + max(third.bytes, fourth.bytes)
@@ -247,6 +241,7 @@ def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
     kept = [path.name for path in tmp_path.glob("*.tar")]
     assert sorted(kept) == sorted(f"{r.sha256}.tar" for r in (first, second, fourth))
     maps = [mapped, source.open(second, types), source.open(fourth, types)]
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 1.0)
     with pytest.raises(NodeError, match=r"no room for train-00002.tar, running jobs use all of"):
         source.open(third, types)
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == sorted(kept)
@@ -380,7 +375,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_from_there(
     assert starts == [0, CHUNK, CHUNK, *range(2 * CHUNK, record.bytes, CHUNK)]
     (line,) = caplog.messages
     assert line.startswith(f"{server.url}/{record.file}: cannot be read (Client")
-    assert line.endswith("; trying again for up to 1 s")
+    assert line.endswith("; trying again for up to 300 s")
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(
@@ -390,7 +385,6 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 30.0)
     source = ShardSource(server.url, str(tmp_path))
     cached = SampleReader(source, source.manifest(), "train")
     local = SampleReader(data_set.folder, data_set.manifest, "train")
@@ -409,14 +403,19 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
     for one, other in zip(got, expected, strict=True):
         assert_equal(one.micro_batches[1], other.micro_batches[1])
     assert len(caplog.messages) == 1, "the first failure is told, and not every one"
-    assert re.search(r"cannot be read \(.*; trying again for up to 30 s", caplog.messages[0])
+    assert re.search(r"cannot be read \(.*; trying again for up to 300 s", caplog.messages[0])
     assert sum("0 of" in beat for beat in beats) >= 3, "every attempt is a sign of life"
 
 
 @pytest.mark.parametrize("is_missing", [False, True])
 def test_a_server_that_stays_down_ends_it_with_one_line(
-    train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path, is_missing: bool
+    train: tuple[ShardRecord, ...],
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_missing: bool,
 ) -> None:
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 1.0)
     cache = ShardCache(_origin(server), tmp_path, 0)
     if is_missing:
         server.folder = tmp_path
@@ -425,7 +424,7 @@ def test_a_server_that_stays_down_ends_it_with_one_line(
     start = time.monotonic()
     with pytest.raises(NodeError) as caught:
         cache.open(train[0], _quiet)
-    assert 0.9 < time.monotonic() - start < 5
+    assert time.monotonic() - start > 0.9
     problem = r"is missing" if is_missing else r"cannot be read \(ClientConnectorError: .*\)"
     assert re.fullmatch(
         rf"{server.url}/train-00000\.tar: {problem}; given up after 1 s without progress; the same"
@@ -440,18 +439,16 @@ def test_a_process_killed_in_a_fetch_is_no_obstacle(
     data_set: DataSet, train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
 ) -> None:
     server.seconds = 0.05
-    process = open_all(server.url, tmp_path)
-    wait_until(lambda: any(request.start > CHUNK for request in server.requests))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with open_all(server.url, tmp_path):
+        wait_until(lambda: any(r.start > CHUNK for r in server.requests), "a second chunk")
     (part,) = tmp_path.glob("*.part")
     fetched = part.stat().st_size
     assert 2 * CHUNK <= fetched < train[0].bytes
     server.seconds = 0.0
     before = len(server.requests)
-    process = open_all(server.url, tmp_path)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and output.split() == ["begins", "ends"]
+    with open_all(server.url, tmp_path) as process:
+        made = finish(process)
+    assert made.returncode == 0 and made.stdout.split() == ["begins", "ends"]
     starts = [r.start for r in server.requests[before:] if r.file == train[0].file]
     assert starts[0] == fetched, "what is there is not fetched again"
     for record in train:
@@ -473,10 +470,14 @@ def test_what_a_killed_process_left_is_evicted_like_a_copy(
 
 
 def test_whoever_waits_beats_as_long_as_there_is_progress(
-    train: tuple[ShardRecord, ...], server: ShardServer, tmp_path: Path
+    train: tuple[ShardRecord, ...],
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = train[2]  # of 6 chunks
-    server.seconds = 0.3  # 1.5 s for all of it: more than the patience
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 3.0)
+    server.seconds = 0.8  # 4 s for all of it: more than the patience
     beats: dict[int, list[float]] = {0: [], 1: []}
     told: list[str] = []
 
@@ -495,8 +496,8 @@ def test_whoever_waits_beats_as_long_as_there_is_progress(
     assert (tmp_path / f"{record.sha256}.tar").stat().st_size == record.bytes
     assert server.num_fetched() == {record.file: 1}
     for times in beats.values():
-        assert times[-1] - times[0] > 1.2, "a fetch that outlasts the patience"
-        assert max(np.diff(times)) < 0.9
+        assert times[-1] - times[0] > 3.0, "a fetch that outlasts the patience"
+        assert len(times) >= 6, "one with each chunk, also of the one that only waits"
     assert f"fetching {server.url}/{record.file}, 5,000 of {record.bytes:,} bytes" in told
 
 

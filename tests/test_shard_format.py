@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from dist_bert.shard_format import (
     ShardRecord,
     write_shard,
 )
+from tests.processes import run_script
 
 Block = dict[str, NDArray[Any]]
 Written = tuple[Path, ShardRecord]
@@ -125,20 +125,14 @@ def test_plain_webdataset_reads_the_samples(written: Written) -> None:
 
 def test_tar_lists_the_members_without_a_trace_of_who_wrote_them(written: Written) -> None:
     folder, record = written
-    listing = subprocess.run(
-        ["tar", "--utc", "--full-time", "--numeric-owner", "-tvf", folder / record.file],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+    command = ["tar", "--utc", "--full-time", "--numeric-owner", "-tvf", folder / record.file]
+    listing = run_script(*command).stdout.splitlines()
     names = [line.split()[-1] for line in listing]
     keys = [f"train-00000-{index:06d}" for index in range(3)]
     assert names == [META_MEMBER, *(f"{k}.{field}.npy" for k in keys for field in FIELD_SHAPES)]
     assert all(line.startswith("-rw-r--r-- 0/0 ") for line in listing)
     assert all("1970-01-01 00:00:00" in line for line in listing)
-    meta = subprocess.run(
-        ["tar", "-xOf", folder / record.file, META_MEMBER], capture_output=True, check=True
-    ).stdout
+    meta = run_script("tar", "-xOf", folder / record.file, META_MEMBER).stdout
     assert json.loads(meta) == META
 
 

@@ -1,6 +1,5 @@
 """Tasks of srun become ranks, and nothing else inside an allocation does."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from dist_bert.errors import UserError
 from dist_bert.slurm_environment import first_host, take_over_ranks, tasks_of_nodes
 from tests.integration.conftest import assert_one_line_error, environment
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[1]
 # Task 3 of `srun -n 5` on two nodes, three and two; values as SLURM 22.05 writes them.
@@ -96,10 +96,8 @@ def test_a_mistake_under_srun_is_told_once_and_a_world_of_one_is_refused(tmp_pat
     script = str(ROOT / "launch/prepare_shards.py")
     command = [sys.executable, "-m", "mpi4py", script, "--tokenizer", "none", "--output_dir", "out"]
     for task, told in (("0", True), ("3", False)):
-        made = subprocess.run(
-            command, cwd=tmp_path, env={**environment(), **TASK, "SLURM_PROCID": task},
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        variables = {**environment(), **TASK, "SLURM_PROCID": task}
+        made = run_script(*command, cwd=tmp_path, env=variables)
         if told:
             assert_one_line_error(made, "srun started 5 tasks, and MPI finds 1")
         assert made.returncode == 2 and bool(made.stderr) == told

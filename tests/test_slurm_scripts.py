@@ -3,10 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_script
 
 FOLDER = Path(__file__).parents[1] / "launch/slurm"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
@@ -23,25 +24,17 @@ def section(name: str) -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_bash_reads_them(script: Path) -> None:
-    subprocess.run(["bash", "-n", script], check=True)
+    assert run_script("bash", "-n", script).returncode == 0
 
 
 def test_shellcheck_finds_nothing() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck")
     sections = ("post", "environment", "test", "runscript")
-    made = subprocess.run(
-        ["shellcheck", "--external-sources", *SCRIPTS], capture_output=True, text=True,
-        cwd=FOLDER.parents[1],
-    )  # fmt: skip
+    made = run_script("shellcheck", "--external-sources", *SCRIPTS)
     assert not made.stdout and made.returncode == 0, made.stdout
     for name in sections:  # Apptainer runs them with sh
-        made = subprocess.run(
-            ["shellcheck", "--shell", "sh", "-"],
-            input=section(name),
-            capture_output=True,
-            text=True,
-        )
+        made = run_script("shellcheck", "--shell", "sh", "-", stdin=section(name))
         assert made.returncode == 0, made.stdout
 
 
@@ -70,10 +63,7 @@ def slice_of(folder: Path, code: int, saves: str, **variables: str) -> tuple[int
         "scontrol() { echo requeued; }; sleep() { :; }; saved_state() { cat state; }\n"
         f". {FOLDER}/job.sh; begin_slice run; echo {saves} >state; end_slice {code}\n"
     )
-    made = subprocess.run(
-        ["bash", "-c", program], cwd=folder, env={**os.environ, **SLURM, **variables},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    made = run_script("bash", "-c", program, cwd=folder, env={**os.environ, **SLURM, **variables})
     return made.returncode, made.stdout + made.stderr
 
 
@@ -105,7 +95,7 @@ def test_slices_that_slurm_itself_ends_count_too(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("0")
     for _ in range(3):
         program = f"saved_state() {{ cat state; }}; . {FOLDER}/job.sh; begin_slice run; kill -9 $$"
-        subprocess.run(["bash", "-c", program], cwd=tmp_path, env={**os.environ, **SLURM})
+        run_script("bash", "-c", program, cwd=tmp_path, env={**os.environ, **SLURM})
     ended, output = slice_of(tmp_path, 0, saves="1")
     assert ended == 1 and "nothing new was saved in 3 slices" in output
     assert "slice 0" not in output, "not even begun"
@@ -122,7 +112,5 @@ def test_slices_that_slurm_itself_ends_count_too(tmp_path: Path) -> None:
 )
 def test_the_folder_is_found_among_the_flags(arguments: str, value: str) -> None:
     program = f". {FOLDER}/job.sh; value_of --output_dir {arguments}"
-    made = subprocess.run(
-        ["bash", "-c", program], env={**os.environ, **SLURM}, capture_output=True, text=True
-    )
+    made = run_script("bash", "-c", program, env={**os.environ, **SLURM})
     assert made.stdout.strip() == value

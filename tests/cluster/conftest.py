@@ -17,6 +17,7 @@ import pytest
 from dist_bert.metrics import read_metrics
 from tests.corpus import write_text_files
 from tests.integration.conftest import BIN, ROOT, TINY_MODEL, environment
+from tests.processes import Patience, finish
 
 CANNOT = 77  # exit code of the scripts: this machine has no name spaces, no apt-get, no root
 STATE = Path(os.environ.get("TC_DIR", "/run/testcluster"))
@@ -47,18 +48,24 @@ def find_scripts() -> Path | None:
     return next((folder for folder in folders if (folder / "slurm-up.sh").exists()), None)
 
 
+def command(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of SLURM or of the test cluster: the daemons that it starts stay."""
+    process = subprocess.Popen(
+        [str(word) for word in words], cwd=ROOT, env={**environment(), **variables}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return finish(process)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """The scripts, and what jobs need from the environment."""
 
     scripts: Path
 
-    def call(self, script: str, *arguments: object, timeout: float = 180) -> str:
+    def call(self, script: str, *arguments: object) -> str:
         """Runs one of the scripts; skips the test where it cannot work here."""
-        made = subprocess.run(
-            [str(self.scripts / script), *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        made = command(self.scripts / script, *arguments)
         if made.returncode == CANNOT:
             pytest.skip(made.stderr.strip().splitlines()[-1])
         assert made.returncode == 0, made.stdout + made.stderr
@@ -68,19 +75,20 @@ class Cluster:
         """Acts on one host: cut, heal, crash, boot, rate, delay, kill."""
         return self.call("node.sh", action, name, *arguments)
 
+    def order(self, *words: object) -> None:
+        """Runs a command of SLURM, which must succeed."""
+        made = command(*words)
+        assert made.returncode == 0, made.stderr
+
     def processes(self, name: str, pattern: object) -> list[str]:
         """Processes of a host whose command line matches."""
-        command = [str(self.scripts / "node.sh"), "pids", name, str(pattern)]
-        return subprocess.run(command, capture_output=True, text=True).stdout.split()
+        return command(self.scripts / "node.sh", "pids", name, pattern).stdout.split()
 
-    def submit(self, log: Path, *command: object, **variables: str) -> "Job":
+    def submit(self, log: Path, *words: object, **variables: str) -> "Job":
         """Queues a batch script of launch/slurm with options before, and arguments behind it."""
-        setup = f"export PATH={BIN}:$PATH"
-        made = subprocess.run(
-            ["sbatch", "--parsable", "--output", str(log), *map(str, command)],
-            cwd=ROOT, env={**environment(), "SETUP": setup, "OMP_NUM_THREADS": "1", **variables},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        setup = {"SETUP": f"export PATH={BIN}:$PATH"}
+        made = command("sbatch", "--parsable", "--output", log, *words, **setup, **variables)
+        assert made.returncode == 0, made.stderr
         return Job(made.stdout.strip(), log)
 
 
@@ -94,9 +102,7 @@ class Job:
     @property
     def facts(self) -> dict[str, str]:
         """What SLURM says of it."""
-        made = subprocess.run(
-            ["scontrol", "show", "job", "-o", self.number], capture_output=True, text=True
-        )
+        made = command("scontrol", "show", "job", "-o", self.number)
         return dict(word.partition("=")[::2] for word in made.stdout.split() if "=" in word)
 
     @property
@@ -104,26 +110,30 @@ class Job:
         """What it has printed so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def wait_for(self, text: str, times: int = 1, timeout: float = 90) -> float:
+    def wait_for(self, text: str, times: int = 1) -> float:
         """Waits until the log has a text so many times; returns for how many seconds."""
-        start = time.monotonic()
-        deadline = start + timeout
+        start, patience = time.monotonic(), Patience()
         while self.output.count(text) < times:
             state = self.facts["JobState"]
             assert state not in ("FAILED", "COMPLETED", "TIMEOUT"), (state, self.output)
-            assert time.monotonic() < deadline, f"no {text!r} in {timeout} s: {self.output}"
+            assert not patience.is_over(), f"no {text!r}: {self.output}"
             time.sleep(0.05)
         return time.monotonic() - start
 
-    def ended(self, state: str = "COMPLETED", timeout: float = 150) -> str:
+    def ended(self, state: str = "COMPLETED") -> str:
         """Waits for the end, in a state; returns what was printed."""
-        deadline = time.monotonic() + timeout
+        patience = Patience()
         going_on = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
         while (now := self.facts.get("JobState", "PENDING")) in going_on:
-            assert time.monotonic() < deadline, f"still {now} after {timeout} s: {self.output}"
+            assert not patience.is_over(), f"still {now}: {self.output}"
             time.sleep(0.2)
         assert now == state, (self.facts, self.output)
         return self.output
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_its_test() -> None:
+    """In place of the other fixture of this name: hosts and daemons that a test restarts stay."""
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Two hosts without SLURM: DeepSpeed's launchers over ssh, and a slow network."""
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 
 from dist_bert.metrics import read_metrics
 from tests.cluster.conftest import DEEPSPEED, MODEL, RUN, STATE, Cluster, losses_of
-from tests.integration.conftest import BIN, ROOT, data_set, environment, run_script
+from tests.integration.conftest import BIN, data_set, environment, run_script
+from tests.processes import finish, started
 
 __all__ = ["data_set"]  # a fixture
 
@@ -60,11 +62,8 @@ def test_two_hosts_over_ssh(
     hostfile = STATE / "hostfile"
     command = [BIN / "deepspeed", "--hostfile", hostfile, "--launcher", launcher]
     command += ["--master_addr", "node1", "launch/pretrain.py", *flags]
-    made = subprocess.run(
-        [*map(str, command), "--output_dir", tmp_path / "run"], cwd=ROOT, timeout=150,
-        env={**environment(), "DS_ENV_FILE": str(tmp_path / ".deepspeed_env")},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    variables = {**environment(), "DS_ENV_FILE": str(tmp_path / ".deepspeed_env")}
+    made = run_script(*command, "--output_dir", tmp_path / "run", env=variables)
     assert made.returncode == 0, made.stdout + made.stderr
     assert "48 samples a step = 4 ranks x 2 micro-steps x 6" in made.stdout
     assert losses_of(tmp_path / "run") == pytest.approx(expected, rel=1e-4)
@@ -115,16 +114,15 @@ def train_on_both(hosts: Cluster, words: list[str]) -> None:
     """A run of two ranks on each host, started without a launcher."""
     group = {**environment(), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}
     group |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29611"}
-    ranks = []
-    for rank in range(4):
-        name, local = f"node{1 + rank // 2}", rank % 2
-        command = [hosts.scripts / "node.sh", "exec", name, BIN / "python", "launch/pretrain.py"]
-        ranks.append(
-            subprocess.Popen(
-                [str(word) for word in [*command, *words]], cwd=ROOT, text=True,
-                env={**group, "RANK": str(rank), "LOCAL_RANK": str(local)},
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-        )  # fmt: skip
-    outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), outputs
+    with contextlib.ExitStack() as stack:
+        ranks = []
+        for rank in range(4):
+            command = [hosts.scripts / "node.sh", "exec", f"node{1 + rank // 2}", BIN / "python"]
+            variables = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank % 2)}
+            process = started(
+                *command, "launch/pretrain.py", *words, env=variables, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            ranks.append(stack.enter_context(process))
+        made = [finish(rank) for rank in ranks]
+    assert not any(rank.returncode for rank in made), [rank.stdout for rank in made]

@@ -4,15 +4,15 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import RUN, Cluster, losses_of, training_flags
-from tests.integration.conftest import ROOT, environment, files_of, mpiexec, run_script
+from tests.cluster.conftest import RUN, Cluster, command, losses_of, training_flags
+from tests.integration.conftest import ROOT, files_of, mpiexec, run_script
+from tests.processes import Patience, wait_until
 
 pytestmark = pytest.mark.cluster
 SCRIPTS = "launch/slurm"
@@ -58,9 +58,7 @@ def is_gone(slurm: Cluster, run: Path) -> bool:
 
 def wait_until_gone(slurm: Cluster, run: Path) -> None:
     start = time.monotonic()
-    while not is_gone(slurm, run):
-        assert time.monotonic() < start + GONE_SECONDS
-        time.sleep(0.1)
+    wait_until(lambda: is_gone(slurm, run), f"the end of {run}", GONE_SECONDS)
     print(f"gone after {time.monotonic() - start:.1f} s")  # shown by pytest -s
 
 
@@ -97,11 +95,11 @@ def test_signals_requeues_and_a_lost_node_leave_no_trace(
         corpus / "disturbed.log", PRETRAIN, *training_flags(corpus, run), **TWO_RANKS
     )
     job.wait_for("saved step 5 ")
-    subprocess.run(["scancel", "-s", "USR1", job.number], check=True)  # as ahead of a time limit
+    slurm.order("scancel", "-s", "USR1", job.number)  # as ahead of a time limit
     seconds = {"USR1": job.wait_for("queueing the job again")}
     seconds["then resumed"] = job.wait_for("resumed at step")
     job.wait_for("saved step", job.output.count("saved step") + 1)
-    subprocess.run(["scontrol", "requeue", job.number], check=True)
+    slurm.order("scontrol", "requeue", job.number)
     seconds["requeue"] = job.wait_for("resumed at step", 2)
     job.wait_for("saved step", job.output.count("saved step") + 1)
     slurm.node("crash", "node2")
@@ -130,9 +128,9 @@ def test_a_time_limit_saves_before_and_goes_on_behind_it(
         corpus / "limited.log", "--time=2", "--signal=USR1@60", PRETRAIN,
         *training_flags(corpus, run, *changes), **TWO_RANKS,
     )  # fmt: skip
-    job.wait_for("queueing the job again", timeout=150)
+    job.wait_for("queueing the job again")
     job.wait_for("resumed at step")
-    subprocess.run(["scancel", job.number], check=True)
+    slurm.order("scancel", job.number)
     output = job.ended("CANCELLED")
     stopped = re.search(r"stopped at step ([\d,]+) of 20,000: SIGUSR1", output)
     assert stopped and f"resumed at step {stopped[1]} of" in output
@@ -146,7 +144,7 @@ def test_four_ranks_are_killed_and_two_go_on(
     flags = training_flags(corpus, run)
     job = slurm.submit(corpus / "elastic4.log", PRETRAIN, *flags, **TWO_RANKS)
     job.wait_for("saved step 10 ")
-    subprocess.run(["scancel", "-s", "KILL", "--full", job.number], check=True)
+    slurm.order("scancel", "-s", "KILL", "--full", job.number)
     job.ended("CANCELLED")
     job = slurm.submit(corpus / "elastic2.log", "--nodes=1", PRETRAIN, *flags, **TWO_RANKS)
     output = job.ended()
@@ -232,7 +230,7 @@ def test_a_preparation_that_meets_its_limit_is_queued_again(
         corpus / "tokenizer/tokenizer.model", "--output_dir", corpus / "limited_shards", *SHARDS,
     )  # fmt: skip
     job.wait_for("slice 0 of job")
-    subprocess.run(["scancel", "-b", "-s", "USR1", job.number], check=True)
+    slurm.order("scancel", "-b", "-s", "USR1", job.number)
     assert "queueing the job again" in job.ended() and job.facts["Restarts"] == "1"
     assert files_of(corpus / "limited_shards") == files_of(shards)
 
@@ -266,7 +264,7 @@ def test_a_launcher_on_each_node_does_the_same(
         **TWO_RANKS,
     )  # fmt: skip
     job.wait_for("saved step 5 ")
-    subprocess.run(["scancel", "-s", "USR1", job.number], check=True)
+    slurm.order("scancel", "-s", "USR1", job.number)
     assert "not done (exit code 85)" in job.ended()
     assert losses_of(run) == pytest.approx(losses_of(undisturbed), rel=ROUNDING)
 
@@ -305,18 +303,17 @@ def test_the_pipeline_goes_from_text_to_the_second_phase(slurm: Cluster, corpus:
         "SETUP": f"export PATH={Path(sys.executable).parent}:$PATH",
         **TWO_RANKS,
     }
-    made = subprocess.run(
-        [f"{SCRIPTS}/pipeline.sh"], cwd=ROOT, capture_output=True, text=True, check=True,
-        env={**environment(), **{name: str(value) for name, value in settings.items()}},
-    )  # fmt: skip
+    variables = {name: str(value) for name, value in settings.items()}
+    made = command(f"{SCRIPTS}/pipeline.sh", **variables)
+    assert made.returncode == 0, made.stderr
     jobs = re.findall(r"^(\S+) +job (\d+)", made.stderr, re.MULTILINE)
     names = ["tokenizer", "shards_29", "shards_53", "phase1", "phase2", "scores"]
     assert [name for name, _ in jobs] == names
-    deadline = time.monotonic() + 240
+    patience = Patience()
     scores = corpus / "pipeline/runs/scores.json"
     while not scores.exists():
-        queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout
+        queue = command("squeue", "-h").stdout
         logs = "".join(path.read_text() for path in scores.parent.glob("*.log"))
-        assert queue.strip() and time.monotonic() < deadline, logs
+        assert queue.strip() and not patience.is_over(), logs
         time.sleep(0.5)
     assert json.loads(scores.read_text())["step"] == 5

@@ -1,9 +1,10 @@
 """One rank of test_one_gradient: writes loss and full gradients of one global batch as .npz.
 
-Started by the launcher with the ZeRO stage, the micro-batch size, the shards and the output file.
+Started by a launcher with the micro-batch sizes, the shards and the folder for the files.
 """
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 
@@ -39,16 +40,17 @@ MODEL = ModelConfig(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
-    parser.add_argument("--micro_batch_size", type=int)
+    parser.add_argument("--micro_batch_sizes", type=int, nargs="+")
     parser.add_argument("--shards", type=Path)
     parser.add_argument("--output_dir", type=Path)
     arguments = parser.parse_args()
     start_distributed()
-    for stage in range(4):
-        loss, gradients = one_batch(stage, arguments.micro_batch_size, arguments.shards)
+    for stage, size in itertools.product(range(4), arguments.micro_batch_sizes):
+        loss, gradients = one_batch(stage, size, arguments.shards)
         if dist.get_rank() == 0:
             gradients["loss"] = np.array(loss)
-            np.savez(arguments.output_dir / f"zero{stage}.npz", **gradients)  # type: ignore[arg-type]
+            path = arguments.output_dir / f"zero{stage}-{size}.npz"
+            np.savez(path, **gradients)  # type: ignore[arg-type]
     leave_distributed()
 
 

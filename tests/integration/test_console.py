@@ -7,8 +7,8 @@ import os
 import platform
 import pty
 import re
+import select
 import struct
-import subprocess
 import termios
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import pytest
 
 from dist_bert.code_version import code_fingerprint
 from dist_bert.metrics import read_metrics
-from tests.integration.conftest import BIN, ROOT, environment, launcher
+from tests.integration.conftest import BIN, deepspeed_launcher, environment
 from tests.integration.test_pretrain import write_configs
+from tests.processes import Patience, run_script, started, wait_until
 from tests.test_console import Terminal, logged
 
 # Both ranks warn, one of them of something else, too; and that one is slow from step 4 on.
@@ -58,13 +59,12 @@ def noisy(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder = tmp_path_factory.mktemp("noisy")
     (folder / "noisy.py").write_text(NOISY)
     flags = write_configs(folder, stage=2, precision="bf16")
-    accelerator = "DS_ACCELERATOR"  # unnamed, so that DeepSpeed warns of what it finds
-    variables = {name: value for name, value in environment().items() if name != accelerator}
-    ended = subprocess.run(
-        [*map(str, launcher(2)), str(folder / "noisy.py"), *map(str, flags),
-         "--shards", str(data_set), "--output_dir", str(folder / "run"),
-         "--num_train_steps", "6", "--log_interval", "1"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    # The first unnamed, so that DeepSpeed warns of what it finds; the second, as for most users.
+    variables = environment()
+    del variables["DS_ACCELERATOR"], variables["OMP_NUM_THREADS"]
+    ended = run_script(
+        *deepspeed_launcher(2), folder / "noisy.py", *flags, "--shards", data_set, "--output_dir",
+        folder / "run", "--num_train_steps", "6", "--log_interval", "1",
         env={**variables, "NCCL_DEBUG": "WARN", "SLURM_JWT": "geheim", "HOME_OF": "nobody"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -150,20 +150,22 @@ def test_a_terminal_shows_one_bar(data_set: Path, tmp_path: Path) -> None:
     flags = write_configs(tmp_path, stage=0, precision="fp32")
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
-    process = subprocess.Popen(
-        [str(BIN / "python"), "launch/pretrain.py", *map(str, flags), "--shards", str(data_set),
-         "--output_dir", str(tmp_path / "run"), "--num_train_steps", "7", "--log_interval", "2"],
-        cwd=ROOT, env=environment(), stdout=its, stderr=its,
-    )  # fmt: skip
-    os.close(its)
+    command = [BIN / "python", "launch/pretrain.py", *flags, "--shards", data_set]
+    command += ["--output_dir", tmp_path / "run", "--num_train_steps", "7", "--log_interval", "2"]
     terminal = Terminal()
-    while True:
-        try:
-            data = os.read(ours, 65_536)
-        except OSError:  # all its ends are closed
-            break
-        terminal.write(data.decode(errors="replace").replace("\r\n", "\n"))
-    assert process.wait(timeout=60) == 0, terminal.getvalue()
+    with started(*command, stdout=its, stderr=its) as process:
+        os.close(its)
+        patience = Patience()
+        while not patience.is_over():
+            if not select.select([ours], [], [], 1.0)[0]:
+                continue
+            try:
+                data = os.read(ours, 65_536)
+            except OSError:  # all its ends are closed
+                break
+            terminal.write(data.decode(errors="replace").replace("\r\n", "\n"))
+        wait_until(lambda: process.poll() is not None, "the end")
+    assert process.returncode == 0, terminal.getvalue()
     folder = tmp_path / "run" / "checkpoints"
     assert [plain(line) for line in terminal.screen()] == [
         "starting from step 0 of 7: 36 samples a step = 1 ranks x 6 micro-steps x 6, ZeRO 0, fp32,"

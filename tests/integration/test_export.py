@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,15 +103,10 @@ def test_transformers_alone_loads_it(exported: Exported, tmp_path: Path) -> None
         "assert 'dist_bert' not in sys.modules and tokenizer.is_fast\n"
         "torch.save({**batch, 'logits': logits}, sys.argv[2])\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, str(exported.folder), str(tmp_path / "batch.pt")],
+    ended = run_script(
+        sys.executable, "-c", program, exported.folder, tmp_path / "batch.pt", cwd=tmp_path,
         env={**environment(), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     batch = torch.load(tmp_path / "batch.pt")
     assert batch["token_type_ids"].max() == 1

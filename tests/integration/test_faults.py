@@ -1,11 +1,9 @@
 """Whole runs that are interrupted, hang, lose a rank or the launcher, or meet what is no number."""
 
-import os
+import contextlib
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,18 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
-from tests.integration.conftest import BIN, ROOT, environment, launcher, run_script
+from tests.integration.conftest import (
+    BIN,
+    deepspeed_launcher,
+    environment,
+    free_port,
+    launcher,
+    run_script,
+)
 from tests.integration.test_pretrain import write_configs
+from tests.processes import finish, slowness, started, wait_until
+
+pytestmark = pytest.mark.trains
 
 SCRIPT = "tests/integration/faulty_pretrain.py"
 NO_FAULT = "0|nowhere|raise"
@@ -22,7 +30,7 @@ Start = Callable[..., list[subprocess.Popen[str]]]
 
 
 @pytest.fixture
-def start(data_set: Path, tmp_path: Path) -> Start:
+def start(data_set: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts a run with a fault: its ranks without a launcher, which is faster, or with it."""
     flags = [*write_configs(tmp_path, stage=2, precision="bf16"), "--shards", data_set]
 
@@ -30,38 +38,29 @@ def start(data_set: Path, tmp_path: Path) -> Start:
         fault: str, run: str, *changes: str, num_ranks: int = 2, with_launcher: bool = False
     ) -> list[subprocess.Popen[str]]:
         script = [SCRIPT, *flags, "--output_dir", tmp_path / run, *changes]
-        commands = [[*launcher(num_ranks), *script]]
+        commands = [[*deepspeed_launcher(num_ranks), *script]]
         environments = [{**environment(), "FAULT": fault}]
         if not with_launcher:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = str(probe.getsockname()[1])
             group = {"WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
-            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
             commands = [[BIN / "python", *script]] * num_ranks
             environments = [
                 {**environments[0], **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 for rank in range(num_ranks)
             ]
+        pipe, same = subprocess.PIPE, subprocess.STDOUT
         return [
-            subprocess.Popen(
-                [str(part) for part in command], cwd=ROOT, env=variables, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            )
+            stack.enter_context(started(*command, env=variables, stdout=pipe, stderr=same))
             for command, variables in zip(commands, environments, strict=True)
-        ]  # fmt: skip
+        ]
 
-    return start_run
+    with contextlib.ExitStack() as stack:
+        yield start_run
 
 
-def ended(processes: list[subprocess.Popen[str]], *codes: int, timeout: float = 100) -> list[str]:
+def ended(processes: list[subprocess.Popen[str]], *codes: int) -> list[str]:
     """Waits for all; checks their exit codes; returns what they printed."""
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    outputs = [finish(process).stdout for process in processes]
     assert [process.returncode for process in processes] == list(codes), outputs
     return outputs
 
@@ -114,13 +113,10 @@ def test_interrupted_and_broken_runs_equal_an_undisturbed_one(start: Start, tmp_
 def test_ranks_end_soon_after_their_launcher(start: Start) -> None:
     """Even one that hangs. `deepspeed` is killed, which leaves its own child and the ranks."""
     (process,) = start("1|in step 2|orphan", "run", with_launcher=True)
-    assert process.wait(timeout=100) == -signal.SIGKILL
-    killed_at = time.monotonic()
-    while members_of(process.pid):
-        assert time.monotonic() - killed_at < 30, members_of(process.pid)  # 10 s where not busy
-        time.sleep(0.1)
-    assert process.stdout is not None
-    assert "error: rank 1: the launcher is gone" in process.stdout.read()
+    output = finish(process).stdout  # which the ranks hold open, too
+    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: not members_of(process.pid), "the end of all ranks")
+    assert "error: rank 1: the launcher is gone" in output
 
 
 def members_of(session: int) -> list[str]:
@@ -141,11 +137,13 @@ def test_a_rank_that_vanishes_ends_the_others(start: Start) -> None:
     """Stopped, a process is as silent as one whose host has lost its power."""
     for silent in (0, 1):
         processes = start(
-            f"{silent}|in step 2, micro-step 3|SIGSTOP", f"run{silent}", "--heartbeat_seconds", "4"
-        )
-        assert processes[1 - silent].wait(timeout=100) == 1
+            f"{silent}|in step 2, micro-step 3|SIGSTOP", f"run{silent}",
+            "--heartbeat_seconds", f"{4 * slowness():.0f}",
+        )  # fmt: skip
+        output = finish(processes[1 - silent]).stdout
+        assert processes[1 - silent].returncode == 1
         processes[silent].kill()
-        output, silence = (p.communicate()[0] for p in (processes[1 - silent], processes[silent]))
+        silence = finish(processes[silent]).stdout
         assert f"error: rank {1 - silent}: " in output and "heartbeat_seconds" in output
         assert "error" not in silence
 

@@ -20,6 +20,8 @@ from tests.integration.conftest import (
     run_script,
 )
 
+pytestmark = pytest.mark.trains
+
 SCRIPT = "launch/finetune.py"
 DEEPSPEED: dict[str, Any] = {
     "train_batch_size": 8,

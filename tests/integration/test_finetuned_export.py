@@ -101,9 +101,7 @@ def test_pairs_by_the_script_with_onnx(tokenizer: Path, sets: Path, tmp_path: Pa
     run_dir, task = runs / "lr-1/seed-2", "pair_classification"
     head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "pairs.tsv")
     (runs / "summary.json").write_text('{"best_run": "lr-1/seed-2"}')
-    made = run_script(
-        *SCRIPT, "--checkpoint", runs, "--output_dir", folder, "--onnx", "true", timeout=200
-    )
+    made = run_script(*SCRIPT, "--checkpoint", runs, "--output_dir", folder, "--onnx", "true")
     assert made.returncode == 0 and made.stderr == "", made.stdout + made.stderr
     assert "pipeline answers 32 of 32 examples alike" in made.stdout
     assert "logits of onnxruntime: largest difference" in made.stdout

@@ -1,5 +1,6 @@
 """One global batch has one loss and one gradient, whatever the ranks, micro-steps and ZeRO."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from dist_bert.reader import SampleReader
 from dist_bert.shard_format import Manifest
 from tests.integration.conftest import launcher, run_script
 from tests.integration.gradient_worker import GLOBAL_BATCH_SIZE, MODEL
+
+pytestmark = pytest.mark.trains
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +36,23 @@ def reference(data_set: Path) -> tuple[float, dict[str, NDArray[np.float32]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_ranks", "micro_batch_size"), [(1, 3), (2, 3), (4, 3), (2, 2)])
+@pytest.mark.parametrize(("num_ranks", "micro_batch_sizes"), [(1, [3]), (2, [3, 2]), (4, [3])])
 def test_layouts_agree(
     data_set: Path,
     reference: tuple[float, dict[str, NDArray[np.float32]]],
     tmp_path: Path,
     num_ranks: int,
-    micro_batch_size: int,
+    micro_batch_sizes: list[int],
 ) -> None:
     ended = run_script(
         *launcher(num_ranks), "tests/integration/gradient_worker.py",
-        "--micro_batch_size", str(micro_batch_size), "--shards", data_set,
+        "--micro_batch_sizes", *map(str, micro_batch_sizes), "--shards", data_set,
         "--output_dir", tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     expected_loss, expected = reference
-    for stage in range(4):
-        found = np.load(tmp_path / f"zero{stage}.npz")
+    for stage, size in itertools.product(range(4), micro_batch_sizes):
+        found = np.load(tmp_path / f"zero{stage}-{size}.npz")
         assert float(found["loss"]) == pytest.approx(expected_loss, rel=1e-5)
         assert set(found.files) == {"loss", *expected}
         for name, gradient in expected.items():

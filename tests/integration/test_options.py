@@ -12,6 +12,8 @@ from dist_bert.metrics import read_metrics
 from dist_bert.run_dir import latest_checkpoint
 from tests.integration.conftest import BIN, ROOT, launcher, run_script
 
+pytestmark = pytest.mark.trains
+
 Steps = list[list[float]]  # loss and gradient norm
 # Losses of 4 steps relative to plain data parallelism in float32 (seen: 1e-7, 3e-5, 2e-3). Float32
 # differs by the order of its sums alone; bf16 keeps 8 bits of every weight and activation, and at
@@ -190,3 +192,25 @@ def test_a_second_phase_starts_from_the_first(data_set: Path, tmp_path: Path) ->
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "resumed at step 2 of 3" in ended.stdout and "weights from" not in ended.stdout
     assert len(train_losses(second)) == 3
+
+
+def test_an_engine_starts_without_torchs_compiler() -> None:
+    """Which takes seconds to import; ZeRO knows its optimizer all the same."""
+    program = (
+        "import sys\n"
+        "from dist_bert.deepspeed_config import DeepSpeedConfig\n"
+        "from dist_bert.engine import build_engine, leave_distributed, start_distributed\n"
+        "from dist_bert.model import BertForPreTraining\n"
+        "from tests.synthetic import TINY_MODEL\n"
+        "start_distributed()\n"
+        "params = {'lr': 1e-3, 'torch_adam': True}\n"
+        "values = {'train_batch_size': 3, 'train_micro_batch_size_per_gpu': 3,\n"
+        "  'optimizer': {'type': 'AdamW', 'params': params}, 'zero_optimization': {'stage': 2}}\n"
+        "config = DeepSpeedConfig.from_values(values, 'case', 1)\n"
+        "build_engine(BertForPreTraining(TINY_MODEL), config)\n"
+        "print('compiler' if 'torch._inductor.compile_fx' in sys.modules else 'no compiler')\n"
+        "leave_distributed()\n"
+    )
+    ended = run_script(BIN / "python", "-c", program)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "no compiler"

@@ -21,12 +21,15 @@ from tests.integration.conftest import (
     BIN,
     ROOT,
     TINY_MODEL,
+    deepspeed_launcher,
     environment,
     kill_when_printed,
     launcher,
     run_script,
 )
 from tests.test_metrics import curves, rows_as_curves, texts
+
+pytestmark = pytest.mark.trains
 
 RUN = {
     "num_train_steps": 14,
@@ -72,7 +75,8 @@ def test_killed_and_resumed_equals_never_stopped(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     ended = run_script(*launcher(2), *script, "--output_dir", whole)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    output = kill_when_printed("saved step 4 ", *launcher(2), *script, "--output_dir", broken)
+    killed_with = deepspeed_launcher if stage == 2 else launcher
+    output = kill_when_printed("saved step 4 ", *killed_with(2), *script, "--output_dir", broken)
     assert "starting from step 0" in output
     ended = run_script(*launcher(2), *script, "--output_dir", broken)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -295,7 +299,12 @@ def test_mistakes_end_in_one_line_before_any_step(data_set: Path, tmp_path: Path
     ]
     for flags, change, message in cases:
         ended = run_script(
-            *launcher(2), "launch/pretrain.py", *flags, *change, "--output_dir", tmp_path / "run"
+            *deepspeed_launcher(2),
+            "launch/pretrain.py",
+            *flags,
+            *change,
+            "--output_dir",
+            tmp_path / "run",
         )
         assert ended.returncode != 0
         errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -328,7 +337,7 @@ def test_the_line_of_the_readme(data_set: Path, tmp_path: Path) -> None:
     assert "pretrain.py --deepspeed_config configs/zero2.json" in (ROOT / "README.md").read_text()
     output = kill_when_printed(
         "starting from step 0 of 1,000,000", "env", "-C", tmp_path,
-        *launcher(1), "launch/pretrain.py", "--deepspeed_config", "configs/zero2.json",
+        *deepspeed_launcher(1), "launch/pretrain.py", "--deepspeed_config", "configs/zero2.json",
     )  # fmt: skip
     assert "256 samples a step = 1 ranks x 8 micro-steps x 32, ZeRO 2, bf16" in output
     assert (tmp_path / "runs/pretrain/config.json").exists() and environment()["DS_ACCELERATOR"]

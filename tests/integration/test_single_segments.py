@@ -15,6 +15,8 @@ from tests.integration.conftest import BIN, run_script
 from tests.integration.test_pretrain import write_configs
 from tests.synthetic import write_data_set
 
+pytestmark = pytest.mark.trains
+
 NUM_PIECES = 151
 
 

@@ -2,17 +2,17 @@
 
 import re
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from dist_bert.metrics import MetricsWriter
-from tests.integration.conftest import BIN, environment
+from tests.integration.conftest import BIN
+from tests.processes import run_script, started, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LAST = f"{7.0 / 11:.4f}"  # of every curve, in the table below it
+ADDRESS = re.compile(r"http://[\d.:]+(?=/)")
 NAMES = ("train/mlm_loss", "train/nsp_loss", "validation/mlm_loss", "validation/nsp_loss")
 
 
@@ -23,20 +23,12 @@ def test_the_curves_are_on_the_page(tmp_path: Path) -> None:
         writer.scalars(step, {name: 7.0 / step for name in NAMES})
     writer.close()
     assert CHROMIUM is not None
-    server = subprocess.Popen(
-        [str(BIN / "tensorboard"), "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "0"],
-        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert server.stderr is not None
-        lines = iter(server.stderr.readline, "")
-        url = next(found[0] for line in lines if (found := re.search(r"http://[\d.:]+", line)))
-        deadline = time.monotonic() + 60
-        while not shows_curves(page := dump(url, tmp_path / "profile")):
-            assert time.monotonic() < deadline, page
-    finally:
-        server.kill()
-        server.wait()
+    command = [BIN / "tensorboard", "--logdir", tmp_path, "--host", "127.0.0.1", "--port", "0"]
+    with open(tmp_path / "told", "w+") as told, started(*command, stdout=told, stderr=told):
+        text = (tmp_path / "told").read_text
+        wait_until(lambda: ADDRESS.search(text()), "an address")
+        url = ADDRESS.findall(text())[0]
+        wait_until(lambda: shows_curves(dump(url, tmp_path / "profile")), "curves on the page")
 
 
 def shows_curves(page: str) -> bool:
@@ -49,11 +41,11 @@ def shows_curves(page: str) -> bool:
 def dump(url: str, profile: Path) -> str:
     """The page as the browser has it after its scripts ran."""
     shutil.rmtree(profile, ignore_errors=True)
-    ended = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update",
-         f"--user-data-dir={profile}", "--window-size=1600,1600", "--virtual-time-budget=20000",
-         "--dump-dom", f"{url}/#timeseries"],
-        capture_output=True, text=True, timeout=60, check=True,
+    ended = run_script(
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update",
+        f"--user-data-dir={profile}", "--window-size=1600,1600", "--virtual-time-budget=20000",
+        "--dump-dom", f"{url}/#timeseries",
     )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
     return ended.stdout

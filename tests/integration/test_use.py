@@ -1,7 +1,6 @@
 """A run in use: evaluated on 1, 2 and 3 ranks, masks filled from a file, words embedded."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,9 +8,7 @@ import numpy as np
 import pytest
 
 from tests.integration.conftest import (
-    ROOT,
     assert_one_line_error,
-    environment,
     launcher,
     run_script,
 )
@@ -52,16 +49,7 @@ def test_any_number_of_ranks_finds_the_same_scores(
 def test_masks_are_filled_from_standard_input(encoder: Path) -> None:
     texts = ["The [MASK] lamp [MASK] the window.", "A [MASK]!", "Old [MASK] and young [MASK]."]
     command = [PYTHON, "launch/fill_mask.py", "--checkpoint", str(encoder), "--top_k", "2"]
-    ended = subprocess.run(
-        [*command, "--json", "--input", "-"],
-        input="\n".join(texts),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = run_script(*command, "--json", "--input", "-", stdin="\n".join(texts))
     assert ended.returncode == 0, ended.stderr
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [row["text"] for row in rows] == texts

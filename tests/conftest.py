@@ -1,0 +1,37 @@
+"""Whatever a test starts ends with it, also after a time limit, a failure, Ctrl-C or SIGTERM."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests import processes
+from tests.processes import Patience, adopt_orphans, children, end_children, is_alive
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as in every process that is started; before torch is imported
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_session() -> Iterator[None]:
+    """Set up before every other fixture, and so torn down after them."""
+    adopt_orphans()
+    before = children()
+    ended = signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures are torn down
+    yield
+    signal.signal(signal.SIGTERM, ended)
+    left = end_children(lambda child: child not in before)
+    assert not left, f"processes that a fixture left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_its_test(nothing_outlives_the_session: None) -> Iterator[None]:
+    """What fixtures of a module or a session started before stays."""
+    before = children()
+    yield
+    patience = Patience(processes.GRACE_SECONDS)
+    while any(map(is_alive, children() - before)) and not patience.is_over():
+        time.sleep(0.01)
+    left = end_children(lambda child: child not in before)
+    assert not left, f"processes that the test left behind: {left}"
