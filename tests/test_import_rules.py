@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
-        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
+        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels", "packed"),
         ("slurm_environment",),
         ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
         ("origin", "pictures", "prefetch", "run_dir", "stopwatch", "stragglers", "text_batches"),
@@ -69,6 +69,7 @@ SHARED = {
     "files",
     "hashing",
     "masking",
+    "packed",
     "shard_format",
     "shard_source",
     "slurm_environment",
@@ -103,7 +104,7 @@ HOMES = {
     "warcio": {"data_prep.readers.wet"},
     "transformers": {"dist_bert.benchmarks.training", "dist_bert.hf_folder"},
     "webdataset": {"dist_bert.benchmarks.loader"},
-    "zstandard": {"data_prep.readers.source"},
+    "zstandard": {"dist_bert.packed"},
 }
 # Not even through what they import: preparation, configuration and every refusal come at once.
 TORCHLESS = {

@@ -3,36 +3,27 @@
 Bad input is named with file and byte. What is bad in few places (see `Tally`) is passed over; a
 file that is cut off or cannot be read never is.
 
-A new compression is a row in `_OPENERS`. Not for: layouts (the other modules of this package).
+Not for: unpacking (`dist_bert.packed`), or layouts (the other modules of this package).
 """
 
-import bz2
 import contextlib
 import dataclasses
 import functools
-import gzip
 import io
-import lzma
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from data_prep.inputs import InputPart
+from dist_bert import packed
 from dist_bert.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-_MAGIC_BYTES = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 _ENOUGH_BAD = 100  # records: beyond the share after so many, a file is not read to its end
 _BUFFER_BYTES = 1 << 20
 _MAX_LINE_BYTES = 256 << 20  # memory is bounded: a JSON object of a whole book takes 1 % of it
-
-_ZSTD_CHUNK_BYTES = 1 << 14  # packed: a chunk is unpacked whole, text to some 100 KB
-_ZSTD_WINDOW_BYTES = 1 << 31  # `zstd --long=31` reaches back so far; the default is 1 << 27
-
-_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 class Document(NamedTuple):
@@ -102,39 +93,32 @@ class Source:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, unpacked if they are compressed; several members or frames read as one.
+        """The bytes, unpacked if they are packed; several members or frames read as one.
 
         Raises:
-            UserError: the file cannot be read, or is cut off.
+            UserError: the file cannot be read, or is cut off or damaged.
         """
         try:
             with open(self.path, "rb") as file:
-                opener = _opener(file.read(_MAGIC_BYTES))
+                magic = file.read(packed.MAGIC_BYTES)
                 file.seek(self.part.start)
                 raw = io.BufferedReader(_Limited(file, self.part.bytes), _BUFFER_BYTES)
-                with self._unpacked(raw, opener) as stream:
-                    try:
-                        yield stream
-                    except _DAMAGED as error:
-                        raise self._damaged(stream, error) from None
-                    except OSError as error:
-                        if error.errno is not None:
-                            raise
-                        raise self._damaged(stream, error) from None  # bz2's own
+                stream = self._unpacked(raw, magic)
+                try:
+                    yield stream
+                except packed.DamagedError as error:
+                    raise UserError(
+                        f"{self.path}: is damaged or cut off behind unpacked byte"
+                        f" {stream.tell():,} ({error}); fetch it again"
+                    ) from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
 
-    def _unpacked(self, raw: IO[bytes], opener: Callable[[Any], Any] | None) -> IO[bytes]:
+    def _unpacked(self, raw: IO[bytes], magic: bytes) -> IO[bytes]:
         try:
-            return opener(raw) if opener else raw
+            return packed.unpacked(raw, magic, self.part.start)
         except ModuleNotFoundError:
             raise missing_package(self.path, "packed by zstd", "zstandard") from None
-
-    def _damaged(self, stream: IO[bytes], error: Exception) -> UserError:
-        return UserError(
-            f"{self.path}: is damaged or cut off behind unpacked byte {stream.tell():,} ({error});"
-            " fetch it again"
-        )
 
     def lines(self) -> Iterator[str]:
         """Decoded lines with their line feed.
@@ -192,72 +176,6 @@ class _Limited(io.RawIOBase):
         return len(data)
 
 
-class _ZstdFrames(io.RawIOBase):
-    """What the frames of a zstd file hold, one after another.
-
-    zstandard's own readers take the end of a file that is cut off for the end of the frame.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        """Reads from a file of frames.
-
-        Raises:
-            ModuleNotFoundError: zstandard is not installed.
-        """
-        import zstandard
-
-        self._file = file
-        self._errors = zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        self._frame: Any = None  # that has begun and not ended
-        self._packed = b""  # of the next frame
-        self._unpacked = memoryview(b"")
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            packed = self._packed or self._file.read(_ZSTD_CHUNK_BYTES)
-            if not packed:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            try:
-                self._unpacked = memoryview(self._frame.decompress(packed))
-            except self._errors as error:
-                raise OSError(str(error)) from None
-            self._packed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        data = self._unpacked[: len(buffer)]
-        buffer[: len(data)] = data
-        self._unpacked = self._unpacked[len(data) :]
-        self._position += len(data)
-        return len(data)
-
-
-def _open_zstd(file: IO[bytes]) -> IO[bytes]:
-    return io.BufferedReader(_ZstdFrames(file), _BUFFER_BYTES)
-
-
-# First bytes of a compressed file -> what opens it.
-_OPENERS: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": _open_zstd,
-    # Frames to skip: pzstd's files begin with one.
-    **{bytes([0x50 + i]) + b"\x2a\x4d\x18": _open_zstd for i in range(16)},
-}
-
-
 def magic_bytes(path: str) -> bytes:
     """The first bytes of a file, which tell what it is.
 
@@ -266,18 +184,9 @@ def magic_bytes(path: str) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            return file.read(_MAGIC_BYTES)
+            return file.read(packed.MAGIC_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def is_packed(magic: bytes) -> bool:
-    """Whether a file with these first bytes is compressed."""
-    return _opener(magic) is not None
-
-
-def _opener(magic: bytes) -> Callable[[Any], Any] | None:
-    return next((o for known, o in _OPENERS.items() if magic.startswith(known)), None)
 
 
 def normal_line_ends(text: str) -> str:
