@@ -156,9 +156,11 @@ def seal(
     statistics = {name: SampleStatistics() for name in SPLITS}
     drops: Counter[str] = Counter()
     bad_records: Counter[str] = Counter()
+    mended: Counter[str] = Counter()
     for unit in units:
         drops.update(unit.drops)
         bad_records.update(unit.bad_records)
+        mended.update(unit.mended)
     num_duplicates = sum(u.num_documents for u in units) - sum(s.num_documents for s in splits)
     if num_duplicates:
         drops["duplicate"] = num_duplicates
@@ -182,6 +184,7 @@ def seal(
             "samples": sum(s.num_samples for s in statistics.values()),
             "drops": dict(sorted(drops.items())),
             "bad_records": dict(sorted(bad_records.items())),
+            "mended": dict(sorted(mended.items())),
             "first_bad_records": [u.first_bad for u in units if u.first_bad][:_MOST_NAMED],
         },
         statistics={name: counts.to_json() for name, counts in statistics.items()},
@@ -220,6 +223,8 @@ def summary(manifest: Manifest, seconds: float) -> str:
         "bytes a sample": f"{num_bytes / totals['samples']:.0f}",
         "seconds": f"{seconds:.1f}",
     }
+    if totals["mended"]:
+        rows["mended"] = _counts(totals["mended"])
     if totals["first_bad_records"]:
         rows["first bad"] = totals["first_bad_records"][0]
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())

@@ -108,13 +108,16 @@ def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
 
 def _counts(tallies: Mapping[str, Tally]) -> Iterator[str]:
     """What was left out and what is bad in as much of the files as was read."""
-    drops, bad = Counter[str](), Counter[str]()
+    drops, bad, mended = Counter[str](), Counter[str](), Counter[str]()
     for tally in tallies.values():
         drops.update(tally.drops)
         bad.update(tally.bad)
+        mended.update(tally.mended)
     yield f"left out so far: {_listed(drops)}"
     first = next((f" ({path}: {t.first_bad})" for path, t in tallies.items() if t.first_bad), "")
     yield f"bad records so far: {_listed(bad)}{first}"
+    if mended.total():
+        yield f"mended so far: {_listed(mended)}"
 
 
 def _listed(counts: Counter[str]) -> str:

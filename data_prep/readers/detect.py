@@ -5,9 +5,11 @@ layout that is taken for text is one document of whole sentences, and `--preview
 """
 
 import itertools
+import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 from data_prep.inputs import whole_file
 from data_prep.readers import parquet
@@ -23,6 +25,10 @@ _UTF16[b"\0<"] = "utf-16-be"
 # object or stand on a line of its own: then the reader says what is wrong.
 _JSON = re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
 _XML_ROOT = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki[\s>]", re.DOTALL)
+_JSON_SHARE = 0.5  # of the lines
+_NO_JSON = object()
+_DOC = re.compile(r"<doc[\s>]", re.IGNORECASE)
+_BLANK = " \t\n\r\f\v\ufeff\0"  # with the mark and the padding that a file may begin with
 _TITLE = re.compile(r"\s*^ = [^\n]*(?<! =) = *\r?$", re.MULTILINE)
 
 # One sentence a line, as google-research/bert wants it. Sentences were cut by another program than
@@ -62,19 +68,39 @@ def detect_layout(path: str) -> str:
 
 
 def _layout_of_text(text: str, is_whole: bool) -> str:
-    beginning = text.lstrip()
+    beginning = text.lstrip(_BLANK)
     if beginning.startswith("WARC/1."):
         return "wet"
-    if beginning.startswith("<doc "):
+    if _DOC.match(beginning):
         return "wikiextractor"
     if _XML_ROOT.match(beginning):
         return "mediawiki"
-    if _JSON.match(beginning):
+    if _JSON.match(beginning) or _is_json_lines(text.split("\n"), is_whole):
         return "jsonl"
     if _TITLE.match(text):
         return "wikitext"
     lines = text.splitlines()
     return "lines" if _is_sentence_a_line(lines if is_whole else lines[:-1]) else "text"
+
+
+def _is_json_lines(lines: list[str], is_whole: bool) -> bool:
+    """Whether most lines are JSON, with an object among them: the first one may be anything."""
+    lines = [stripped for line in lines if (stripped := line.strip(_BLANK))]
+    if not any(line.startswith("{") for line in lines):
+        return False
+    cut_off = [] if is_whole else lines[-1:]
+    values = [_json_value(line) for line in (lines if is_whole else lines[:-1])]
+    num_json = sum(value is not _NO_JSON for value in values)
+    num_objects = sum(isinstance(value, dict) for value in values)
+    begins = sum(bool(_JSON.match(line)) for line in cut_off)
+    return num_objects + begins > 0 and num_json + begins > _JSON_SHARE * len(lines)
+
+
+def _json_value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return _NO_JSON
 
 
 def _is_sentence_a_line(lines: list[str]) -> bool:

@@ -7,7 +7,6 @@ markup of a page (`data_prep.readers.wiki_markup`).
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
@@ -127,7 +126,6 @@ def _pages(source: Source) -> Iterator[_Page]:
 def _events(source: Source) -> Generator[tuple[str, ElementTree.Element], None, None]:
     """Begins and ends of elements, as the bytes come; the encoding is the XML parser's business."""
     part = source.part
-    ends_file = part.start + part.bytes >= os.path.getsize(source.path)
     parser: Any = ElementTree.XMLPullParser(("start", "end"))
     with source.open() as file:
         try:
@@ -136,7 +134,7 @@ def _events(source: Source) -> Generator[tuple[str, ElementTree.Element], None, 
             while chunk := file.read(_CHUNK_BYTES):
                 parser.feed(chunk)
                 yield from parser.read_events()
-            if not ends_file:
+            if not source.ends_file:
                 parser.feed(b"</mediawiki>")
             parser.close()  # raises where an element has not ended
             yield from parser.read_events()

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,11 @@ BOM = b"\xef\xbb\xbf"
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 _ENOUGH_BAD = 100  # records: beyond the share after so many, a file is not read to its end
 _BUFFER_BYTES = 1 << 20
-_MAX_LINE_BYTES = 256 << 20  # memory is bounded: a JSON object of a whole book takes 1 % of it
+# Memory is bounded, whatever a file says. Of a record (a line, a member, a page, a row), where a
+# JSON object of a whole book takes 1 %; and of a document where text can be cut: bytes of a whole
+# file, characters of other layouts.
+MAX_RECORD_BYTES = 256 << 20
+MAX_DOCUMENT = 16 << 20
 
 
 class Document(NamedTuple):
@@ -44,6 +49,7 @@ class Tally:
         self.num_records = 0
         self.drops: Counter[str] = Counter()  # documents left out, by reason
         self.bad: Counter[str] = Counter()  # bad records, by reason
+        self.mended: Counter[str] = Counter()  # places where what is no text was taken out
         self.first_bad = ""
         self._path = path
         self._max_bad_share = max_bad_share
@@ -62,6 +68,11 @@ class Tally:
         self.first_bad = self.first_bad or problem
         if self.bad.total() >= _ENOUGH_BAD:
             self.check()
+
+    def count_mended(self, reason: str, number: int) -> None:
+        """Counts places where what is no text was taken out; maybe none."""
+        if number:
+            self.mended[reason] += number
 
     def check(self) -> None:
         """Ends the count of a file.
@@ -120,25 +131,57 @@ class Source:
         except ModuleNotFoundError:
             raise missing_package(self.path, "packed by zstd", "zstandard") from None
 
+    @property
+    def ends_file(self) -> bool:
+        """Whether nothing of the file follows the part."""
+        return self.part.start + self.part.bytes >= os.path.getsize(self.path)
+
     def lines(self) -> Iterator[str]:
-        """Decoded lines with their line feed.
+        """Decoded lines with their line feed, without what `unpadded` takes out.
 
         Raises:
             UserError: a line is too long to be one.
         """
         offset = self.part.start  # of an unpacked file; only such ones and bzip2 have parts
         with self.open() as file:
-            for line in iter(functools.partial(file.readline, _MAX_LINE_BYTES), b""):
-                if len(line) == _MAX_LINE_BYTES:
+            for line in iter(functools.partial(file.readline, MAX_RECORD_BYTES), b""):
+                start, text = self.unpadded(line, offset)
+                if len(line) == MAX_RECORD_BYTES and not line.endswith((b"\n", b"\0")):
                     raise UserError(
                         f"{self.path}: the line at byte {offset:,} is longer than"
-                        f" {_MAX_LINE_BYTES >> 20} MiB; give --format for another layout"
+                        f" {MAX_RECORD_BYTES >> 20} MiB; give --format for another layout"
                     )
-                self.tally.num_records += 1
-                if offset == 0 and line.startswith(BOM):
-                    line, offset = line[len(BOM) :], len(BOM)
-                yield self.decode(line, offset)
                 offset += len(line)
+                if text:
+                    self.tally.num_records += 1
+                    yield self.decode(text, start)
+
+    def unpadded(self, data: bytes, offset: int) -> tuple[int, bytes]:
+        """Bytes without the marks and zeros around them that are no text; counts these.
+
+        Byte-order marks stand where a file begins, also one that was put behind another. Zeros
+        fill a block that was never written, mostly the last.
+
+        Args:
+            data: one line, or a piece of a file.
+            offset: of `data` in the unpacked file.
+
+        Returns:
+            Where the rest begins in the file, and the rest; it is empty for padding alone.
+        """
+        rest = data
+        if data.startswith((b"\0", BOM)):
+            rest = data.lstrip(b"\0")
+            num_marks = 0
+            while rest.startswith(BOM):
+                rest, num_marks = rest[len(BOM) :], num_marks + 1
+            self.tally.count_mended("padding", data.startswith(b"\0"))
+            self.tally.count_mended("byte_order_mark", max(num_marks - (offset == 0), 0))
+        start = offset + len(data) - len(rest)
+        if rest.endswith(b"\0"):
+            self.tally.count_mended("padding", 1)
+            rest = rest.rstrip(b"\0")
+        return start, rest
 
     def decode(self, data: bytes, offset: int) -> str:
         """UTF-8 to text with plain line feeds.
