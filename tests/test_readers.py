@@ -380,11 +380,9 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
 
 def test_bad_rows_are_counted(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a", [["a", "b"], ["c", None, "d"], ["e"]], id=7)
-    source = source_of(path, max_bad_share=0.2)
+    source = source_of(path)
     assert [text for text, _ in read_documents(source, "parquet")] == ["a", "b", "c", "d", "e"]
-    assert (source.tally.num_records, source.tally.bad) == (6, {"no_text": 1})
-    with pytest.raises(UserError, match=r"a: row 4: has no text under text or content"):
-        read(path, "parquet")
+    assert (source.tally.num_records, source.tally.drops) == (6, {"null": 1})
 
     arrow = pytest.importorskip("pyarrow")
     wrong = arrow.array([b"good", b"bad \xff", None]).view(arrow.string())
@@ -393,11 +391,12 @@ def test_bad_rows_are_counted(tmp_path: Path) -> None:
     )
     source = source_of(path, max_bad_share=1.0)
     assert [text for text, _ in read_documents(source, "parquet")] == ["good", "bad \ufffd"]
-    assert source.tally.bad == {"not_utf8": 1, "no_text": 1}
+    assert (source.tally.bad, source.tally.drops) == ({"not_utf8": 1}, {"null": 1})
     assert source.tally.first_bad == "row 2: content is not UTF-8"
 
 
 def test_a_part_of_a_parquet_file_has_the_row_groups_that_begin_in_it(tmp_path: Path) -> None:
+    arrow, arrow_parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     groups = [[f"{group} {row} " + "x" * 99 for row in range(3 + group)] for group in range(5)]
     path = write_rows(tmp_path / "a", groups, id="i")
     starts = parquet.row_group_starts(str(path))
@@ -413,10 +412,11 @@ def test_a_part_of_a_parquet_file_has_the_row_groups_that_begin_in_it(tmp_path: 
     assert [rows_of(*part) for part in zip([0, *starts[1:]], stops, strict=True)] == groups
     assert rows_of(starts[1] + 1, starts[3] + 1) == groups[2] + groups[3]
     assert rows_of(starts[4] + 1, size) == []
-    null = write_rows(tmp_path / "b", [["a" * 99], ["b" * 99, None]], id="i")
-    start = parquet.row_group_starts(str(null))[1]
-    part = InputPart(str(null), start, null.stat().st_size - start, 0)
-    with pytest.raises(UserError, match="row 3: has no text"):
+    wrong = arrow.array([b"a" * 99, b"b" * 99, b"\xff"])
+    arrow_parquet.write_table(arrow.table({"text": wrong}), tmp_path / "b", row_group_size=1)
+    start = parquet.row_group_starts(str(tmp_path / "b"))[1]
+    part = InputPart(str(tmp_path / "b"), start, path.stat().st_size - start, 0)
+    with pytest.raises(UserError, match="row 3: text is not UTF-8"):
         list(read_documents(Source(part, Tally("b", 0.0)), "parquet"))
 
 

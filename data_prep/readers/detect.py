@@ -119,10 +119,10 @@ def _is_sentence_a_line(lines: list[str]) -> bool:
 
 def _layout_of_rows(path: str) -> str:
     """Layout of a parquet file: rows with more than a text in them are documents."""
-    columns = parquet.column_names(path)
-    if len(columns) != 1:
+    column = parquet.only_text_column(path)
+    if column is None:
         return "parquet"
-    source = Source(whole_file(path), Tally(path, 1.0), columns[0])
+    source = Source(whole_file(path), Tally(path, 1.0), column)
     peeked = list(itertools.islice(parquet.text_rows(source), _PEEK_ROWS))
     texts = [row.strip() for row in peeked if row.strip()]
     if _TITLE.match("\n".join(row.rstrip("\n") for row in peeked)):
