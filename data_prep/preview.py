@@ -12,6 +12,7 @@ from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import TextConfig
 from data_prep.readers import AUTO, detect_layout
 from data_prep.readers.source import Tally
+from data_prep.units import sentence_lists
 
 _MOST_FILES = 64  # looked at: each is opened to tell its layout
 _SENTENCES_SHOWN = 3
@@ -80,6 +81,8 @@ def preview(
     layouts = ", ".join(f"{len(files):,} {layout}" for layout, files in files_by_layout.items())
     looked_at = min(len(inputs), _MOST_FILES)
     yield f"layouts of {looked_at:,} of {len(inputs):,} files: {layouts}"
+    for path in sentence_lists(inputs, config.format):
+        yield f"{path}: looks like one sentence a line without documents: --format sentences?"
     yield from _counts(tallies)
 
 

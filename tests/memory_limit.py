@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PROGRAM = """
-import json, resource, sys
-import mwparserfromhell, pyarrow.parquet, warcio.archiveiterator, zstandard
+import importlib, json, resource, sys
 from data_prep.inputs import whole_file
 from data_prep.readers import read_documents
 from data_prep.readers.source import Source, Tally
 from dist_bert.errors import UserError
 
 path, layout, max_bad_share, extra_bytes = json.loads(sys.argv[1])
+needs = {"parquet": "pyarrow.parquet", "wet": "warcio.archiveiterator"}
+needs["mediawiki"] = needs["auto"] = "mwparserfromhell"
+for package in ("zstandard", needs.get(layout, "zstandard")):
+    importlib.import_module(package)
 has_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (has_bytes + extra_bytes,) * 2)
 num_documents = num_characters = 0

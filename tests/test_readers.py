@@ -22,6 +22,7 @@ from data_prep.corpus import read_sentences
 from data_prep.inputs import InputPart, whole_file
 from data_prep.prepare_config import FORMATS, TextConfig
 from data_prep.readers import detect_layout, lines, parquet, read_documents
+from data_prep.readers.detect import is_sentences
 from data_prep.readers.docstrings import docstrings_of
 from data_prep.readers.records import document_of
 from data_prep.readers.source import Document, Source, Tally
@@ -469,6 +470,8 @@ CLEAR = {
     "mediawiki": [
         '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">\n',
         '\ufeff<?xml version="1.0" encoding="utf-8"?>\n<!-- a -->\n<mediawiki>',
+        '<?xml version="1.0"?>\n<!DOCTYPE mediawiki SYSTEM "export.dtd">\n<mediawiki>',
+        "<!DOCTYPE mediawiki [\n<!ELEMENT page ANY>\n]>\n<!-- b -->\n<mediawiki>",
     ],
     "wet": ["WARC/1.0\r\nWARC-Type: warcinfo\r\n", "WARC/1.1\r\nWARC-Type: conversion\r\n"],
     "wikitext": [WIKITEXT, " = Title = \n", " \n\n = C = D = \n\n text \n"],
@@ -516,6 +519,18 @@ def test_layouts_are_detected_by_content(tmp_path: Path, layout: str, text: str)
     assert detect_layout(str(path)) == layout
     packed = write(tmp_path / "name.wet", gzip.compress(text.encode()))
     assert detect_layout(str(packed)) == layout
+
+
+def test_lists_of_sentences_are_told_from_books(tmp_path: Path) -> None:
+    def looks(text: str) -> bool:
+        return is_sentences(str(write(tmp_path / "a", text)))
+
+    assert looks("\n".join(SENTENCES)) and looks("\n".join(SENTENCES[:12]))
+    assert looks("\n".join(chinese_sentences(40, 1)))
+    assert not looks("\n".join(SENTENCES[:11]))
+    assert not looks("\n".join(" ".join(SENTENCES[i : i + 5]) for i in range(0, 400, 5)))
+    assert not looks(textwrap.fill(" ".join(SENTENCES), 67))
+    assert not looks(POEM * 30) and not looks("int a;\nint b;\n" * 40) and not looks("")
 
 
 def test_python_tar_and_utf16_dumps_are_detected(tmp_path: Path) -> None:

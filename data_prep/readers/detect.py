@@ -24,7 +24,10 @@ _UTF16[b"\0<"] = "utf-16-be"
 # A key with its colon tells JSON from a brace in text; it may be the first of a list's first
 # object or stand on a line of its own: then the reader says what is wrong.
 _JSON = re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
-_XML_ROOT = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki[\s>]", re.DOTALL)
+_XML_ROOT = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:(?:<!--.*?-->|<!DOCTYPE[^>[]*(?:\[.*?\]\s*)?>)\s*)*<mediawiki[\s>]",
+    re.DOTALL,
+)
 _JSON_SHARE = 0.5  # of the lines
 _NO_JSON = object()
 _DOC = re.compile(r"<doc[\s>]", re.IGNORECASE)
@@ -60,11 +63,30 @@ def detect_layout(path: str) -> str:
         return "python_docs"
     if parquet.is_parquet(path):
         return _layout_of_rows(path)
-    with Source(whole_file(path), Tally(path, 0.0)).open() as file:
-        head = file.read(_PEEK_BYTES)
+    head = _head(path)
     if head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
         return "tar"
     return _layout_of_text(_decoded(head), is_whole=len(head) < _PEEK_BYTES)
+
+
+def is_sentences(path: str) -> bool:
+    """Whether a text file is one sentence a line with hardly a border between documents.
+
+    By content it is a single document, as a book is; only its owner knows better.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    head = _head(path)
+    lines = _decoded(head).splitlines()
+    lines = lines if len(head) < _PEEK_BYTES else lines[:-1]
+    sentences = [line.strip() for line in lines if line.strip()]
+    return len(sentences) >= _MIN_LINES and _are_sentences(sentences)
+
+
+def _head(path: str) -> bytes:
+    with Source(whole_file(path), Tally(path, 0.0)).open() as file:
+        return file.read(_PEEK_BYTES)
 
 
 def _layout_of_text(text: str, is_whole: bool) -> str:
@@ -109,11 +131,16 @@ def _is_sentence_a_line(lines: list[str]) -> bool:
     blocks = sum(has_text for has_text, _ in itertools.groupby(lines, lambda s: bool(s.strip())))
     if blocks < _MIN_BLOCKS or len(sentences) < max(_MIN_BLOCK_LINES * blocks, _MIN_LINES):
         return False
-    enough = _SENTENCE_SHARE * len(sentences)
+    return _are_sentences(sentences)
+
+
+def _are_sentences(lines: list[str]) -> bool:
+    """Whether lines, none of them blank, are mostly whole sentences, one each."""
+    enough = _SENTENCE_SHARE * len(lines)
     return (
-        sum(bool(_SENTENCE_END.search(s)) for s in sentences) >= enough
-        and sum(bool(_SPEECH.match(s)) for s in sentences) <= _SPEECH_SHARE * len(sentences)
-        and sum(len(split_sentences(s)) == 1 for s in sentences) >= enough
+        sum(bool(_SENTENCE_END.search(s)) for s in lines) >= enough
+        and sum(bool(_SPEECH.match(s)) for s in lines) <= _SPEECH_SHARE * len(lines)
+        and sum(len(split_sentences(s)) == 1 for s in lines) >= enough
     )
 
 

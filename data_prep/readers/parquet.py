@@ -11,6 +11,7 @@ from data_prep.readers.source import (
     Source,
     magic_bytes,
     missing_package,
+    too_long,
 )
 from dist_bert.errors import UserError
 
@@ -102,18 +103,11 @@ def _documents(fields: dict[str, Any], source: Source, number: int) -> Iterator[
     source.tally.num_records += 1
     for name, value in fields.items():
         if isinstance(value, str | bytes) and len(value) > MAX_RECORD_BYTES:
-            raise _too_long(source, f"row {number}")
+            raise too_long(source.path, f"row {number}")
         if isinstance(value, bytes):
             source.tally.count_bad("not_utf8", f"row {number}: {name} is not UTF-8")
             fields[name] = value.decode(errors="replace")
     yield from documents_of(fields, source, f"row {number}:")
-
-
-def _too_long(source: Source, what: str) -> UserError:
-    return UserError(
-        f"{source.path}: {what} is longer than {MAX_RECORD_BYTES >> 20} MiB; leave the file out, or"
-        " cut its texts"
-    )
 
 
 def _batch_rows(source: Source, metadata: Any, name: str, number: int) -> int:
@@ -126,7 +120,7 @@ def _batch_rows(source: Source, metadata: Any, name: str, number: int) -> int:
     column = next(column for column in columns if column.path_in_schema == name)
     row_bytes = column.total_uncompressed_size // max(metadata.num_rows, 1)
     if row_bytes > MAX_RECORD_BYTES:
-        raise _too_long(source, f"one of the rows from {number + 1} on")
+        raise too_long(source.path, f"one of the rows from {number + 1} on")
     largest = _dictionary_bytes(source.path, column)  # a few bytes a row repeat such a text
     rows = min(_BATCH_BYTES // max(row_bytes, 1), _MAX_BATCH_BYTES // max(largest, 1))
     return min(max(rows, 1), _MAX_BATCH_ROWS)

@@ -242,6 +242,14 @@ def whole_characters(text: str) -> str:
     return _HALF_CHARACTER.sub("\ufffd", text)
 
 
+def too_long(path: str, record: str, max_bytes: int = MAX_RECORD_BYTES) -> UserError:
+    """The error for a record that would take more memory than a record may."""
+    return UserError(
+        f"{path}: {record} is longer than {max_bytes >> 20} MiB; cut its text into parts, or leave"
+        " the file out"
+    )
+
+
 def missing_package(path: str, what: str, package: str) -> UserError:
     """The error for an optional dependency that is not there."""
     return UserError(
