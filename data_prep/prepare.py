@@ -176,12 +176,18 @@ def _resume(
 def _tokenise(
     ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
 ) -> list[UnitRecord]:
+    progress = Progress("tokenise", "units")
     folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
 
     def find(unit: int) -> UnitRecord | None:
         parts = plan.units[unit]
         wanted = unit_fingerprint(parts, plan.config, tokenizer.fingerprint)
         return finished_unit(folders[unit], wanted)
+
+    def breathe() -> None:
+        ranks.breathe()
+        if ranks.is_first:  # which has the largest unit
+            progress.tick()
 
     def work(unit: int) -> UnitRecord:
         return make_unit(
@@ -190,11 +196,11 @@ def _tokenise(
             plan.config,
             tokenizer,
             max_bad_share=max_bad_share,
-            breathe=ranks.breathe,
+            breathe=breathe,
         )
 
     sizes = [sum(part.bytes for part in unit) for unit in plan.units]
-    return _resume(ranks, Progress("tokenise", "units"), sizes, find, work)
+    return _resume(ranks, progress, sizes, find, work)
 
 
 def _count_documents(records: list[UnitRecord], objective: str) -> list[int]:

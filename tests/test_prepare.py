@@ -250,3 +250,21 @@ def test_progress_counts_what_was_done_earlier_but_not_its_time(
         "build 6/7 shards 1.7 MB/s 6 s left",
         "build 7/7 shards 2.5 MB/s 8.0 s",
     ]
+
+
+def test_a_long_unit_shows_that_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("data_prep.progress.time.monotonic", lambda: now[0])
+    progress = Progress("tokenise", "units")
+    progress.begin(num_items=2, num_done=0, num_bytes=12_000_000)
+    for now[0] in (101.0, 107.0, 108.0):
+        progress.tick()
+    progress.add(8_000_000)
+    now[0] = 114.0
+    progress.tick()
+    assert capsys.readouterr().out.splitlines() == [
+        "tokenise 0/2 units  0.0 MB/s  7 s so far",
+        "tokenise 1/2 units  0.6 MB/s  7 s left",
+    ]
