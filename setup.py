@@ -56,7 +56,7 @@ setup(
         "onnx": ONNX,
         "remote": REMOTE,
         "test": [
-            *("psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
+            *("hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
             *ALL_CORPORA,
             *PICTURES,
             *HUGGINGFACE,

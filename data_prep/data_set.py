@@ -6,11 +6,12 @@ import fcntl
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.dealing import Split
+from data_prep.inputs import InputPart
 from data_prep.prepare_config import PrepareConfig
 from data_prep.samples import SampleStatistics
 from data_prep.token_store import UnitRecord
@@ -41,6 +42,39 @@ class BuiltShard:
     split: str
     record: ShardRecord
     statistics: SampleStatistics
+
+
+def written_files(paths: Paths, log_dir: Path | None) -> list[Path]:
+    """What preparations with these paths read and have written: no text of a corpus.
+
+    Folders that may hold other files, too, are not among them.
+    """
+    output_dir = paths.output_dir
+    written = [paths.tokenizer, paths.tokenizer.with_suffix(".json"), output_dir / WORK_FOLDER]
+    written += paths.token_store.glob("unit-*")
+    if log_dir is not None:
+        written += log_dir.glob("rank-*.log")
+    if (output_dir / CLAIM_NAME).exists():  # else such names are those of somebody else's files
+        written += [output_dir / name for name in (CLAIM_NAME, MANIFEST_NAME, TOKENIZER_NAME)]
+        for split in SPLITS:
+            written += output_dir.glob(f"{split}-*.tar")
+    return written
+
+
+def check_apart(output_dir: Path, inputs: Iterable[InputPart]) -> None:
+    """Checks that no input is among the files that the data set replaces.
+
+    Raises:
+        UserError: one is.
+    """
+    folder = os.path.realpath(output_dir)
+    for part in inputs:
+        path = os.path.realpath(part.path)
+        if os.path.dirname(path) == folder and path.endswith(".tar"):
+            raise UserError(
+                f"--output_dir {output_dir}: holds the input {part.path}, and other tar files than"
+                " those of the data set are removed there; give another folder"
+            )
 
 
 def is_finished(output_dir: Path, identity: dict[str, Any]) -> bool:
@@ -156,9 +190,11 @@ def seal(
     statistics = {name: SampleStatistics() for name in SPLITS}
     drops: Counter[str] = Counter()
     bad_records: Counter[str] = Counter()
+    mended: Counter[str] = Counter()
     for unit in units:
         drops.update(unit.drops)
         bad_records.update(unit.bad_records)
+        mended.update(unit.mended)
     num_duplicates = sum(u.num_documents for u in units) - sum(s.num_documents for s in splits)
     if num_duplicates:
         drops["duplicate"] = num_duplicates
@@ -182,6 +218,7 @@ def seal(
             "samples": sum(s.num_samples for s in statistics.values()),
             "drops": dict(sorted(drops.items())),
             "bad_records": dict(sorted(bad_records.items())),
+            "mended": dict(sorted(mended.items())),
             "first_bad_records": [u.first_bad for u in units if u.first_bad][:_MOST_NAMED],
         },
         statistics={name: counts.to_json() for name, counts in statistics.items()},
@@ -220,6 +257,8 @@ def summary(manifest: Manifest, seconds: float) -> str:
         "bytes a sample": f"{num_bytes / totals['samples']:.0f}",
         "seconds": f"{seconds:.1f}",
     }
+    if totals["mended"]:
+        rows["mended"] = _counts(totals["mended"])
     if totals["first_bad_records"]:
         rows["first bad"] = totals["first_bad_records"][0]
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())

@@ -5,6 +5,7 @@ import glob
 import os
 import sysconfig
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dist_bert.errors import UserError
 
@@ -21,42 +22,91 @@ class InputPart:
     modified_ns: int  # time of the file's last change: tells a changed file without reading it
 
 
-def resolve_inputs(patterns: Sequence[str], layout: str) -> tuple[list[InputPart], str]:
+def resolve_inputs(
+    patterns: Sequence[str], layout: str, written: Iterable[Path] = ()
+) -> tuple[list[InputPart], str]:
     """The files to read and their layout; without patterns, the modules of the installed packages.
+
+    Args:
+        patterns: as for `find_inputs`.
+        layout: asked for.
+        written: as for `find_inputs`.
 
     Raises:
         UserError: a pattern matches no file.
     """
     if patterns:
-        return find_inputs(patterns), layout
+        return find_inputs(patterns, written), layout
     print("no --input given: reads the documentation of the installed Python packages", flush=True)
     return installed_packages(), "python_docs"
 
 
-def find_inputs(patterns: Iterable[str]) -> list[InputPart]:
+def find_inputs(patterns: Iterable[str], written: Iterable[Path] = ()) -> list[InputPart]:
     """All files that match, once each, sorted by path.
 
     Args:
-        patterns: glob patterns (`**` for any depth) or paths of files.
+        patterns: paths of files, or glob patterns (`**` for any depth). What is there under
+            exactly this name is no pattern.
+        written: files and folders that are no input, though patterns may cover them: what the
+            preparation itself reads and writes.
 
     Raises:
-        UserError: a pattern matches no file; lists all such patterns.
+        UserError: a pattern matches no file, or is a URL; lists all such patterns. A name is not
+            UTF-8.
     """
+    own = {os.path.realpath(path) for path in written}
     paths: set[str] = set()
     empty = []
+    num_own = 0
     for pattern in patterns:
-        found = [p for p in glob.iglob(pattern, recursive=True) if os.path.isfile(p)]
-        paths.update(found)
-        if not found:
-            hint = (
-                f" (a folder: give {os.path.join(pattern, '**')!r})"
-                if os.path.isdir(pattern)
-                else ""
-            )
-            empty.append(pattern + hint)
+        matches = [pattern] if os.path.isfile(pattern) else glob.iglob(pattern, recursive=True)
+        found = [path for path in matches if os.path.isfile(path)]
+        others = [path for path in found if not _is_within(path, own)]
+        paths.update(others)
+        num_own += len(found) - len(others)
+        if not others:
+            empty.append(pattern + _hint(pattern, bool(found)))
     if empty:
         raise UserError(f"--input {' '.join(empty)}: no file matches")
+    _check_names(paths)
+    if num_own:
+        print(f"left out {num_own:,} files that this preparation wrote or uses", flush=True)
     return [whole_file(p) for p in sorted(paths)]
+
+
+def _is_within(path: str, places: set[str]) -> bool:
+    """Whether a path is one of some places, or inside of one."""
+    path = os.path.realpath(path)
+    while places:
+        if path in places:
+            return True
+        parent = os.path.dirname(path)
+        if parent == path:
+            break
+        path = parent
+    return False
+
+
+def _hint(pattern: str, has_own: bool) -> str:
+    if "://" in pattern:
+        return " (a URL: fetch the files first, and give their paths)"
+    if has_own:
+        return " (beside what this preparation wrote or uses)"
+    if os.path.isdir(pattern):
+        return f" (a folder: give {os.path.join(pattern, '**')!r})"
+    return ""
+
+
+def _check_names(paths: Iterable[str]) -> None:
+    """Raises an error for a name that the manifest, which is JSON in UTF-8, cannot hold."""
+    for path in sorted(paths):
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(path).decode(errors="backslashreplace")
+            raise UserError(
+                f"--input {name}: the name of this file is not UTF-8; rename it"
+            ) from None
 
 
 def installed_packages() -> list[InputPart]:

@@ -36,7 +36,7 @@ from data_prep.token_store import (
     unit_fingerprint,
     unit_folder,
 )
-from data_prep.units import plan_units
+from data_prep.units import plan_units, sentence_lists
 from data_prep.workers import Ranks, connect
 from dist_bert import files
 from dist_bert.errors import UserError
@@ -79,7 +79,7 @@ def prepare(
     with connect() as ranks, contextlib.ExitStack() as locks:
         if log_dir:
             _log_to(log_dir / f"rank-{ranks.rank:05d}.log")
-        plan = ranks.share(lambda: _make_plan(patterns, paths, config))
+        plan = ranks.share(lambda: _make_plan(patterns, paths, config, log_dir))
         if plan.is_finished:
             if ranks.is_first:
                 data_set.remove_work(paths.output_dir)
@@ -111,11 +111,21 @@ def _log_to(path: Path) -> None:
     logging.basicConfig(filename=path, level=logging.INFO, format=form, encoding="utf-8")
 
 
-def _make_plan(patterns: Sequence[str], paths: Paths, config: PrepareConfig) -> _Plan:
+def _make_plan(
+    patterns: Sequence[str], paths: Paths, config: PrepareConfig, log_dir: Path | None
+) -> _Plan:
     fingerprint = Tokenizer(paths.tokenizer).fingerprint
-    inputs, layout = resolve_inputs(patterns, config.format)
+    written = data_set.written_files(paths, log_dir)
+    inputs, layout = resolve_inputs(patterns, config.format, written)
+    data_set.check_apart(paths.output_dir, inputs)
     num_bytes = sum(file.bytes for file in inputs)
     print(f"plan     {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
+    for path in sentence_lists(inputs, layout):
+        print(
+            f"{path}: looks like one sentence a line without documents, and is read as one text; if"
+            " so, give --format sentences",
+            flush=True,
+        )
     listed = files.fingerprint([(file.path, file.bytes) for file in inputs])
     config = dataclasses.replace(config, format=layout)
     identity = {
@@ -166,12 +176,18 @@ def _resume(
 def _tokenise(
     ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
 ) -> list[UnitRecord]:
+    progress = Progress("tokenise", "units")
     folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
 
     def find(unit: int) -> UnitRecord | None:
         parts = plan.units[unit]
         wanted = unit_fingerprint(parts, plan.config, tokenizer.fingerprint)
         return finished_unit(folders[unit], wanted)
+
+    def breathe() -> None:
+        ranks.breathe()
+        if ranks.is_first:  # which has the largest unit
+            progress.tick()
 
     def work(unit: int) -> UnitRecord:
         return make_unit(
@@ -180,11 +196,11 @@ def _tokenise(
             plan.config,
             tokenizer,
             max_bad_share=max_bad_share,
-            breathe=ranks.breathe,
+            breathe=breathe,
         )
 
     sizes = [sum(part.bytes for part in unit) for unit in plan.units]
-    return _resume(ranks, Progress("tokenise", "units"), sizes, find, work)
+    return _resume(ranks, progress, sizes, find, work)
 
 
 def _count_documents(records: list[UnitRecord], objective: str) -> list[int]:
@@ -195,8 +211,8 @@ def _count_documents(records: list[UnitRecord], objective: str) -> list[int]:
     if num_documents == 1 and objective == "nsp":
         raise UserError(
             "--input: the corpus is a single document, and a random next sentence must come from"
-            " another one; give more files, or --format blank_line or lines if a blank line ends"
-            " a document"
+            " another one; give more files, --format sentences if it has one sentence a line and no"
+            " documents, or --format blank_line or lines if a blank line ends a document"
         )
     num_single = sum(r.num_single_sentence_documents for r in records)
     if num_single == num_documents and objective != "none":

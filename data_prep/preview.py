@@ -12,6 +12,7 @@ from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import TextConfig
 from data_prep.readers import AUTO, detect_layout
 from data_prep.readers.source import Tally
+from data_prep.units import sentence_lists
 
 _MOST_FILES = 64  # looked at: each is opened to tell its layout
 _SENTENCES_SHOWN = 3
@@ -80,6 +81,8 @@ def preview(
     layouts = ", ".join(f"{len(files):,} {layout}" for layout, files in files_by_layout.items())
     looked_at = min(len(inputs), _MOST_FILES)
     yield f"layouts of {looked_at:,} of {len(inputs):,} files: {layouts}"
+    for path in sentence_lists(inputs, config.format):
+        yield f"{path}: looks like one sentence a line without documents: --format sentences?"
     yield from _counts(tallies)
 
 
@@ -108,13 +111,16 @@ def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
 
 def _counts(tallies: Mapping[str, Tally]) -> Iterator[str]:
     """What was left out and what is bad in as much of the files as was read."""
-    drops, bad = Counter[str](), Counter[str]()
+    drops, bad, mended = Counter[str](), Counter[str](), Counter[str]()
     for tally in tallies.values():
         drops.update(tally.drops)
         bad.update(tally.bad)
+        mended.update(tally.mended)
     yield f"left out so far: {_listed(drops)}"
     first = next((f" ({path}: {t.first_bad})" for path, t in tallies.items() if t.first_bad), "")
     yield f"bad records so far: {_listed(bad)}{first}"
+    if mended.total():
+        yield f"mended so far: {_listed(mended)}"
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -47,12 +47,20 @@ class Progress:
             self._last_line = now
             self._print(now, "\n")
 
+    def tick(self) -> None:
+        """Shows that work goes on inside of an item that takes long; cheap where nothing is due."""
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._last_line = now
+            self._print(now, "\r" if self._is_terminal else "\n")
+
     def _print(self, now: float, end: str) -> None:
         seconds = max(now - self._start, 1e-9)
         remaining = seconds * (self._num_bytes - self._bytes) / max(self._bytes, 1)
         share = self._items / self._num_items
         bar = f"[{'#' * int(20 * share):<20}] " if self._is_terminal else ""
-        ending = f"{seconds:.1f} s" if share == 1 else f"{remaining:.0f} s left"
+        ending = f"{remaining:.0f} s left" if self._bytes else f"{seconds:.0f} s so far"
+        ending = f"{seconds:.1f} s" if share == 1 else ending
         line = (
             f"{self._title} {bar}{self._items:,}/{self._num_items:,} {self.noun}"
             f"  {self._bytes / seconds / 1e6:.1f} MB/s  {ending}"

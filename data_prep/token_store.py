@@ -38,7 +38,7 @@ from dist_bert.config import read_json
 from dist_bert.shard_format import FieldTypes
 from dist_bert.tokenizer import Tokenizer
 
-STORE_VERSION = 2  # of the layout and of the text rules: another one makes all units anew
+STORE_VERSION = 3  # of the layout and of the text rules: another one makes all units anew
 
 _BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, beside one document
 _RECORD_NAME = "unit.json"
@@ -64,6 +64,7 @@ class UnitRecord:
     inputs: list[dict[str, Any]]  # path, start, bytes, sha256, number of documents of each part
     drops: dict[str, int]  # documents left out, by reason
     bad_records: dict[str, int]  # what was bad in the files and passed over, by reason
+    mended: dict[str, int]  # places where what is no text was taken out, by what it was
     first_bad: str  # the first of them: file, place, what is wrong; empty where there is none
 
 
@@ -156,6 +157,7 @@ class _UnitWriter:
         self._documents_by_part: Counter[int] = Counter()
         self._drops: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
+        self._mended: Counter[str] = Counter()
         self._first_bad = ""
 
     def __enter__(self) -> "_UnitWriter":
@@ -181,6 +183,7 @@ class _UnitWriter:
                 yield _Document(index, text, sentences)
             self._drops.update(tally.drops)
             self._bad.update(tally.bad)
+            self._mended.update(tally.mended)
             if tally.first_bad and not self._first_bad:
                 self._first_bad = f"{part.path}: {tally.first_bad}"
 
@@ -225,6 +228,7 @@ class _UnitWriter:
             ],
             drops=dict(sorted(self._drops.items())),
             bad_records=dict(sorted(self._bad.items())),
+            mended=dict(sorted(self._mended.items())),
             first_bad=self._first_bad,
         )
 

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 from data_prep.inputs import InputPart
 from data_prep.readers import AUTO, borders, detect_layout
+from data_prep.readers.detect import is_sentences
 
 _MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 256 << 10, 4 << 20  # small files are gathered to about this size
 _EVEN_UNITS = 32  # aimed at in a small corpus, so that the ranks finish together
 _MAX_UNITS = 8_192  # a rank maps five files per unit, and Linux lets a process map 65,530
+_MIN_LIST_BYTES = 64 << 10  # of a list of sentences that is more than one document can be
+_MOST_LOOKED_AT = 8  # files
 _LARGE_FILE = 2.0  # times a unit: smaller ones are not worth cutting
 
 
@@ -31,6 +34,20 @@ def plan_units(inputs: Sequence[InputPart], layout: str) -> list[list[InputPart]
         units[-1].append(part)
         room -= part.bytes
     return units
+
+
+def sentence_lists(inputs: Sequence[InputPart], layout: str) -> list[str]:
+    """Paths of large inputs that are read as one document and look like one sentence a line.
+
+    Args:
+        inputs: whole files; the first few are looked at.
+        layout: of all of them; only what "auto" takes for text is meant.
+    """
+    if layout != AUTO:
+        return []
+    large = [f.path for f in inputs if f.bytes >= _MIN_LIST_BYTES or len(inputs) == 1]
+    texts = (path for path in large[:_MOST_LOOKED_AT] if detect_layout(path) == "text")
+    return [path for path in texts if is_sentences(path)]
 
 
 def cut_large_files(inputs: Sequence[InputPart], layout: str) -> list[InputPart]:

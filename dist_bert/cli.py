@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dist_bert.errors import NodeError, UserError
@@ -48,6 +49,18 @@ class Parser(argparse.ArgumentParser):
         if is_first_rank():
             print(f"error: {message}", file=sys.stderr)
         raise SystemExit(USER_ERROR_EXIT_CODE)
+
+
+def local_path(text: str) -> Path:
+    """The path that an argument names, for argparse; a URL is refused.
+
+    As a path, `s3://bucket` would be a folder `s3:` that is made in the current one.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text}: is a URL; give a local path, and copy the files from or to there"
+        )
+    return Path(text)
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:

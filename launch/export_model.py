@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_bert.cli import Parser, run
+from dist_bert.cli import Parser, local_path, run
 from dist_bert.config import read_json
 from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_weights
 from dist_bert.weight_source import WeightSource
@@ -76,10 +76,10 @@ def _settings(arguments: argparse.Namespace) -> tuple[str | None, bool, bool]:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="RUN_DIR", help="folder of a run"
+        "--checkpoint", type=local_path, required=True, metavar="RUN_DIR", help="folder of a run"
     )
     parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR", help="is missing or empty"
+        "--output_dir", type=local_path, required=True, metavar="DIR", help="is missing or empty"
     )
     parser.add_argument(
         "--best",

@@ -8,9 +8,8 @@ tokenizer.json. What comes out is compared with what transformers makes of it be
 
 import argparse
 import json
-from pathlib import Path
 
-from dist_bert.cli import Parser, run
+from dist_bert.cli import Parser, local_path, run
 from dist_bert.errors import UserError
 from dist_bert.weight_source import WeightSource
 
@@ -44,10 +43,10 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="DIR", help="folder of a published BERT"
+        "--input", type=local_path, required=True, metavar="DIR", help="folder of a published BERT"
     )
     parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR", help="is missing or empty"
+        "--output_dir", type=local_path, required=True, metavar="DIR", help="is missing or empty"
     )
     parser.add_argument(
         "--sample_text",

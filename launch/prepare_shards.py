@@ -9,10 +9,9 @@ Without --input, it reads the documentation of the installed Python packages.
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 from data_prep.prepare_config import PrepareConfig, add_input_flags
-from dist_bert.cli import Parser, is_first_rank, run
+from dist_bert.cli import Parser, is_first_rank, local_path, run
 from dist_bert.config import flags_of, resolve
 
 
@@ -44,15 +43,17 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="file from train_tokenizer.py"
+        "--tokenizer", type=local_path, required=True, help="file from train_tokenizer.py"
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the data set")
+    parser.add_argument(
+        "--output_dir", type=local_path, required=True, help="folder of the data set"
+    )
     parser.add_argument(
         "--token_store",
-        type=Path,
+        type=local_path,
         help="folder of encoded text, kept for other data sets (default: OUTPUT_DIR/token_store)",
     )
-    parser.add_argument("--log_dir", type=Path, help="folder that gets a log of every rank")
+    parser.add_argument("--log_dir", type=local_path, help="folder that gets a log of every rank")
     parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved settings and stop"

@@ -7,9 +7,8 @@ A run that has ended has them in OUTPUT_DIR/model.safetensors already.
 
 import argparse
 import json
-from pathlib import Path
 
-from dist_bert.cli import Parser, run
+from dist_bert.cli import Parser, local_path, run
 from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
 
 
@@ -29,9 +28,11 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="RUN", help="folder of the run"
+        "--checkpoint", type=local_path, required=True, metavar="RUN", help="folder of the run"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="is replaced")
+    parser.add_argument(
+        "--output", type=local_path, required=True, metavar="FILE", help="is replaced"
+    )
     parser.add_argument(
         "--best", action="store_true", help="the checkpoint of the lowest validation loss"
     )

@@ -9,10 +9,9 @@ import argparse
 import dataclasses
 import json
 import time
-from pathlib import Path
 
 from data_prep.prepare_config import TextConfig, add_input_flags
-from dist_bert.cli import Parser, run
+from dist_bert.cli import Parser, local_path, run
 from dist_bert.config import add_flags, flags_of, resolve
 from dist_bert.tokenizer_config import TokenizerConfig
 
@@ -40,7 +39,8 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.tokenizer import Tokenizer, train_tokenizer
 
     start = time.monotonic()
-    inputs, layout = resolve_inputs(arguments.input, text_config.format)
+    written = [arguments.output_dir / name for name in ("tokenizer.model", "tokenizer.json")]
+    inputs, layout = resolve_inputs(arguments.input, text_config.format, written)
     text_config = dataclasses.replace(text_config, format=layout)
     num_bytes = sum(file.bytes for file in inputs)
     print(f"reading  {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="gets tokenizer.model and .json"
+        "--output_dir", type=local_path, required=True, help="gets tokenizer.model and .json"
     )
     parser.add_argument("--config", metavar="FILE", help="JSON of the settings of TokenizerConfig")
     parser.add_argument(

@@ -19,7 +19,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
-        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "time_budget"),
+        ("confidence", "errors", "figures", "files", "hashing", "interrupts", "packed"),
+        ("time_budget",),
         ("device", "slurm_environment"),
         ("products",),
         ("kernels",),
@@ -71,6 +72,7 @@ SHARED = {
     "files",
     "hashing",
     "masking",
+    "packed",
     "shard_format",
     "shard_source",
     "slurm_environment",
@@ -105,7 +107,7 @@ HOMES = {
     "warcio": {"data_prep.readers.wet"},
     "transformers": {"dist_bert.benchmarks.training", "dist_bert.hf_folder"},
     "webdataset": {"dist_bert.benchmarks.loader"},
-    "zstandard": {"data_prep.readers.source"},
+    "zstandard": {"dist_bert.packed"},
 }
 # Not even through what they import: preparation, configuration and every refusal come at once.
 TORCHLESS = {

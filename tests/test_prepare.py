@@ -51,6 +51,42 @@ def test_inputs_are_sorted_files_without_repetition(tmp_path: Path) -> None:
         find_inputs([str(tmp_path / "none*"), *patterns, str(tmp_path / "b")])
 
 
+def test_the_name_of_a_file_that_is_there_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("[br*ck].jsonl", "a[1].txt", "a1.txt"):
+        (tmp_path / name).write_text("x")
+    for name in ("[br*ck].jsonl", "a[1].txt"):
+        assert [file.path for file in find_inputs([str(tmp_path / name)])] == [str(tmp_path / name)]
+    assert len(find_inputs([str(tmp_path / "a[12]*")])) == 1
+
+
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("x")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:
+        file.write("x")
+    with pytest.raises(UserError, match=r"--input .*/caf\\xe9\.txt: the name .* not UTF-8; rename"):
+        find_inputs([str(tmp_path / "*")])
+    assert len(find_inputs([str(tmp_path / "g*")])) == 1
+
+
+def test_urls_are_no_patterns() -> None:
+    with pytest.raises(UserError, match=r"--input https://x/a\.txt \(a URL: .*: no file matches"):
+        find_inputs(["https://x/a.txt"])
+
+
+def test_what_a_preparation_writes_is_no_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("text/a.txt", "out/b.txt", "out/own/c.txt", "out/own/deep/d.txt", "e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    written = [tmp_path / "out" / "own", tmp_path / "e.txt", tmp_path / "missing"]
+    files = find_inputs([str(tmp_path / "**")], written)
+    assert [file.path for file in files] == [str(tmp_path / n) for n in ("out/b.txt", "text/a.txt")]
+    assert "left out 3 files" in capsys.readouterr().out
+    with pytest.raises(UserError, match="beside what this preparation wrote or uses"):
+        find_inputs([str(tmp_path / "out" / "own" / "**")], written)
+
+
 def test_installed_packages_are_modules_without_tests() -> None:
     paths = [file.path for file in installed_packages()]
     assert len(paths) > 500 and len(set(paths)) == len(paths)
@@ -213,4 +249,22 @@ def test_progress_counts_what_was_done_earlier_but_not_its_time(
         "build 5 shards done earlier, 2 to do",
         "build 6/7 shards 1.7 MB/s 6 s left",
         "build 7/7 shards 2.5 MB/s 8.0 s",
+    ]
+
+
+def test_a_long_unit_shows_that_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("data_prep.progress.time.monotonic", lambda: now[0])
+    progress = Progress("tokenise", "units")
+    progress.begin(num_items=2, num_done=0, num_bytes=12_000_000)
+    for now[0] in (101.0, 107.0, 108.0):
+        progress.tick()
+    progress.add(8_000_000)
+    now[0] = 114.0
+    progress.tick()
+    assert capsys.readouterr().out.splitlines() == [
+        "tokenise 0/2 units  0.0 MB/s  7 s so far",
+        "tokenise 1/2 units  0.6 MB/s  7 s left",
     ]

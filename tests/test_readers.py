@@ -22,6 +22,7 @@ from data_prep.corpus import read_sentences
 from data_prep.inputs import InputPart, whole_file
 from data_prep.prepare_config import FORMATS, TextConfig
 from data_prep.readers import detect_layout, lines, parquet, read_documents
+from data_prep.readers.detect import is_sentences
 from data_prep.readers.docstrings import docstrings_of
 from data_prep.readers.records import document_of
 from data_prep.readers.source import Document, Source, Tally
@@ -170,7 +171,7 @@ def test_text_lines_come_from_parquet_rows_too(tmp_path: Path) -> None:
 
 
 def test_large_text_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "_MAX_DOCUMENT", 24)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT", 24)
     text = "One.\n\nTwo.\n \nThree\nis.\nFour.\n" + "no end " * 4 + "中文没有空格的地方" * 2
     expected = [
         "One.\n\nTwo.\n \n", "Three\nis.\nFour.\n", "no end no end no end ", "no end ",
@@ -178,7 +179,7 @@ def test_large_text_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
     assert read(write(tmp_path / "a", text), "text") == expected
     assert read(write(tmp_path / "b", "x" * 24), "text") == ["x" * 24]
-    monkeypatch.setattr(lines, "_MAX_DOCUMENT", 11)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT", 11)
     for layout in ("blank_line", "sentences", "wikitext"):
         path = write(tmp_path / "c", "aaaa\nbbbb\ncccc\n" + "d" * 13 + "\neeee")
         texts = read(path, layout)
@@ -188,7 +189,7 @@ def test_large_text_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("limit", range(4, 40))
 def test_pieces_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(lines, "_MAX_DOCUMENT", limit)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT", limit)
     for line_end in ("\n", "\r\n", "\r"):
         text = "Ein Wört.\n\n\nA ß\n中文中文中文中文\n \t\nmore\n😀😀😀😀😀😀😀 end\n\n\nlast"
         path = write(tmp_path / "a", b"\xef\xbb\xbf" + text.replace("\n", line_end).encode())
@@ -249,7 +250,6 @@ def test_records_name_text_and_language(
         ("[1]", "is a list; JSON lines are wanted"),
         ('[{"text": "x"}]', "is a list; JSON lines are wanted"),
         ('{"text": 3}', "has no text"),
-        ('{"text": null}', "has no text"),
         ("{}", "--text_field"),
         ("[" * 100_000, "is not JSON"),
     ],
@@ -381,11 +381,9 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
 
 def test_bad_rows_are_counted(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a", [["a", "b"], ["c", None, "d"], ["e"]], id=7)
-    source = source_of(path, max_bad_share=0.2)
+    source = source_of(path)
     assert [text for text, _ in read_documents(source, "parquet")] == ["a", "b", "c", "d", "e"]
-    assert (source.tally.num_records, source.tally.bad) == (6, {"no_text": 1})
-    with pytest.raises(UserError, match=r"a: row 4: has no text under text or content"):
-        read(path, "parquet")
+    assert (source.tally.num_records, source.tally.drops) == (6, {"null": 1})
 
     arrow = pytest.importorskip("pyarrow")
     wrong = arrow.array([b"good", b"bad \xff", None]).view(arrow.string())
@@ -394,11 +392,12 @@ def test_bad_rows_are_counted(tmp_path: Path) -> None:
     )
     source = source_of(path, max_bad_share=1.0)
     assert [text for text, _ in read_documents(source, "parquet")] == ["good", "bad \ufffd"]
-    assert source.tally.bad == {"not_utf8": 1, "no_text": 1}
+    assert (source.tally.bad, source.tally.drops) == ({"not_utf8": 1}, {"null": 1})
     assert source.tally.first_bad == "row 2: content is not UTF-8"
 
 
 def test_a_part_of_a_parquet_file_has_the_row_groups_that_begin_in_it(tmp_path: Path) -> None:
+    arrow, arrow_parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     groups = [[f"{group} {row} " + "x" * 99 for row in range(3 + group)] for group in range(5)]
     path = write_rows(tmp_path / "a", groups, id="i")
     starts = parquet.row_group_starts(str(path))
@@ -414,10 +413,11 @@ def test_a_part_of_a_parquet_file_has_the_row_groups_that_begin_in_it(tmp_path: 
     assert [rows_of(*part) for part in zip([0, *starts[1:]], stops, strict=True)] == groups
     assert rows_of(starts[1] + 1, starts[3] + 1) == groups[2] + groups[3]
     assert rows_of(starts[4] + 1, size) == []
-    null = write_rows(tmp_path / "b", [["a" * 99], ["b" * 99, None]], id="i")
-    start = parquet.row_group_starts(str(null))[1]
-    part = InputPart(str(null), start, null.stat().st_size - start, 0)
-    with pytest.raises(UserError, match="row 3: has no text"):
+    wrong = arrow.array([b"a" * 99, b"b" * 99, b"\xff"])
+    arrow_parquet.write_table(arrow.table({"text": wrong}), tmp_path / "b", row_group_size=1)
+    start = parquet.row_group_starts(str(tmp_path / "b"))[1]
+    part = InputPart(str(tmp_path / "b"), start, path.stat().st_size - start, 0)
+    with pytest.raises(UserError, match="row 3: text is not UTF-8"):
         list(read_documents(Source(part, Tally("b", 0.0)), "parquet"))
 
 
@@ -470,6 +470,8 @@ CLEAR = {
     "mediawiki": [
         '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">\n',
         '\ufeff<?xml version="1.0" encoding="utf-8"?>\n<!-- a -->\n<mediawiki>',
+        '<?xml version="1.0"?>\n<!DOCTYPE mediawiki SYSTEM "export.dtd">\n<mediawiki>',
+        "<!DOCTYPE mediawiki [\n<!ELEMENT page ANY>\n]>\n<!-- b -->\n<mediawiki>",
     ],
     "wet": ["WARC/1.0\r\nWARC-Type: warcinfo\r\n", "WARC/1.1\r\nWARC-Type: conversion\r\n"],
     "wikitext": [WIKITEXT, " = Title = \n", " \n\n = C = D = \n\n text \n"],
@@ -517,6 +519,18 @@ def test_layouts_are_detected_by_content(tmp_path: Path, layout: str, text: str)
     assert detect_layout(str(path)) == layout
     packed = write(tmp_path / "name.wet", gzip.compress(text.encode()))
     assert detect_layout(str(packed)) == layout
+
+
+def test_lists_of_sentences_are_told_from_books(tmp_path: Path) -> None:
+    def looks(text: str) -> bool:
+        return is_sentences(str(write(tmp_path / "a", text)))
+
+    assert looks("\n".join(SENTENCES)) and looks("\n".join(SENTENCES[:12]))
+    assert looks("\n".join(chinese_sentences(40, 1)))
+    assert not looks("\n".join(SENTENCES[:11]))
+    assert not looks("\n".join(" ".join(SENTENCES[i : i + 5]) for i in range(0, 400, 5)))
+    assert not looks(textwrap.fill(" ".join(SENTENCES), 67))
+    assert not looks(POEM * 30) and not looks("int a;\nint b;\n" * 40) and not looks("")
 
 
 def test_python_tar_and_utf16_dumps_are_detected(tmp_path: Path) -> None:
@@ -738,7 +752,7 @@ def test_a_module_is_a_document_and_the_rest_is_counted(tmp_path: Path) -> None:
 def test_a_line_without_end_is_an_error_and_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.readers.source._MAX_LINE_BYTES", 1 << 10)
+    monkeypatch.setattr("data_prep.readers.source.MAX_RECORD_BYTES", 1 << 10)
     path = write(tmp_path / "a", b"fine\n" + b"x" * 5_000)
     with pytest.raises(UserError, match=r"a: the line at byte 5 is longer than"):
         read(path, "jsonl")

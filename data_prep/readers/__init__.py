@@ -9,7 +9,16 @@ sentences (`data_prep.corpus`).
 
 from collections.abc import Callable, Iterator
 
-from data_prep.readers import docstrings, lines, mediawiki, parquet, records, tar, wet
+from data_prep.readers import (
+    docstrings,
+    lines,
+    mediawiki,
+    parquet,
+    records,
+    tar,
+    wet,
+    wikiextractor,
+)
 from data_prep.readers.detect import detect_layout
 from data_prep.readers.source import Document, Source
 
@@ -40,7 +49,7 @@ _READERS: dict[str, Callable[[Source], Iterator[Document]]] = {
     "wikitext": lines.wikitext,
     "jsonl": records.json_lines,
     "parquet": parquet.rows,
-    "wikiextractor": lines.wikiextractor,
+    "wikiextractor": wikiextractor.wikiextractor,
     "mediawiki": mediawiki.mediawiki,
     "wet": wet.wet,
     "tar": tar.tar,

@@ -5,9 +5,11 @@ layout that is taken for text is one document of whole sentences, and `--preview
 """
 
 import itertools
+import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 from data_prep.inputs import whole_file
 from data_prep.readers import parquet
@@ -22,7 +24,14 @@ _UTF16[b"\0<"] = "utf-16-be"
 # A key with its colon tells JSON from a brace in text; it may be the first of a list's first
 # object or stand on a line of its own: then the reader says what is wrong.
 _JSON = re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
-_XML_ROOT = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki[\s>]", re.DOTALL)
+_XML_ROOT = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:(?:<!--.*?-->|<!DOCTYPE[^>[]*(?:\[.*?\]\s*)?>)\s*)*<mediawiki[\s>]",
+    re.DOTALL,
+)
+_JSON_SHARE = 0.5  # of the lines
+_NO_JSON = object()
+_DOC = re.compile(r"<doc[\s>]", re.IGNORECASE)
+_BLANK = " \t\n\r\f\v\ufeff\0"  # with the mark and the padding that a file may begin with
 _TITLE = re.compile(r"\s*^ = [^\n]*(?<! =) = *\r?$", re.MULTILINE)
 
 # One sentence a line, as google-research/bert wants it. Sentences were cut by another program than
@@ -54,27 +63,66 @@ def detect_layout(path: str) -> str:
         return "python_docs"
     if parquet.is_parquet(path):
         return _layout_of_rows(path)
-    with Source(whole_file(path), Tally(path, 0.0)).open() as file:
-        head = file.read(_PEEK_BYTES)
+    head = _head(path)
     if head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
         return "tar"
     return _layout_of_text(_decoded(head), is_whole=len(head) < _PEEK_BYTES)
 
 
+def is_sentences(path: str) -> bool:
+    """Whether a text file is one sentence a line with hardly a border between documents.
+
+    By content it is a single document, as a book is; only its owner knows better.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    head = _head(path)
+    lines = _decoded(head).splitlines()
+    lines = lines if len(head) < _PEEK_BYTES else lines[:-1]
+    sentences = [line.strip() for line in lines if line.strip()]
+    return len(sentences) >= _MIN_LINES and _are_sentences(sentences)
+
+
+def _head(path: str) -> bytes:
+    with Source(whole_file(path), Tally(path, 0.0)).open() as file:
+        return file.read(_PEEK_BYTES)
+
+
 def _layout_of_text(text: str, is_whole: bool) -> str:
-    beginning = text.lstrip()
+    beginning = text.lstrip(_BLANK)
     if beginning.startswith("WARC/1."):
         return "wet"
-    if beginning.startswith("<doc "):
+    if _DOC.match(beginning):
         return "wikiextractor"
     if _XML_ROOT.match(beginning):
         return "mediawiki"
-    if _JSON.match(beginning):
+    if _JSON.match(beginning) or _is_json_lines(text.split("\n"), is_whole):
         return "jsonl"
     if _TITLE.match(text):
         return "wikitext"
     lines = text.splitlines()
     return "lines" if _is_sentence_a_line(lines if is_whole else lines[:-1]) else "text"
+
+
+def _is_json_lines(lines: list[str], is_whole: bool) -> bool:
+    """Whether most lines are JSON, with an object among them: the first one may be anything."""
+    lines = [stripped for line in lines if (stripped := line.strip(_BLANK))]
+    if not any(line.startswith("{") for line in lines):
+        return False
+    cut_off = [] if is_whole else lines[-1:]
+    values = [_json_value(line) for line in (lines if is_whole else lines[:-1])]
+    num_json = sum(value is not _NO_JSON for value in values)
+    num_objects = sum(isinstance(value, dict) for value in values)
+    begins = sum(bool(_JSON.match(line)) for line in cut_off)
+    return num_objects + begins > 0 and num_json + begins > _JSON_SHARE * len(lines)
+
+
+def _json_value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return _NO_JSON
 
 
 def _is_sentence_a_line(lines: list[str]) -> bool:
@@ -83,20 +131,25 @@ def _is_sentence_a_line(lines: list[str]) -> bool:
     blocks = sum(has_text for has_text, _ in itertools.groupby(lines, lambda s: bool(s.strip())))
     if blocks < _MIN_BLOCKS or len(sentences) < max(_MIN_BLOCK_LINES * blocks, _MIN_LINES):
         return False
-    enough = _SENTENCE_SHARE * len(sentences)
+    return _are_sentences(sentences)
+
+
+def _are_sentences(lines: list[str]) -> bool:
+    """Whether lines, none of them blank, are mostly whole sentences, one each."""
+    enough = _SENTENCE_SHARE * len(lines)
     return (
-        sum(bool(_SENTENCE_END.search(s)) for s in sentences) >= enough
-        and sum(bool(_SPEECH.match(s)) for s in sentences) <= _SPEECH_SHARE * len(sentences)
-        and sum(len(split_sentences(s)) == 1 for s in sentences) >= enough
+        sum(bool(_SENTENCE_END.search(s)) for s in lines) >= enough
+        and sum(bool(_SPEECH.match(s)) for s in lines) <= _SPEECH_SHARE * len(lines)
+        and sum(len(split_sentences(s)) == 1 for s in lines) >= enough
     )
 
 
 def _layout_of_rows(path: str) -> str:
     """Layout of a parquet file: rows with more than a text in them are documents."""
-    columns = parquet.column_names(path)
-    if len(columns) != 1:
+    column = parquet.only_text_column(path)
+    if column is None:
         return "parquet"
-    source = Source(whole_file(path), Tally(path, 1.0), columns[0])
+    source = Source(whole_file(path), Tally(path, 1.0), column)
     peeked = list(itertools.islice(parquet.text_rows(source), _PEEK_ROWS))
     texts = [row.strip() for row in peeked if row.strip()]
     if _TITLE.match("\n".join(row.rstrip("\n") for row in peeked)):

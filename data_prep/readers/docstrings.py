@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from data_prep.readers.source import Document, Source, whole_characters
 
+_MAX_MODULE_BYTES = 4 << 20  # a parsed module takes some hundred times its text in memory
 _DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Statements that hold statements, and in which fields.
 _NESTING = (*_DEFINITIONS, ast.If, ast.Try, ast.With, ast.For, ast.While, ast.ExceptHandler)
@@ -25,7 +26,10 @@ _EXAMPLE = re.compile(r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*", re.MULTILINE)
 def python_docs(source: Source) -> Iterator[Document]:
     """One document per module: its docstrings. What Python cannot parse is counted, not bad."""
     with source.open() as file:
-        code = file.read()
+        code = file.read(_MAX_MODULE_BYTES + 1)
+    if len(code) > _MAX_MODULE_BYTES:
+        source.tally.drops["too_long"] += 1
+        return
     try:
         docstrings = docstrings_of(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # all of them mean: not parsable

@@ -1,31 +1,28 @@
 r"""Layouts made of lines of text, and the file that is one text.
 
 The lines are those of a text file or the rows of a parquet file: the public copies of WikiText and
-BookCorpus have a line a row. A document of more than `_MAX_DOCUMENT` comes as several, so that
+BookCorpus have a line a row. A document of more than `MAX_DOCUMENT` comes as several, so that
 memory stays bounded and no text is lost.
 """
 
-import html
 import re
 from collections.abc import Iterable, Iterator
 from typing import IO
 
 from data_prep.readers import parquet
-from data_prep.readers.source import BOM, Document, Source, normal_line_ends
-from dist_bert.errors import UserError
+from data_prep.readers.source import BOM, MAX_DOCUMENT, Document, Source, normal_line_ends
 
 # Where no line says that a document ends: so many that few samples meet the border that is none, so
 # few that a small corpus still has other documents to take NSP's random next sentences from.
 SENTENCES_A_DOCUMENT = 512
 
-_MAX_DOCUMENT = 16 << 20  # bytes of a whole file, characters of other layouts
 # Ends of a piece, best first: behind a blank line, a line, white space, a character. A "\r" that
 # may have its "\n" in the next piece stays with it.
 _CUTS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (rb".*\n[ \t\r]*\n", rb".*\n", rb".*\s(?=[^\n])", rb".+(?=[^\x80-\xbf])", rb".+")
 )
-_DOC_START = re.compile(r'<doc .*title="(.*)">')
+_JOINED_MARK = b"\n" + BOM  # of a file that was put behind another
 _HEADING = re.compile(r"(=(?: =)*) (.+) \1$")
 _ESCAPED = re.compile(r" @([-,.])@ ")
 
@@ -35,7 +32,10 @@ def whole_file(source: Source) -> Iterator[Document]:
     offset = 0
     with source.open() as file:
         for piece in _pieces(file):
-            yield Document(_decoded(piece, offset, source))
+            if not piece or piece.strip(b"\0"):
+                yield Document(_decoded(piece, offset, source))
+            else:
+                source.tally.count_mended("padding", 1)
             offset += len(piece)
 
 
@@ -70,32 +70,13 @@ def text_lines(source: Source) -> Iterator[str]:
         yield from line.rstrip("\n").split("\n")  # a row, or a lone "\r", can hold several
 
 
-def wikiextractor(source: Source) -> Iterator[Document]:
-    """Documents between `<doc ...>` and `</doc>`: no XML, one paragraph a line, escaped like HTML.
-
-    The first line repeats the title and is left out; what is left of a redirect is empty.
-    """
-    title: str | None = None  # of the document that is being read
-    paragraphs: list[str] = []
-    for line in source.lines():
-        if title is None and (start := _DOC_START.match(line)):
-            title, paragraphs = html.unescape(start[1]), []
-        elif title is not None and line.rstrip() == "</doc>":
-            yield Document("\n\n".join(paragraphs[paragraphs[:1] == [title] :]))
-            title = None
-        elif title is not None and (text := html.unescape(line.strip())):
-            paragraphs.append(text)
-    if title is not None:
-        raise UserError(f"{source.path}: ends inside the document {title!r}; fetch the file again")
-
-
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    """All bytes, in pieces of at most `_MAX_DOCUMENT`; at least one piece."""
+    """All bytes, in pieces of at most `MAX_DOCUMENT`; at least one piece."""
     data = b""
-    while block := file.read(_MAX_DOCUMENT + 1 - len(data)):
+    while block := file.read(MAX_DOCUMENT + 1 - len(data)):
         data += block
-        if len(data) > _MAX_DOCUMENT:
-            found = (cut.match(data, 0, _MAX_DOCUMENT) for cut in _CUTS)
+        if len(data) > MAX_DOCUMENT:
+            found = (cut.match(data, 0, MAX_DOCUMENT) for cut in _CUTS)
             end = next(match.end() for match in found if match)
             yield data[:end]
             data = data[end:]
@@ -104,17 +85,21 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 def _decoded(data: bytes, offset: int, source: Source) -> str:
     """Text of a piece, line by line where something is wrong, so that a line is a record."""
-    if offset == 0 and data.startswith(BOM):
-        data, offset = data[len(BOM) :], len(BOM)
+    offset, data = source.unpadded(data, offset)
     source.tally.num_records += data.count(b"\n") + 1
+    if _JOINED_MARK in data:
+        source.tally.count_mended("byte_order_mark", data.count(_JOINED_MARK))
+        return "".join(_decoded_lines(data, offset, source)).replace("\n\ufeff", "\n")
     try:
         return normal_line_ends(data.decode())
     except UnicodeDecodeError:
-        decoded = []
-        for line in data.splitlines(keepends=True):
-            decoded.append(source.decode(line, offset))
-            offset += len(line)
-        return "".join(decoded)
+        return "".join(_decoded_lines(data, offset, source))
+
+
+def _decoded_lines(data: bytes, offset: int, source: Source) -> Iterator[str]:
+    for line in data.splitlines(keepends=True):
+        yield source.decode(line, offset)
+        offset += len(line)
 
 
 def _gathered(lines: Iterable[str | None], joint: str) -> Iterator[Document]:
@@ -122,7 +107,7 @@ def _gathered(lines: Iterable[str | None], joint: str) -> Iterator[Document]:
     gathered: list[str] = []
     num_characters = 0
     for line in lines:
-        if gathered and (line is None or num_characters + len(line) > _MAX_DOCUMENT):
+        if gathered and (line is None or num_characters + len(line) > MAX_DOCUMENT):
             yield Document(joint.join(gathered))
             gathered, num_characters = [], 0
         if line is not None:

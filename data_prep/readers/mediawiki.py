@@ -7,7 +7,6 @@ markup of a page (`data_prep.readers.wiki_markup`).
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
@@ -15,10 +14,20 @@ from xml.etree import ElementTree
 
 from data_prep.inputs import whole_file
 from data_prep.readers import wiki_markup
-from data_prep.readers.source import Document, Source, missing_package, whole_characters
+from data_prep.readers.source import (
+    Document,
+    Source,
+    missing_package,
+    too_long,
+    whole_characters,
+)
 from dist_bert.errors import UserError
 
 _CHUNK_BYTES = 1 << 16
+# MediaWiki allows 2 MiB of a page by default; escaped in XML, it may be six times as much. A parsed
+# page takes some hundred times its text in memory.
+_MAX_PAGE_BYTES, _MAX_PAGE_CHARACTERS = 16 << 20, 4 << 20
+_MOST_ELEMENTS = 100_000  # of a revision or around pages; a dump has fifteen
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _FILES, _CATEGORIES = "6", "14"  # numbers of namespaces
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)  # dumps before 2008 say it nowhere else
@@ -54,6 +63,12 @@ def mediawiki(source: Source) -> Iterator[Document]:
             tally.drops["redirect"] += 1
         elif page.model not in (None, "wikitext"):
             tally.drops["not_wikitext"] += 1
+        elif len(page.text) > _MAX_PAGE_CHARACTERS:
+            tally.count_bad(
+                "too_long",
+                f"page {page.title!r}: is longer than {_MAX_PAGE_CHARACTERS >> 20} MiB, which no"
+                " page of Wikipedia is",
+            )
         else:
             try:
                 text = wiki_markup.plain_text(page.text, wiki.site, parse)
@@ -127,7 +142,7 @@ def _pages(source: Source) -> Iterator[_Page]:
 def _events(source: Source) -> Generator[tuple[str, ElementTree.Element], None, None]:
     """Begins and ends of elements, as the bytes come; the encoding is the XML parser's business."""
     part = source.part
-    ends_file = part.start + part.bytes >= os.path.getsize(source.path)
+    num_bytes = num_events = 0  # since a revision ended, and its elements were cleared
     parser: Any = ElementTree.XMLPullParser(("start", "end"))
     with source.open() as file:
         try:
@@ -135,8 +150,15 @@ def _events(source: Source) -> Generator[tuple[str, ElementTree.Element], None, 
                 parser.feed(b"<mediawiki>")
             while chunk := file.read(_CHUNK_BYTES):
                 parser.feed(chunk)
-                yield from parser.read_events()
-            if not ends_file:
+                num_bytes += len(chunk)
+                for event, element in parser.read_events():
+                    num_events += 1
+                    if event == "end" and _name(element) in ("revision", "page"):
+                        num_bytes = num_events = 0
+                    yield event, element
+                if num_bytes > _MAX_PAGE_BYTES or num_events > _MOST_ELEMENTS:
+                    raise too_long(source.path, "a page of it", _MAX_PAGE_BYTES)
+            if not source.ends_file:
                 parser.feed(b"</mediawiki>")
             parser.close()  # raises where an element has not ended
             yield from parser.read_events()

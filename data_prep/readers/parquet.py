@@ -4,14 +4,27 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.readers.records import document_of, language_fields, no_text, text_fields
-from data_prep.readers.source import Document, Source, magic_bytes, missing_package
+from data_prep.readers.records import documents_of, language_fields, text_fields
+from data_prep.readers.source import (
+    MAX_RECORD_BYTES,
+    Document,
+    Source,
+    magic_bytes,
+    missing_package,
+    too_long,
+)
 from dist_bert.errors import UserError
 
 _MAGIC = b"PAR1"
 _BUFFER_BYTES = 1 << 20  # of a column as it lies in the file: without it, all of a row group's
 _BATCH_BYTES = 4 << 20  # of unpacked text in memory, about
+_MAX_BATCH_BYTES = 64 << 20  # likewise, where rows repeat what is longer than they are on average
 _MAX_BATCH_ROWS = 4_096
+_PAGE_HEADER_BYTES = 16  # enough for its second number
+_TEXT_TYPES = frozenset(kind + name for name in ("string", "binary") for kind in ("", "large_")) | {
+    "string_view",
+    "binary_view",
+}
 
 
 def is_parquet(path: str) -> bool:
@@ -37,7 +50,8 @@ def rows(source: Source) -> Iterator[Document]:
     """A row is a document. Of a part, the rows of those row groups that begin in it.
 
     Raises:
-        UserError: the file cannot be read, has no column of text, or pyarrow is not there.
+        UserError: the file cannot be read, has no column of text, has a row that is longer than a
+            record may be, or pyarrow is not there.
     """
     stop = source.part.start + source.part.bytes
     with _opened(source.path) as file:
@@ -50,9 +64,8 @@ def rows(source: Source) -> Iterator[Document]:
             if not source.part.start <= start < stop:
                 number += metadata.num_rows
                 continue
-            row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
             batches = file.iter_batches(
-                batch_size=min(max(_BATCH_BYTES // max(row_bytes, 1), 1), _MAX_BATCH_ROWS),
+                batch_size=_batch_rows(source, metadata, text, number),
                 row_groups=[group],
                 columns=names,
                 use_threads=False,  # the other cores have ranks of their own
@@ -74,28 +87,63 @@ def text_rows(source: Source) -> Iterator[str]:
         yield document.text
 
 
-def column_names(path: str) -> list[str]:
-    """Names of the columns.
+def only_text_column(path: str) -> str | None:
+    """Name of a file's one column, if it has no other and this one holds text.
 
     Raises:
         UserError: the file cannot be read, or pyarrow is not there.
     """
     with _opened(path) as file:
-        return list(file.schema_arrow.names)
+        schema = file.schema_arrow
+        return schema.names[0] if len(schema.names) == 1 and _is_text(schema.types[0]) else None
 
 
 def _documents(fields: dict[str, Any], source: Source, number: int) -> Iterator[Document]:
     """The document of a row, none if it is bad."""
     source.tally.num_records += 1
     for name, value in fields.items():
+        if isinstance(value, str | bytes) and len(value) > MAX_RECORD_BYTES:
+            raise too_long(source.path, f"row {number}")
         if isinstance(value, bytes):
             source.tally.count_bad("not_utf8", f"row {number}: {name} is not UTF-8")
             fields[name] = value.decode(errors="replace")
-    document = document_of(fields, source)
-    if document is None:
-        source.tally.count_bad("no_text", f"row {number}: {no_text(fields, source)}")
-    else:
-        yield document
+    yield from documents_of(fields, source, f"row {number}:")
+
+
+def _batch_rows(source: Source, metadata: Any, name: str, number: int) -> int:
+    """How many rows of a row group are read at a time.
+
+    Raises:
+        UserError: its rows are too long.
+    """
+    columns = (metadata.column(i) for i in range(metadata.num_columns))
+    column = next(column for column in columns if column.path_in_schema == name)
+    row_bytes = column.total_uncompressed_size // max(metadata.num_rows, 1)
+    if row_bytes > MAX_RECORD_BYTES:
+        raise too_long(source.path, f"one of the rows from {number + 1} on")
+    largest = _dictionary_bytes(source.path, column)  # a few bytes a row repeat such a text
+    rows = min(_BATCH_BYTES // max(row_bytes, 1), _MAX_BATCH_BYTES // max(largest, 1))
+    return min(max(rows, 1), _MAX_BATCH_ROWS)
+
+
+def _dictionary_bytes(path: str, column: Any) -> int:
+    """Unpacked size of the page that rows take their repeated texts from, 0 for none.
+
+    The second field of thrift's compact PageHeader (parquet-format, parquet.thrift).
+    """
+    offset = column.dictionary_page_offset
+    if not offset or offset < 0:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(offset)
+        header = file.read(_PAGE_HEADER_BYTES)
+    number, shift = 0, 0
+    for byte in header[3:]:  # behind the type, which takes a byte, and the mark of this field
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return number >> 1  # zigzag
 
 
 @contextlib.contextmanager
@@ -135,14 +183,24 @@ def _text_column(source: Source, schema: Any) -> str:
             f"{source.path}: has no column {' or '.join(names)}; name the one with the text by"
             f" --text_field ({', '.join(schema.names)})"
         )
+    if schema.names.count(column) > 1:
+        raise UserError(
+            f"{source.path}: has {schema.names.count(column)} columns of the name {column}; rename"
+            " all but one"
+        )
     column_type = _column_type(schema, column)
-    value_type = getattr(column_type, "value_type", column_type)  # of a dictionary
-    if str(value_type) not in ("string", "large_string", "string_view"):
+    if not _is_text(column_type):
         raise UserError(
             f"{source.path}: column {column} is of type {column_type}, not string; name the one"
             f" with the text by --text_field ({', '.join(schema.names)})"
         )
     return column
+
+
+def _is_text(column_type: Any) -> bool:
+    """Whether a column holds strings, or bytes that may be UTF-8."""
+    value_type = getattr(column_type, "value_type", column_type)  # of a dictionary
+    return str(value_type) in _TEXT_TYPES
 
 
 def _first_column(names: tuple[str, ...], schema: Any) -> str | None:
@@ -152,9 +210,9 @@ def _first_column(names: tuple[str, ...], schema: Any) -> str | None:
 def _column_type(schema: Any, name: str) -> Any:
     """Arrow's type of a column or of a field inside one, None if there is none."""
     if name in schema.names:
-        return schema.field(name).type
+        return schema.types[schema.names.index(name)]
     first, *parts = name.split(".")
-    found: Any = schema.field(first).type if first in schema.names else None
+    found: Any = schema.types[schema.names.index(first)] if first in schema.names else None
     for part in parts:
         is_there = hasattr(found, "get_field_index") and found.get_field_index(part) >= 0
         found = found.field(part).type if is_there else None
@@ -165,18 +223,19 @@ def _values(batch: Any, name: str) -> list[Any]:
     """The values of a column or of a field inside one; bytes for text that is not UTF-8."""
     from pyarrow import compute, large_binary
 
-    if name in batch.schema.names:
-        column = batch.column(name)
-    else:
-        first, *parts = name.split(".")
-        column = compute.struct_field(batch.column(first), parts)
+    first, *parts = [name] if name in batch.schema.names else name.split(".")
+    column = batch.column(batch.schema.names.index(first))
+    if parts:
+        column = compute.struct_field(column, parts)
     try:
-        return column.to_pylist()
+        values = column.to_pylist()
     except UnicodeDecodeError:
-        values = []
-        for value in column.cast(large_binary()).to_pylist():
-            try:
-                values.append(value if value is None else value.decode())
-            except UnicodeDecodeError:
-                values.append(value)
-        return values
+        values = column.cast(large_binary()).to_pylist()
+    return [_decoded(value) if isinstance(value, bytes) else value for value in values]
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value

@@ -1,6 +1,7 @@
 """Records with named fields, and JSON lines, where each line is one."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ LANGUAGE_FIELDS = ("language", "lang", "metadata.identification.label")
 
 _WANTED = "JSON lines are wanted, one object a line"
 _MISSING = object()
+_JOINT = re.compile("[\ufeff\0]+")  # between files that were put into one
 
 
 def json_lines(source: Source) -> Iterator[Document]:
@@ -22,21 +24,50 @@ def json_lines(source: Source) -> Iterator[Document]:
             continue
         place = f"line {number}{behind}:"
         try:
-            record = json.loads(line)
+            records = _values_of(line, source)
         except (ValueError, RecursionError) as error:
             source.tally.count_bad("not_json", f"{place} {_not_json(line, error)}")
             continue
-        if isinstance(record, list):
-            source.tally.count_bad(
-                "not_json", f"{place} is a list; {_WANTED} (jq -c '.[]' FILE makes them of a list)"
-            )
-            continue
-        fields = record if isinstance(record, dict) else {}
-        document = document_of(fields, source)
-        if document is None:
-            source.tally.count_bad("no_text", f"{place} {no_text(fields, source)}")
-        else:
-            yield document
+        for record in records:
+            if isinstance(record, list):
+                source.tally.count_bad(
+                    "not_json",
+                    f"{place} is a list; {_WANTED} (jq -c '.[]' FILE makes them of a list)",
+                )
+            else:
+                fields = record if isinstance(record, dict) else {}
+                yield from documents_of(fields, source, place)
+
+
+def documents_of(fields: Mapping[str, Any], source: Source, place: str) -> Iterator[Document]:
+    """The document of a record; none if it has no text, which is counted.
+
+    Args:
+        fields: as for `document_of`.
+        source: likewise.
+        place: of the record, for a message.
+    """
+    document = document_of(fields, source)
+    if document is not None:
+        yield document
+    elif any(_value(fields, name) is None for name in text_fields(source)):
+        source.tally.drops["null"] += 1  # a row without a text is none of the file's faults
+    else:
+        source.tally.count_bad("no_text", f"{place} {no_text(fields, source)}")
+
+
+def _values_of(line: str, source: Source) -> list[Any]:
+    """The JSON value of a line; several where files were put into one without a line end."""
+    try:
+        return [json.loads(line)]
+    except ValueError:
+        pieces = [piece for piece in _JOINT.split(line) if piece.strip()]
+        if len(pieces) < 2:
+            raise
+        values = [json.loads(piece) for piece in pieces]
+    source.tally.count_mended("byte_order_mark", line.count("\ufeff"))
+    source.tally.count_mended("padding", "\0" in line)
+    return values
 
 
 def document_of(fields: Mapping[str, Any], source: Source) -> Document | None:

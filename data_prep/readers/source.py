@@ -3,36 +3,32 @@
 Bad input is named with file and byte. What is bad in few places (see `Tally`) is passed over; a
 file that is cut off or cannot be read never is.
 
-A new compression is a row in `_OPENERS`. Not for: layouts (the other modules of this package).
+Not for: unpacking (`dist_bert.packed`), or layouts (the other modules of this package).
 """
 
-import bz2
 import contextlib
 import dataclasses
 import functools
-import gzip
 import io
-import lzma
+import os
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from data_prep.inputs import InputPart
+from dist_bert import packed
 from dist_bert.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-_MAGIC_BYTES = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 _ENOUGH_BAD = 100  # records: beyond the share after so many, a file is not read to its end
 _BUFFER_BYTES = 1 << 20
-_MAX_LINE_BYTES = 256 << 20  # memory is bounded: a JSON object of a whole book takes 1 % of it
-
-_ZSTD_CHUNK_BYTES = 1 << 14  # packed: a chunk is unpacked whole, text to some 100 KB
-_ZSTD_WINDOW_BYTES = 1 << 31  # `zstd --long=31` reaches back so far; the default is 1 << 27
-
-_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+# Memory is bounded, whatever a file says. Of a record (a line, a member, a page, a row), where a
+# JSON object of a whole book takes 1 %; and of a document where text can be cut: bytes of a whole
+# file, characters of other layouts.
+MAX_RECORD_BYTES = 256 << 20
+MAX_DOCUMENT = 16 << 20
 
 
 class Document(NamedTuple):
@@ -53,6 +49,7 @@ class Tally:
         self.num_records = 0
         self.drops: Counter[str] = Counter()  # documents left out, by reason
         self.bad: Counter[str] = Counter()  # bad records, by reason
+        self.mended: Counter[str] = Counter()  # places where what is no text was taken out
         self.first_bad = ""
         self._path = path
         self._max_bad_share = max_bad_share
@@ -71,6 +68,11 @@ class Tally:
         self.first_bad = self.first_bad or problem
         if self.bad.total() >= _ENOUGH_BAD:
             self.check()
+
+    def count_mended(self, reason: str, number: int) -> None:
+        """Counts places where what is no text was taken out; maybe none."""
+        if number:
+            self.mended[reason] += number
 
     def check(self) -> None:
         """Ends the count of a file.
@@ -102,59 +104,84 @@ class Source:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, unpacked if they are compressed; several members or frames read as one.
+        """The bytes, unpacked if they are packed; several members or frames read as one.
 
         Raises:
-            UserError: the file cannot be read, or is cut off.
+            UserError: the file cannot be read, or is cut off or damaged.
         """
         try:
             with open(self.path, "rb") as file:
-                opener = _opener(file.read(_MAGIC_BYTES))
+                magic = file.read(packed.MAGIC_BYTES)
                 file.seek(self.part.start)
                 raw = io.BufferedReader(_Limited(file, self.part.bytes), _BUFFER_BYTES)
-                with self._unpacked(raw, opener) as stream:
-                    try:
-                        yield stream
-                    except _DAMAGED as error:
-                        raise self._damaged(stream, error) from None
-                    except OSError as error:
-                        if error.errno is not None:
-                            raise
-                        raise self._damaged(stream, error) from None  # bz2's own
+                stream = self._unpacked(raw, magic)
+                try:
+                    yield stream
+                except packed.DamagedError as error:
+                    raise UserError(
+                        f"{self.path}: is damaged or cut off behind unpacked byte"
+                        f" {stream.tell():,} ({error}); fetch it again"
+                    ) from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
 
-    def _unpacked(self, raw: IO[bytes], opener: Callable[[Any], Any] | None) -> IO[bytes]:
+    def _unpacked(self, raw: IO[bytes], magic: bytes) -> IO[bytes]:
         try:
-            return opener(raw) if opener else raw
+            return packed.unpacked(raw, magic, self.part.start)
         except ModuleNotFoundError:
             raise missing_package(self.path, "packed by zstd", "zstandard") from None
 
-    def _damaged(self, stream: IO[bytes], error: Exception) -> UserError:
-        return UserError(
-            f"{self.path}: is damaged or cut off behind unpacked byte {stream.tell():,} ({error});"
-            " fetch it again"
-        )
+    @property
+    def ends_file(self) -> bool:
+        """Whether nothing of the file follows the part."""
+        return self.part.start + self.part.bytes >= os.path.getsize(self.path)
 
     def lines(self) -> Iterator[str]:
-        """Decoded lines with their line feed.
+        """Decoded lines with their line feed, without what `unpadded` takes out.
 
         Raises:
             UserError: a line is too long to be one.
         """
         offset = self.part.start  # of an unpacked file; only such ones and bzip2 have parts
         with self.open() as file:
-            for line in iter(functools.partial(file.readline, _MAX_LINE_BYTES), b""):
-                if len(line) == _MAX_LINE_BYTES:
+            for line in iter(functools.partial(file.readline, MAX_RECORD_BYTES), b""):
+                start, text = self.unpadded(line, offset)
+                if len(line) == MAX_RECORD_BYTES and not line.endswith((b"\n", b"\0")):
                     raise UserError(
                         f"{self.path}: the line at byte {offset:,} is longer than"
-                        f" {_MAX_LINE_BYTES >> 20} MiB; give --format for another layout"
+                        f" {MAX_RECORD_BYTES >> 20} MiB; give --format for another layout"
                     )
-                self.tally.num_records += 1
-                if offset == 0 and line.startswith(BOM):
-                    line, offset = line[len(BOM) :], len(BOM)
-                yield self.decode(line, offset)
                 offset += len(line)
+                if text:
+                    self.tally.num_records += 1
+                    yield self.decode(text, start)
+
+    def unpadded(self, data: bytes, offset: int) -> tuple[int, bytes]:
+        """Bytes without the marks and zeros around them that are no text; counts these.
+
+        Byte-order marks stand where a file begins, also one that was put behind another. Zeros
+        fill a block that was never written, mostly the last.
+
+        Args:
+            data: one line, or a piece of a file.
+            offset: of `data` in the unpacked file.
+
+        Returns:
+            Where the rest begins in the file, and the rest; it is empty for padding alone.
+        """
+        rest = data
+        if data.startswith((b"\0", BOM)):
+            rest = data.lstrip(b"\0")
+            num_marks = 0
+            while rest.startswith(BOM):
+                rest, num_marks = rest[len(BOM) :], num_marks + 1
+            self.tally.count_mended("padding", data.startswith(b"\0"))
+            self.tally.count_mended("byte_order_mark", max(num_marks - (offset == 0), 0))
+        start = offset + len(data) - len(rest)
+        if rest.endswith(b"\0"):
+            self.tally.count_mended("padding", 1)
+            rest = rest.rstrip(b"\0")
+        return start, rest
 
     def decode(self, data: bytes, offset: int) -> str:
         """UTF-8 to text with plain line feeds.
@@ -192,72 +219,6 @@ class _Limited(io.RawIOBase):
         return len(data)
 
 
-class _ZstdFrames(io.RawIOBase):
-    """What the frames of a zstd file hold, one after another.
-
-    zstandard's own readers take the end of a file that is cut off for the end of the frame.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        """Reads from a file of frames.
-
-        Raises:
-            ModuleNotFoundError: zstandard is not installed.
-        """
-        import zstandard
-
-        self._file = file
-        self._errors = zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        self._frame: Any = None  # that has begun and not ended
-        self._packed = b""  # of the next frame
-        self._unpacked = memoryview(b"")
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            packed = self._packed or self._file.read(_ZSTD_CHUNK_BYTES)
-            if not packed:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            try:
-                self._unpacked = memoryview(self._frame.decompress(packed))
-            except self._errors as error:
-                raise OSError(str(error)) from None
-            self._packed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        data = self._unpacked[: len(buffer)]
-        buffer[: len(data)] = data
-        self._unpacked = self._unpacked[len(data) :]
-        self._position += len(data)
-        return len(data)
-
-
-def _open_zstd(file: IO[bytes]) -> IO[bytes]:
-    return io.BufferedReader(_ZstdFrames(file), _BUFFER_BYTES)
-
-
-# First bytes of a compressed file -> what opens it.
-_OPENERS: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": _open_zstd,
-    # Frames to skip: pzstd's files begin with one.
-    **{bytes([0x50 + i]) + b"\x2a\x4d\x18": _open_zstd for i in range(16)},
-}
-
-
 def magic_bytes(path: str) -> bytes:
     """The first bytes of a file, which tell what it is.
 
@@ -266,18 +227,9 @@ def magic_bytes(path: str) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            return file.read(_MAGIC_BYTES)
+            return file.read(packed.MAGIC_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def is_packed(magic: bytes) -> bool:
-    """Whether a file with these first bytes is compressed."""
-    return _opener(magic) is not None
-
-
-def _opener(magic: bytes) -> Callable[[Any], Any] | None:
-    return next((o for known, o in _OPENERS.items() if magic.startswith(known)), None)
 
 
 def normal_line_ends(text: str) -> str:
@@ -288,6 +240,14 @@ def normal_line_ends(text: str) -> str:
 def whole_characters(text: str) -> str:
     """Text that UTF-8 can write: halves of characters, which only escapes can make, replaced."""
     return _HALF_CHARACTER.sub("\ufffd", text)
+
+
+def too_long(path: str, record: str, max_bytes: int = MAX_RECORD_BYTES) -> UserError:
+    """The error for a record that would take more memory than a record may."""
+    return UserError(
+        f"{path}: {record} is longer than {max_bytes >> 20} MiB; cut its text into parts, or leave"
+        " the file out"
+    )
 
 
 def missing_package(path: str, what: str, package: str) -> UserError:

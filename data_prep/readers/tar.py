@@ -2,21 +2,29 @@
 
 The members of a key are neighbours. Other than there, the suffix is what follows the last full
 stop, so that `mr. smith.txt` is text. Not for: the shards that preparation writes.
+
+`tarfile` believes what headers say; here, what a member and its headers may take is limited.
 """
 
+import contextlib
 import itertools
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from data_prep.readers.records import document_of
-from data_prep.readers.source import BOM, Document, Source
+from data_prep.readers.source import BOM, MAX_RECORD_BYTES, Document, Source, too_long
 from dist_bert.errors import UserError
 
 _TEXT, _JSON = (".txt", ".text"), ".json"
 _READ_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20  # of all headers of a member: long names, attributes, maps of holes
+_MOST_HEADERS = 16  # of a member; `tarfile` reads each inside of the one before
+_MOST_EMPTY_READS = 64  # at the end of a file: to skip what is not there, `tarfile` asks on and on
+# What it raises where the numbers in headers are none, beside its own errors.
+_BAD_HEADER = (ValueError, IndexError, KeyError, OverflowError, RecursionError)
 
 
 class _Member(NamedTuple):
@@ -28,26 +36,42 @@ class _Member(NamedTuple):
 
 
 def tar(source: Source) -> Iterator[Document]:
-    """A text member is a document, and a JSON member where its key has no text member."""
+    """A text member is a document, and a JSON member where its key has no text member.
+
+    Raises:
+        UserError: the file is cut off or no tar file, or a member is too long.
+    """
     with source.open() as file:
         members = _members(source, file)
         for _, group in itertools.groupby(members, lambda member: member.key):
-            yield from _documents(list(group), source)
+            yield from _documents(group, source)
 
 
-def _documents(members: Sequence[_Member], source: Source) -> Iterator[Document]:
+def _documents(members: Iterable[_Member], source: Source) -> Iterator[Document]:
     """Those of one key."""
-    has_text = any(member.suffix in _TEXT for member in members)
+    has_text = False
+    waiting: list[_Member] = []  # JSON: it says something about a text that may follow
     for member in members:
-        if has_text and member.suffix == _JSON:
-            source.tally.drops["other_member"] += 1  # says something about the text
-            continue
-        source.tally.num_records += 1
-        text = source.decode(member.data.removeprefix(BOM), member.offset)
         if member.suffix in _TEXT:
-            yield Document(text)
-        elif document := _json_document(text, member, source):
-            yield document
+            has_text = True
+            yield Document(_decoded(member, source))
+        elif not has_text:
+            waiting.append(member)
+            if sum(len(other.data) for other in waiting) > MAX_RECORD_BYTES:
+                raise too_long(source.path, f"what belongs to {member.key}")
+        else:
+            source.tally.drops["other_member"] += 1
+    if has_text and waiting:
+        source.tally.drops["other_member"] += len(waiting)
+    elif waiting:
+        for member in waiting:
+            if document := _json_document(_decoded(member, source), member, source):
+                yield document
+
+
+def _decoded(member: _Member, source: Source) -> str:
+    source.tally.num_records += 1
+    return source.decode(member.data.removeprefix(BOM), member.offset)
 
 
 def _json_document(text: str, member: _Member, source: Source) -> Document | None:
@@ -65,11 +89,9 @@ def _json_document(text: str, member: _Member, source: Source) -> Document | Non
 def _members(source: Source, file: IO[bytes]) -> Iterator[_Member]:
     """Members that may be documents, in their order; other files are counted."""
     watched = _Watched(file)
-    stream: Any = watched  # of a file, `tarfile` only uses `read` here
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            while (info := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it keeps all of them
+        with _opened(watched) as archive:
+            while (info := _next(archive)) is not None:
                 key, suffix = posixpath.splitext(info.name)
                 is_hidden = posixpath.basename(info.name).startswith(".")  # "._a.txt", by macOS
                 if not info.isreg():
@@ -77,14 +99,52 @@ def _members(source: Source, file: IO[bytes]) -> Iterator[_Member]:
                 if is_hidden or suffix.lower() not in (*_TEXT, _JSON):
                     source.tally.drops["other_member"] += 1
                     continue
-                content = archive.extractfile(info)
-                assert content is not None, "a regular file has content"
-                yield _Member(info.name, key, suffix.lower(), content.read(), info.offset_data)
+                if info.size > MAX_RECORD_BYTES:
+                    raise too_long(source.path, f"member {info.name}")
+                data = _content(archive, info)
+                yield _Member(info.name, key, suffix.lower(), data, info.offset_data)
             watched.check_end(archive.offset)
     except tarfile.TarError as error:
         raise UserError(
             f"{source.path}: is cut off or no tar file: {error}; fetch it again"
         ) from None
+
+
+def _opened(watched: "_Watched") -> tarfile.TarFile:
+    class LimitedInfo(tarfile.TarInfo):
+        @classmethod
+        def fromtarfile(cls, archive: Any) -> "LimitedInfo":
+            with watched.header():
+                info = super().fromtarfile(archive)
+            if info.size < 0:
+                raise tarfile.ReadError(f"member {info.name} has a size of {info.size:,} bytes")
+            return info
+
+    stream: Any = watched  # of a file, `tarfile` only uses `read` here
+    try:
+        return tarfile.open(fileobj=stream, mode="r|", tarinfo=LimitedInfo)
+    except _BAD_HEADER as error:
+        raise tarfile.ReadError(f"bad header ({type(error).__name__}: {error})") from None
+
+
+def _next(archive: Any) -> tarfile.TarInfo | None:
+    try:
+        info: tarfile.TarInfo | None = archive.next()
+    except _BAD_HEADER as error:
+        raise tarfile.ReadError(f"bad header ({type(error).__name__}: {error})") from None
+    archive.members = []  # it keeps all of them, and the attributes that hold for all that follow
+    if sum(map(len, archive.pax_headers.values())) > _MAX_HEADER_BYTES:
+        raise tarfile.ReadError("headers for all members take too much memory")
+    return info
+
+
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    try:
+        content = archive.extractfile(info)
+        assert content is not None, "a regular file has content"
+        return content.read()
+    except _BAD_HEADER as error:
+        raise tarfile.ReadError(f"member {info.name}: bad map of holes ({error})") from None
 
 
 class _Watched:
@@ -97,12 +157,37 @@ class _Watched:
         self._file = file
         self._start = 0  # of the last bytes that were read
         self._last = b""
+        self._num_headers = 0  # that are being read, each inside of the one before
+        self._header_start = 0
+        self._num_empty = 0
 
     def read(self, size: int) -> bytes:
-        """Reads on."""
+        """Reads on.
+
+        Raises:
+            tarfile.ReadError: headers are too long, or nothing more comes.
+        """
         self._start += len(self._last)
         self._last = self._file.read(size)
+        self._num_empty = 0 if self._last else self._num_empty + 1
+        if self._num_empty > _MOST_EMPTY_READS:
+            raise tarfile.ReadError("it ends inside of a member")
+        if self._num_headers and self._start - self._header_start > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError("the headers of a member take more than a MiB")
         return self._last
+
+    @contextlib.contextmanager
+    def header(self) -> Iterator[None]:
+        """Limits what is read in the block, which may be inside of such a block."""
+        if not self._num_headers:
+            self._header_start = self._start
+        self._num_headers += 1
+        try:
+            if self._num_headers > _MOST_HEADERS:
+                raise tarfile.ReadError(f"a member has more than {_MOST_HEADERS} headers")
+            yield
+        finally:
+            self._num_headers -= 1
 
     def check_end(self, offset: int) -> None:
         """Checks that a block of zeros ends the archive, and that nothing is behind it.

@@ -5,20 +5,38 @@ import io
 from collections.abc import Iterator
 from typing import IO, Any
 
-from data_prep.readers.source import Document, Source, missing_package
+from data_prep.readers.source import (
+    MAX_RECORD_BYTES,
+    Document,
+    Source,
+    missing_package,
+    too_long,
+)
 from dist_bert.errors import UserError
 
+_MAX_HEADER_BYTES = 1 << 20
+_MOST_DIGITS = 18  # of a length in bytes
+# What warcio raises where headers are none, beside its own errors.
+_BAD_HEADER = (ValueError, IndexError, KeyError, AttributeError, TypeError)
 _LANGUAGE = "WARC-Identified-Content-Language"  # "eng,fra": the first has the most text
 
 
 def wet(source: Source) -> Iterator[Document]:
-    """A `conversion` record is a document; other records are counted, but for the file's head."""
+    """A `conversion` record is a document; other records are counted, but for the file's head.
+
+    Raises:
+        UserError: the file is cut off or no WET file, or a record is too long.
+    """
     with source.open() as file:
         for record, offset in _records(source, file):
             source.tally.num_records += 1
+            stated = record.rec_headers.get_header("Content-Length") or ""
+            if record.rec_type is None or not (stated.isascii() and stated.isdigit()):
+                raise _cut_off(source, f"the record at unpacked byte {offset:,} has no length")
+            if len(stated) > _MOST_DIGITS or int(stated) > MAX_RECORD_BYTES:
+                raise too_long(source.path, f"the record at unpacked byte {offset:,}")
             data = record.raw_stream.read()
-            length = record.rec_headers.get_header("Content-Length")
-            if record.rec_type is None or length != str(len(data)):
+            if len(data) != int(stated):
                 raise _cut_off(source, f"the record at unpacked byte {offset:,} has no end")
             if record.rec_type == "conversion":
                 text = source.decode(data, offset)
@@ -35,14 +53,18 @@ def _records(source: Source, file: IO[bytes]) -> Iterator[tuple[Any, int]]:
         from warcio.exceptions import ArchiveLoadFailed
     except ModuleNotFoundError:
         raise missing_package(source.path, "a WET file", "warcio") from None
-    archive = WARCIterator(file)
+    limited = _LimitedHeaders(file)
+    archive = WARCIterator(limited, no_record_parse=True)  # what records hold is text, not HTTP
     is_empty = True
     while True:
         try:
             # It prints what follows a record of another length than stated, and reads on.
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), limited.headers():
                 record = next(archive, None)
-        except ArchiveLoadFailed as error:
+                if record is None:
+                    # It takes a file that is cut off inside gzip for one that ends: raises again.
+                    limited.read(1)
+        except (ArchiveLoadFailed, *_BAD_HEADER) as error:
             raise _cut_off(source, str(error)) from None
         if archive.err_count:
             raise _cut_off(source, "a record is longer than it says")
@@ -50,10 +72,42 @@ def _records(source: Source, file: IO[bytes]) -> Iterator[tuple[Any, int]]:
             break
         is_empty = False
         yield record, archive.fh.tell() - archive.reader.rem_length()
-    file.read(1)  # warcio takes the end of a cut-off gzip member for the file's: raises again
     if is_empty:
         raise _cut_off(source, "it has no record")
 
 
+class _LimitedHeaders:
+    """A file that ends in an error where the headers of a record do not end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left: int | None = None  # bytes, while headers are read
+
+    def read(self, size: int) -> bytes:
+        """Reads on.
+
+        Raises:
+            ValueError: headers are too long.
+        """
+        if self._left is not None and self._left < 0:
+            raise ValueError(f"the headers of a record are longer than {_MAX_HEADER_BYTES:,} bytes")
+        data = self._file.read(size)
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+    def tell(self) -> int:
+        """Bytes that were read."""
+        return self._file.tell()
+
+    @contextlib.contextmanager
+    def headers(self) -> Iterator[None]:
+        """Limits what is read in the block."""
+        self._left = _MAX_HEADER_BYTES
+        yield
+        self._left = None
+
+
 def _cut_off(source: Source, problem: str) -> UserError:
+    problem = " ".join(problem.split())
     return UserError(f"{source.path}: is cut off or no WET file: {problem}; fetch it again")

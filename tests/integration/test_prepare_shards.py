@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from data_prep.token_store import TokenStore, content_hash
 from dist_bert.masking import restore
 from dist_bert.shard_format import FIELD_SHAPES, MANIFEST_NAME, SPLITS, Manifest, ShardFile
 from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
-from tests.corpus import write_text_files
+from tests.corpus import english_sentences, write_text_files
 from tests.integration.conftest import (
     ROOT,
     assert_one_line_error,
@@ -306,6 +308,10 @@ def test_a_finished_data_set_is_left_alone(prepared: Prepared) -> None:
         ({"a.txt": b"One. Two.", "b.txt": b"One. \xff", "c.txt": b"x. \xff"}, ["--input", "*.txt"],
          ".txt: byte "),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--tokenizer", "none"], "none: cannot be read"),
+        ({"a.txt": b"One."}, ["--input", "https://example.org/a.txt"], "(a URL: fetch the files"),
+        ({"a.txt": b"One."}, ["--input", "*.txt", "--output_dir", "s3://bucket/out"],
+         "--output_dir: s3://bucket/out: is a URL; give a local path"),
+        ({"a.txt": b"One."}, ["--input", "*.txt", "--token_store", "gs://x"], "gs://x: is a URL"),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--sequence_length", "4"], "sequence_length = 4"),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--sequence_lenth", "4"], "unknown argument"),
         ({"c.json": b'{"sede": 1}'}, ["--config", "c.json"], "unknown key sede; known: format"),
@@ -326,6 +332,47 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert_one_line_error(made, problem)
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
     assert not (tmp_path / "out" / CLAIM_NAME).exists(), "the folder is free for another try"
+
+
+def test_a_preparation_leaves_its_own_files_out(prepared: Prepared, tmp_path: Path) -> None:
+    """Patterns that cover the output find more at the second start, killed or finished."""
+    shutil.copytree(prepared.folder / "text", tmp_path / "data" / "text")
+    shutil.copytree(prepared.tokenizer.parent, tmp_path / "data" / "tokenizer")
+    arguments = [
+        "--input", "data/**", "--tokenizer", "data/tokenizer/tokenizer.model",
+        "--output_dir", "data/shards", "--log_dir", "data/logs", *SETTINGS,
+    ]  # fmt: skip
+    made = prepare_shards(2, *arguments, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    manifest = Manifest.load(tmp_path / "data" / "shards")
+    assert {Path(i["path"]).parent.name for i in manifest.inputs} == {"text"}
+    before = files_of(tmp_path / "data" / "shards")
+    again = prepare_shards(1, *arguments, cwd=tmp_path)
+    assert again.returncode == 0 and "finished already" in again.stdout, again.stderr
+    (tmp_path / "data" / "shards" / MANIFEST_NAME).unlink()  # as if it had been killed
+    again = prepare_shards(2, *arguments, cwd=tmp_path)
+    assert again.returncode == 0 and "units done earlier" in again.stdout, again.stderr
+    assert files_of(tmp_path / "data" / "shards") == before
+
+
+def test_tar_files_of_the_corpus_are_not_removed(prepared: Prepared, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
+        tar.add(prepared.folder / "text", "text")
+    arguments = ["--input", "*.tar", "--tokenizer", str(prepared.tokenizer), "--output_dir", "."]
+    for _ in range(2):
+        made = prepare_shards(1, *arguments, cwd=tmp_path)
+        assert_one_line_error(made, "--output_dir .: holds the input train-00000.tar")
+        assert os.listdir(tmp_path) == ["train-00000.tar"]
+
+
+def test_a_list_of_sentences_is_told(prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(english_sentences(2_000, 5)))
+    made = prepare_shards(
+        2, "--input", "a.txt", "--tokenizer", prepared.tokenizer, "--output_dir", "out",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "a.txt: looks like one sentence a line without documents" in made.stdout
+    assert_one_line_error(made, "--format sentences")
 
 
 def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
