@@ -15,12 +15,13 @@ TASKS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextExample:
-    """One or two texts to be classified."""
+    """One or two texts to be classified, or to get a number."""
 
     text_a: str
     text_b: str | None  # of a pair
     labels: tuple[str, ...] | None  # names; more than one where several apply; None = not known
     name: str  # where it stands, for messages: "dev.tsv, line 17"
+    target: float | None = None  # the number to predict, of a regression; None = not known
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

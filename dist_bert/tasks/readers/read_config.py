@@ -14,7 +14,12 @@ FORMATS_OF = {
 }
 FORMATS = ("auto", *dict.fromkeys(name for names in FORMATS_OF.values() for name in names))
 
+# What stands between columns, as --separator calls it.
+SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
+_CONTRARY = {("tsv", name) for name in SEPARATORS if name != "tab"} | {("csv", "tab")}
+
 _OF_TEXTS = (
+    "separator",
     "header",
     "quoting",
     "text_column",
@@ -44,6 +49,11 @@ class ReadConfig:
         " question answering; conll = a word and its tag a line; iob2 = the same behind a number,"
         " with comments (Universal NER); auto = by content",
         FORMATS,
+    )
+    separator: str = setting(
+        "auto",
+        "what stands between the columns of a table; auto = by content",
+        ("auto", *SEPARATORS),
     )
     header: str = setting(
         "auto", "whether the first row names the columns; auto = by it", ("auto", "true", "false")
@@ -106,6 +116,8 @@ class ReadConfig:
         if len(set(chosen.values())) < len(chosen):
             told = ", ".join(f"{name} = {value}" for name, value in chosen.items())
             problems.append(f"{told}: must be different columns")
+        if (self.format, self.separator) in _CONTRARY:
+            problems.append(f"format = {self.format}: has other separators than {self.separator}")
         raise_all("reading", problems)
 
 
