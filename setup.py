@@ -56,7 +56,7 @@ setup(
         "onnx": ONNX,
         "remote": REMOTE,
         "test": [
-            *("pytest>=8.0", "ruff", "mypy"),
+            *("pytest>=8.0", "hypothesis>=6.100", "ruff", "mypy"),
             *ALL_CORPORA,
             *PICTURES,
             *HUGGINGFACE,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from dist_bert.errors import UserError
 from dist_bert.tasks.readers.read_config import ReadConfig, column_number
+from dist_bert.tasks.readers.source import shown
 
 TEXT, TEXT_B, LABEL = "text_column", "text_b_column", "label_column"  # parts, as settings call them
 
@@ -80,7 +81,8 @@ class Columns:
 def told(parts: Iterable[str], columns: Iterable[str]) -> str:
     """Parts with the names of their columns, for people."""
     return ", ".join(
-        f"{part.removesuffix('_column')}: {name}" for part, name in zip(parts, columns, strict=True)
+        f"{part.removesuffix('_column')}: {shown(name)}"
+        for part, name in zip(parts, columns, strict=True)
     )
 
 
@@ -143,7 +145,8 @@ def columns_by_name(
             columns[part] = column_number(part, value, len(names), path)
         elif value:
             raise UserError(
-                f"{path}: has no column {value!r} (--{part}); there are {', '.join(names)}"
+                f"{path}: has no column {value!r} (--{part}); there are"
+                f" {', '.join(map(shown, names))}"
             )
         elif part in usual:
             columns[part] = usual[part]
@@ -160,7 +163,7 @@ def columns_by_name(
     elif missing:
         raise UserError(
             f"{path}: none of its columns has a usual name for --{missing[0]}; name one of"
-            f" {', '.join(filter(None, names))}"
+            f" {', '.join(map(shown, filter(None, names)))}"
         )
     return {part: columns[part] for part in wanted.parts}, not missing
 

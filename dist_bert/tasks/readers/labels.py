@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from dist_bert.errors import UserError
-from dist_bert.tasks.readers.source import lines_of, read_text, whole_characters
+from dist_bert.tasks.readers.source import lines_of, read_text, shown, whole_characters
 from dist_bert.tasks.readers.tally import RowError, Tally
 
 
@@ -32,10 +32,14 @@ def read_label_list(path: str) -> tuple[str, ...]:
             )
     else:
         names = lines_of(text)
-    names = [name.strip() for name in names]
+    names = [whole_characters(name).strip() for name in names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not all(names) or twice:
-        problem = f"names {', '.join(twice)} twice" if twice and twice[0] else "has an empty name"
+        problem = (
+            f"names {', '.join(map(shown, twice))} twice"
+            if twice and twice[0]
+            else "has an empty name"
+        )
         raise UserError(f"{path}: {problem}; a label list has each name once (--labels)")
     return tuple(names)
 

@@ -17,6 +17,7 @@ from dist_bert.tasks.readers.source import (
     json_object,
     lines_of,
     read_text,
+    shown,
     whole_characters,
 )
 from dist_bert.tasks.readers.tally import RowError, Tally
@@ -91,7 +92,7 @@ def _rows(path: str, layout: str) -> tuple[Iterator[tuple[str, Question]], str]:
             told = "SQuAD's questions as rows" if kinds[0] == "row" else f"a list of {kinds[0]}s"
             return _items(value, f"{path}, "), told
     told = (
-        f"an object of {', '.join(map(whole_characters, value))}"
+        f"an object of {', '.join(shown(whole_characters(name)) for name in value)}"
         if isinstance(value, dict)
         else f"JSON of type {type(value).__name__}"
     )
@@ -167,7 +168,7 @@ def _example(
     context, question = _text(row, _CONTEXT), _text(row, _QUESTION)
     given = next((row[name] for name in _ID if row.get(name) is not None), None)
     id_ = place if given is None else whole_characters(str(given))
-    name = place if given is None else f"{path}, question {id_}"
+    name = place if given is None else f"{path}, question {shown(id_)}"
     answers = _answers(row, context, name, tally) if is_labelled else None
     return QuestionExample(id_, question.strip(), context, answers, name)
 

@@ -50,6 +50,7 @@ _NO_TEXT = {
 }
 _DAMAGED = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 _NUM_TELLING = 100  # lines
+_LONGEST_SHOWN = 60  # characters
 _PACKED_SUFFIXES = {".gz", ".bz2", ".xz"}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 
@@ -146,6 +147,12 @@ def json_object(line: str) -> dict[str, Any] | None:
 def whole_characters(text: str) -> str:
     """Text that UTF-8 can write, of the same length: halves of characters are replaced."""
     return _HALF_CHARACTER.sub("\ufffd", text)
+
+
+def shown(text: str) -> str:
+    """A name from a file as a message shows it: on one line, and its beginning if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_SHOWN else line[:_LONGEST_SHOWN] + "..."
 
 
 def _is_object(line: str) -> bool:

@@ -20,7 +20,7 @@ from dist_bert.tasks.readers.columns import (
     told,
 )
 from dist_bert.tasks.readers.read_config import SEPARATORS, ReadConfig
-from dist_bert.tasks.readers.source import first_lines, json_records, lines_of, suffix_of
+from dist_bert.tasks.readers.source import first_lines, json_records, lines_of, shown, suffix_of
 from dist_bert.tasks.readers.tally import RowError, Tally, wrong_columns
 
 Row = dict[str, Any] | RowError  # part -> field
@@ -108,7 +108,7 @@ def table(
         num_columns = len(columns.names)
         is_first = next(i for i, (_, cells) in enumerate(lines) if cells is rows[0])
         del lines[is_first]
-        layout = f"{kind} with header {','.join(columns.names)}"
+        layout = f"{kind} with header {','.join(map(shown, columns.names))}"
     else:
         layout = f"{kind} without header, {num_columns} columns"
     found: list[tuple[str, Row]] = []

@@ -15,7 +15,7 @@ from dist_bert.tasks.readers.labels import (
     number_of,
 )
 from dist_bert.tasks.readers.read_config import ReadConfig
-from dist_bert.tasks.readers.source import is_json, lines_of, read_text, whole_characters
+from dist_bert.tasks.readers.source import is_json, lines_of, read_text, shown, whole_characters
 from dist_bert.tasks.readers.tables import Row, Table, json_rows, separator_of, table
 from dist_bert.tasks.readers.tally import RowError, Tally
 
@@ -142,7 +142,8 @@ def _labels(value: Any, rule: LabelRule, is_single: bool) -> tuple[str, ...]:
     if labels == () and (is_single or not rule.separator):
         raise RowError("empty label")
     if len(labels) > 1 and not (is_single or rule.separator):  # a list of JSON
-        told = f"has labels {', '.join(labels)}; give --label_separator or --drop_several_labels"
+        names = ", ".join(map(shown, labels))
+        told = f"has labels {names}; give --label_separator or --drop_several_labels"
         raise RowError("several labels", told)
     return labels
 

@@ -17,6 +17,7 @@ from dist_bert.tasks.readers.source import (
     json_records,
     lines_of,
     read_text,
+    shown,
     whole_characters,
 )
 from dist_bert.tasks.readers.tags import Tag, parse_tag, scheme_of, to_iob2
@@ -199,7 +200,7 @@ def _field(name: str, value: str, usual: Sequence[str], fields: Sequence[str], p
     if found is None:
         raise UserError(
             f"{path}: has no field {value or ' or '.join(usual)}; give --{name}, one of"
-            f" {', '.join(fields) or '(there is no JSON object)'}"
+            f" {', '.join(map(shown, fields)) or '(there is no JSON object)'}"
         )
     return found
 
