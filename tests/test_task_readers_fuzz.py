@@ -10,6 +10,7 @@ import json
 import lzma
 import tempfile
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,13 @@ def _count_lines(text: str) -> int:
 
 def _count_rows(text: str) -> int:
     """Lines, those inside of quotes with the one that opened them; without the header."""
-    count, is_open = 0, False
-    for line in text.split("\n"):
-        count += not is_open and bool(line.strip())
-        is_open ^= line.count('"') % 2 == 1
-    return count - 1
+
+    def count(lines: list[str]) -> int:
+        is_open = [False, *(n % 2 == 1 for n in accumulate(line.count('"') for line in lines))]
+        return sum(not o and bool(line.strip()) for o, line in zip(is_open, lines, strict=False))
+
+    unescaped = text.replace('\\"', "")  # a backslash escapes a quote, or is part of a text
+    return min(count(text.split("\n")), count(unescaped.split("\n"))) - 1
 
 
 def _count_sentences(text: str) -> int:
@@ -276,13 +279,20 @@ def original(name: str) -> bytes:
         return LAYOUTS[name][1](Path(folder)).read_bytes()
 
 
+@functools.cache
+def whole(name: str) -> Labelled:
+    """What is read of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = examined(LAYOUTS[name][0], str(LAYOUTS[name][1](Path(folder))), ReadConfig(), True)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_whole_files_are_counted_alike(tmp_path: Path, name: str) -> None:
+def test_whole_files_are_counted_alike(name: str) -> None:
     """Else the counts below would prove nothing."""
-    task, _, count = LAYOUTS[name]
-    (tmp_path / "set").write_bytes(original(name))
-    found = examined(task, str(tmp_path / "set"), ReadConfig(), True)
-    assert found is not None and found.bad_rows == {}
+    found, count = whole(name), LAYOUTS[name][2]
+    assert found.bad_rows == {}
     assert found.num_rows == count(original(name).decode().replace("\r", "\n")) >= 12
 
 
@@ -297,8 +307,9 @@ def test_damaged_files_lose_nothing_in_silence(
     path = tmp_path / ("set.csv" if name in ("csv", "bars") else "set")
     path.write_bytes(data)
     found = examined(task, str(path), ReadConfig(max_bad_share=1.0), is_labelled)
-    if found is None:
-        return
+    kind = whole(name).layout.split()[0]
+    if found is None or found.layout.split()[0] != kind:
+        return  # of another layout, and said so
     text = data.decode().lstrip("\ufeff").rstrip("\0")
     ends = "\r" if text.count("\r") > 2 * text.count("\n") else "\r\n"
     expected = count(text.replace(ends, "\n"))

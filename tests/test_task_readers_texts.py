@@ -286,11 +286,10 @@ def test_an_index_column_of_pairs(file: File) -> None:
 
 def test_the_names_of_a_header_count_before_positions(file: File) -> None:
     rows = "".join(f"n{i}\tsome text {i}\t{'xy'[i % 2]}\n" for i in range(24))
-    with pytest.raises(
-        UserError, match=r"no.* usual name for --label_column; name one of id, text"
-    ):
-        read(file(f"id\ttext\tMood\n{rows}"))
-    assert fields_of(read(file(f"id\ttext\tMood\n{rows}"), label_column="Mood")) == READ
+    assert fields_of(read(file(f"id\ttext\tMood\n{rows}"))) == READ
+    with pytest.raises(UserError, match=r"usual name for --label_column; name one of kind, text"):
+        read(file(f"kind\ttext\tMood\n{rows}"))
+    assert fields_of(read(file(f"kind\ttext\tMood\n{rows}"), label_column="Mood")) == READ
     assert fields_of(read(file(f"Tweet\tMood\n{TWENTY}")))[0] == ("text 0", None, ("x",))
     classes = read(file("What is it?\ttopic\nWho?\tquestion\nWhere?\ttopic\n"))
     assert [row[2] for row in fields_of(classes)] == [("topic",), ("question",), ("topic",)]
@@ -457,6 +456,52 @@ def test_json_lists_and_mixed_fields(file: File) -> None:
     assert fields_of(read(file(rows.replace("\n", "")))) == [A, B]
     late = '{"id": 1}\n{"text": "red", "label": "warm"}\n'
     assert fields_of(read(file(late), max_bad_share=0.5)) == [A]
+
+
+SCORED, SCORED_PAIR = "sentence_regression", "pair_regression"
+
+
+def targets_of(labelled: Labelled) -> list[float | None]:
+    return [example.target for example in labelled.examples]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # GLUE's STS-B
+        "index\tgenre\tsentence1\tsentence2\tscore\n0\tx\ta\tb\t5.000\n1\tx\tc\td\t3.8\n",
+        "sentence_A,sentence_B,relatedness_score\na,b,5\nc,d,3.8\n",
+        ",sentence1,sentence2,similarity\n0,a,b,5.0\n1,c,d,3.8\n",
+        "a\tb\t5e0\nc\td\t+3.8\n",
+        '{"sentence1": "a", "sentence2": "b", "label": 5}\n'
+        '{"sentence1": "c", "sentence2": "d", "label": 3.8}\n',
+    ],
+)
+def test_numbers_of_pairs(file: File, text: str) -> None:
+    found = read(file(text), SCORED_PAIR)
+    assert fields_of(found) == [("a", "b", None), ("c", "d", None)]
+    assert targets_of(found) == [5.0, 3.8]
+    assert (found.bad_rows, found.notes, found.label_names) == ({}, {}, None)
+    assert targets_of(read(file(text), SCORED_PAIR, is_labelled=False)) == [None, None]
+
+
+def test_numbers_of_texts(file: File, tmp_path: Path) -> None:
+    path = file('text,stars\na,4\nb,.5\nc,-\nd,nan\ne,-1\nf,high\ng,\nh,"2,5"\ni,1e999\n')
+    found = read(path, SCORED, max_bad_share=0.5)
+    assert targets_of(found) == [4.0, 0.5]
+    assert found.notes == {"no label (-, -1, nan), left out": 3}
+    assert found.bad_rows == {"score is no number": 3, "empty score": 1}
+    assert found.first_bad[:3] == [
+        f"{path}, line 7: score 'high' is no number",
+        f"{path}, line 8: empty score",
+        f"{path}, line 9: score '2,5' is no number; write it with a decimal point",
+    ]
+    below = read(file("text,score\na,-1\nb,0.5\nc,-0.25\n"), SCORED)
+    assert targets_of(below) == [-1.0, 0.5, -0.25]  # one of several below 0
+    texts, numbers = write(tmp_path / "t", "a\nb\n"), write(tmp_path / "n", "1.5\n2\n")
+    assert targets_of(read(f"{texts},{numbers}", SCORED)) == [1.5, 2.0]
+    with pytest.raises(UserError, match="labels = x: does nothing for sentence_regression"):
+        read(path, SCORED, labels="x")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ def test_iob2_has_numbers_comments_and_ranges(file: File) -> None:
     assert found.bad_rows == {}
     with pytest.raises(UserError, match="line 1: number of columns is 1, that of the file is 5"):
         read(path, format="conll")
+    joined = file("1\ta\tO\n# text = b\n1\tb\tO\n")
+    assert sentences_of(read(joined)) == [("a", "O"), ("b", "O")]
 
 
 def test_json_lines(file: File, tmp_path: Path) -> None:

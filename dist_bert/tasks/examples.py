@@ -7,10 +7,14 @@ import dataclasses
 
 TASKS = (
     "pair_classification",
+    "pair_regression",
     "sentence_classification",
+    "sentence_regression",
     "question_answering",
     "token_classification",
 )
+PAIR_TASKS = ("pair_classification", "pair_regression")
+REGRESSION_TASKS = ("pair_regression", "sentence_regression")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -30,14 +30,18 @@ _PAIR_NAMES = (
     ("query", "passage"),
     ("text", "text_pair"),
 )
-_LABEL_NAMES = (
+_NUMBER_NAMES = (
+    *("score", "similarity_score", "similarity", "relatedness_score", "relatedness"),
+    *("rating", "stars"),
+)
+_CLASS_NAMES = (
     *("label", "gold_label", "labels", "category", "class", "intent", "emotion", "sentiment"),
     *("target", "topic", "is_duplicate", "label_text"),
 )
-_SCORE_NAMES = (
-    *("score", "similarity_score", "similarity", "relatedness_score", "relatedness"),
-    *("rating", "stars", "target", "label", "labels", "gold_label"),
-)
+# Of regression the numbers count first; of classes they may be ratings, and last.
+_SCORE_NAMES = (*_NUMBER_NAMES, *_CLASS_NAMES)
+_LABEL_NAMES = (*_CLASS_NAMES, *_NUMBER_NAMES)
+_ID_NAMES = ("id", "idx", "index", "guid", "uid")  # neither text nor label
 _NAMELESS = re.compile(r"(Unnamed: \d+)?")  # as pandas writes an index, and reads it
 _ENOUGH_ROWS = 20  # to tell that a name stands in the first row alone
 
@@ -156,6 +160,7 @@ def columns_by_name(
         if names.count(names[index]) > 1 and not getattr(config, part).isdecimal():
             raise UserError(f"{path}: has two columns {names[index]!r}; give the number (--{part})")
     taken = {*columns.values(), *([0] if has_index else []), usual.get(LABEL)}
+    taken |= {index for index, name in enumerate(names) if name.lower() in _ID_NAMES}
     free = [index for index in range(len(names)) if index not in taken]
     are_alike = len({part == LABEL for part in missing}) == 1  # all texts, or the label
     if missing and are_alike and len(free) == len(missing) and (columns or LABEL in usual):

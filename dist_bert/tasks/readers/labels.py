@@ -48,7 +48,7 @@ def read_label_list(path: str) -> tuple[str, ...]:
 _NOTHING = frozenset({"nan", "NaN", "null", "NULL", "<NA>", "\\N"})
 _NO_GOLD = "-"  # SNLI: the annotators did not agree
 _NO_GOLD_NUMBER = -1.0  # the same in converted sets; also every label of a test set
-_NUMBER = re.compile(r"[-+]?\d{1,15}(\.\d*)?([eE][-+]?\d{1,3})?")
+_NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?")
 _WHOLE = re.compile(r"([-+]?\d{1,15})\.0*")
 _MAX_DIGITS = 9  # of a number that counts in a label list
 
@@ -64,7 +64,11 @@ class LabelRule:
 
     @classmethod
     def of(
-        cls, values: Iterable[Any], names: tuple[str, ...] | None, separator: str = ""
+        cls,
+        values: Iterable[Any],
+        names: tuple[str, ...] | None = None,
+        separator: str = "",
+        is_score: bool = False,
     ) -> "LabelRule":
         """The rule of a file.
 
@@ -72,8 +76,11 @@ class LabelRule:
             values: its labels as they stand there.
             names: of the label list, if there is one.
             separator: between several labels of a field.
+            is_score: labels are numbers to be predicted; what is none is bad, whatever it is.
         """
         texts = set(_parts_of(values, separator))
+        if is_score:
+            texts = {t for t in texts if _NUMBER.fullmatch(t) or t in {_NO_GOLD, *_NOTHING}}
         if names is not None:
             return cls(names, separator, (missing_of(texts, True)) - set(names), True)
         missing = missing_of(texts, False)

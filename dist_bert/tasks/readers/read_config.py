@@ -5,10 +5,13 @@ import dataclasses
 from dist_bert.config import raise_all, setting
 from dist_bert.errors import UserError
 
+_TEXT_FORMATS = ("tsv", "csv", "jsonl", "parallel")
 # Task -> layouts that hold its examples.
 FORMATS_OF = {
-    "pair_classification": ("tsv", "csv", "jsonl", "parallel"),
-    "sentence_classification": ("tsv", "csv", "jsonl", "parallel"),
+    "pair_classification": _TEXT_FORMATS,
+    "pair_regression": _TEXT_FORMATS,
+    "sentence_classification": _TEXT_FORMATS,
+    "sentence_regression": _TEXT_FORMATS,
     "question_answering": ("squad", "cmrc", "jsonl"),
     "token_classification": ("conll", "iob2", "jsonl"),
 }
@@ -28,11 +31,14 @@ _OF_TEXTS = (
     "label_separator",
     "drop_several_labels",
 )
+_OF_CLASSES = ("label_separator", "drop_several_labels", "labels")
 _OF_WORDS = ("token_column", "tag_column", "tag_scheme")
 # Task -> settings that say nothing about it.
 _UNUSED = {
     "pair_classification": _OF_WORDS,
+    "pair_regression": (*_OF_CLASSES, *_OF_WORDS),
     "sentence_classification": ("text_b_column", *_OF_WORDS),
+    "sentence_regression": ("text_b_column", *_OF_CLASSES, *_OF_WORDS),
     "question_answering": (*_OF_TEXTS, "labels", *_OF_WORDS),
     "token_classification": _OF_TEXTS,
 }

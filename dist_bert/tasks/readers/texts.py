@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_bert.errors import UserError
-from dist_bert.tasks.examples import TextExample
+from dist_bert.tasks.examples import PAIR_TASKS, REGRESSION_TASKS, TextExample
 from dist_bert.tasks.readers.columns import LABEL, TEXT, TEXT_B, Wanted
 from dist_bert.tasks.readers.labels import (
     LabelRule,
@@ -43,8 +43,8 @@ def read_texts(
     Returns:
         The examples, and what the file was read as.
     """
-    is_score = task in ("pair_regression", "sentence_regression")
-    wanted = Wanted(task in ("pair_classification", "pair_regression"), is_labelled, is_score)
+    is_score = task in REGRESSION_TASKS
+    wanted = Wanted(task in PAIR_TASKS, is_labelled, is_score)
     can_be_parallel = config.format in ("auto", "parallel") and not os.path.exists(path)
     paths = path.split(",") if can_be_parallel else [path]
     if len(paths) > 1 or config.format == "parallel":
@@ -52,7 +52,7 @@ def read_texts(
     else:
         found = _rows(path, wanted, config, tally)
     values = [row[LABEL] for _, row in found.rows if isinstance(row, dict) and LABEL in row]
-    rule = LabelRule.of(values, names, config.label_separator)
+    rule = LabelRule.of(values, names, config.label_separator, is_score)
     examples = []
     for place, row in found.rows:
         tally.num_rows += 1

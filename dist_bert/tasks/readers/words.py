@@ -119,14 +119,13 @@ def _column_rows(
     lines: Sequence[str], path: str, is_iob2: bool, config: ReadConfig, is_labelled: bool
 ) -> tuple[list[tuple[str, Row]], str]:
     """Sentences of lines that are a word each, their columns separated by tabs, or else spaces."""
-    numbered = [
-        (number, line)
-        for number, line in enumerate(lines, 1)
-        if not (is_iob2 and _is_comment(line))
-    ]
+    # A comment stands in front of a sentence: it ends the one before, as a blank line does.
     blocks = [
         list(block)
-        for is_border, block in itertools.groupby(numbered, lambda item: _is_border(item[1]))
+        for is_border, block in itertools.groupby(
+            enumerate(lines, 1),
+            lambda item: _is_border(item[1]) or (is_iob2 and _is_comment(item[1])),
+        )
         if not is_border
     ]
     all_words = [line for block in blocks for _, line in block]
