@@ -1,4 +1,4 @@
-"""Labelled sets of the four tasks, made from the sentences of `tests.corpus`."""
+"""Labelled sets of all tasks, made from the sentences of `tests.corpus`."""
 
 import json
 import random

@@ -229,7 +229,7 @@ def _quoted(text: str, separator: str, path: str) -> list[tuple[int, _Cells]]:
 def _note_swallowed_rows(cells: Sequence[str], separator: str, place: str, tally: Tally) -> None:
     """Notes a field with lines that look like rows of the file: what a missing quote makes."""
     for cell in cells:
-        inner = cell.split("\n")[1:-1]
+        inner = cell.split("\n")[1:-1]  # the first and the last line may be of this row
         if len(inner) >= _ENOUGH_INNER_ROWS and all(
             line.count(separator) == len(cells) - 1 for line in inner
         ):
