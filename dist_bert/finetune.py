@@ -37,7 +37,7 @@ from dist_bert.run_dir import (
 from dist_bert.session import Batches, Validation, Work, run_session, train_run
 from dist_bert.tasks.batches import training_steps
 from dist_bert.tasks.forwards import scores_of_set
-from dist_bert.tasks.heads import Head, load_head, new_head, start_from
+from dist_bert.tasks.heads import Head, load_head, start_from
 from dist_bert.tasks.questions import PreparedQuestions, QuestionTask
 from dist_bert.tasks.results import RESULTS_NAME, summarize, write_results
 from dist_bert.watchdog import Watchdog
@@ -108,7 +108,7 @@ def _first_model(job: FinetuneJob, say: Callable[[str], None]) -> Head:
         say("the encoder's weights are left random")
     else:
         say(load_initial_weights(pretrained, job.model, job.source).description)
-    head = new_head(job.task, job.model)
+    head = job.task.new_head(job.model)
     start_from(head, pretrained, job.model.initializer_range, job.config.new_pooler)
     head.encoder.activation_checkpointing = job.run.activation_checkpointing
     return head
@@ -124,7 +124,7 @@ def _steps(job: FinetuneJob, state: TrainState) -> Any:
 
 def _validate(job: FinetuneJob, engine: Any, watched: Callable[[Batches], Batches]) -> Validation:
     """Scores on the held-out examples; empty where all ranks agreed to stop meanwhile."""
-    task: Any = job.task
+    task = job.task
     engine.eval()
     shape, features = job.deepspeed.batch_shape, job.held_out.features
     logits = scores_of_set(engine, features, shape, engine.device, watched)

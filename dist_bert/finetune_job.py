@@ -10,21 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.errors import UserError
 from dist_bert.tasks.config import FinetuneConfig
-from dist_bert.tasks.examples import Example, TextExample, WordsExample
-from dist_bert.tasks.questions import PreparedQuestions, QuestionTask
+from dist_bert.tasks.examples import REGRESSION_TASKS, Example
+from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.readers import Labelled, ReadConfig, read_examples
+from dist_bert.tasks.regression import RegressionTask
 from dist_bert.tasks.splitting import split_examples
-from dist_bert.tasks.texts import PreparedTexts, TextTask
-from dist_bert.tasks.words import OUTSIDE, PreparedWords, WordTask
+from dist_bert.tasks.task import Prepared, Task
+from dist_bert.tasks.texts import TextTask
+from dist_bert.tasks.words import OUTSIDE, WordTask
 from dist_bert.tokenizer import Tokenizer
 from dist_bert.weight_source import WeightSource
-
-Task = TextTask | WordTask | QuestionTask
-Prepared = PreparedTexts | PreparedWords | PreparedQuestions
 
 # What of a RunConfig says nothing here.
 _PRETRAINING = (
@@ -135,7 +136,6 @@ class FinetunePlan:
         )
         labelled = read_examples(config.task, config.train, read)
         notes = _told(config.train, labelled)
-        task = make_task(config, read, model, Tokenizer(source.tokenizer), labelled)
         examples: Sequence[Example] = labelled.examples
         if config.eval:
             other = read_examples(config.task, config.eval, read)
@@ -146,8 +146,9 @@ class FinetunePlan:
             notes.append(
                 f"{config.train}: {len(held_out):,} of its examples are kept apart to score"
             )
+        task = make_task(config, read, model, Tokenizer(source.tokenizer), labelled, examples)
         _check_labels(task, held_out)
-        prepared = [task.prepare(examples, True), task.prepare(held_out, False)]  # type: ignore[arg-type]
+        prepared: list[Prepared] = [task.prepare(examples, True), task.prepare(held_out, False)]
         notes += [note for part in prepared for note in part.notes]
         jobs = _jobs(config, read, source, model, deepspeed, task, *prepared)
         return cls(Path(config.output_dir), jobs, notes)
@@ -189,11 +190,20 @@ def make_task(
     model: ModelConfig,
     tokenizer: Tokenizer,
     labelled: Labelled,
+    training: Sequence[Example],
 ) -> Task:
-    """The task, with the classes that the training file has.
+    """The task, with the classes that the training file has, or mean and deviation of its numbers.
+
+    Args:
+        config: of the run.
+        read: how the file was read.
+        model: of the encoder.
+        tokenizer: of the encoder.
+        labelled: the training file.
+        training: those of its examples that are learnt from.
 
     Raises:
-        UserError: lengths or classes are impossible.
+        UserError: lengths, classes or numbers are impossible.
     """
     examples: Sequence[Example] = labelled.examples
     is_question = config.task == "question_answering"
@@ -223,6 +233,14 @@ def make_task(
             length,
             (OUTSIDE, *(f"{begin}-{kind}" for kind in kinds for begin in "BI")),
         )
+    if config.task in REGRESSION_TASKS:
+        targets = np.array([getattr(example, "target", None) for example in training], np.float64)
+        if not np.ptp(targets) > 0:
+            raise UserError(
+                f"label_column: all numbers to learn from are {targets[0]:g}; is it the right"
+                " column?"
+            )
+        return RegressionTask(tokenizer, length, float(targets.mean()), float(targets.std()))
     names = labelled.label_names or tuple(
         sorted({name for example in examples for name in getattr(example, "labels", None) or ()})
     )
@@ -235,7 +253,7 @@ def task_facts(name: str, task: Task) -> dict[str, Any]:
     """What `task_of` needs to make the task again, and what identifies it."""
     facts = {
         field.name: getattr(task, field.name)
-        for field in dataclasses.fields(task)
+        for field in dataclasses.fields(task)  # type: ignore[arg-type]
         if field.name != "tokenizer"
     }
     return {"name": name, **{n: list(v) if isinstance(v, tuple) else v for n, v in facts.items()}}
@@ -252,6 +270,8 @@ def task_of(facts: dict[str, Any], tokenizer: Tokenizer) -> Task:
         return QuestionTask(tokenizer, **values)
     if facts["name"] == "token_classification":
         return WordTask(tokenizer, **values)
+    if facts["name"] in REGRESSION_TASKS:
+        return RegressionTask(tokenizer, **values)
     return TextTask(tokenizer, **values)
 
 
@@ -277,17 +297,10 @@ def _check_labels(task: Task, held_out: Sequence[Example]) -> None:
     Raises:
         UserError: there are some; names them and the first place.
     """
-    if isinstance(task, QuestionTask):
-        return
     known = set(task.classes)
     first: dict[str, str] = {}
     for example in held_out:
-        labels: Sequence[str] = ()
-        if isinstance(example, TextExample):
-            labels = example.labels or ()
-        elif isinstance(example, WordsExample):
-            labels = example.tags or ()
-        for label in labels:
+        for label in task.labels_of(example):
             if label not in known:
                 first.setdefault(label, example.name)
     if first:

@@ -11,9 +11,11 @@ from typing import Any
 from dist_bert.hf_answers import answer_settings
 from dist_bert.hf_usage import find_answer, tag_words
 from dist_bert.model_card import TOKENIZER_NOTES, table
+from dist_bert.tasks.examples import PAIR_TASKS
 from dist_bert.tasks.questions import QuestionTask
-from dist_bert.tasks.texts import TextTask
-from dist_bert.tasks.words import WordTask
+from dist_bert.tasks.regression import RegressionTask
+from dist_bert.tasks.task import Task
+from dist_bert.tasks.texts import TEXT_PIPELINE, TextTask
 
 _MAX_CLASSES = 100  # whose scores a card tells one by one
 
@@ -39,7 +41,7 @@ _QUESTIONS_NOTE = (
 
 def finetuned_card(
     name: str,
-    task: TextTask | WordTask | QuestionTask,
+    task: Task,
     resolved: dict[str, Any],
     results: dict[str, Any],
     checks: Sequence[str],
@@ -54,14 +56,13 @@ def finetuned_card(
         checks: what the export has compared, a sentence each.
     """
     task_name = resolved["task"]["name"]
-    tag = "text-classification" if isinstance(task, TextTask) else task_name.replace("_", "-")
     tokenizer = TOKENIZER_NOTES[task.tokenizer.has_word_pieces]
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {task.pipeline}\n"
         "# license: choose one; the texts that the model was trained on matter, too\n---",
         f"# {name}",
         f"A BERT encoder fine-tuned for {task_name.replace('_', ' ')}, exported by dist-bert.",
-        *_usage(name, task, is_of_pairs=task_name == "pair_classification"),
+        *_usage(name, task, is_of_pairs=task_name in PAIR_TASKS),
         f"{tokenizer} The longest input has {task.max_seq_length} tokens.",
         "## Scores",
         "On held-out examples:",
@@ -75,24 +76,18 @@ def finetuned_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(
-    name: str, task: TextTask | WordTask | QuestionTask, is_of_pairs: bool
-) -> tuple[str, ...]:
+def _usage(name: str, task: Task, is_of_pairs: bool) -> tuple[str, ...]:
     """How the model is used, and where transformers does otherwise than the run."""
-    if isinstance(task, TextTask):
+    if task.pipeline == TEXT_PIPELINE:
         given = '{"text": "A text.", "text_pair": "Another one."}' if is_of_pairs else '"A text."'
         code = (
             "from transformers import pipeline\n\n"
-            f'classify = pipeline("text-classification", "{name}")\n'
+            f'classify = pipeline("{TEXT_PIPELINE}", "{name}")\n'
             f"print(classify([{given}], top_k=None, truncation=True))"
         )
-        best = (
-            "All labels with a score above 0.5 apply, maybe none."
-            if task.has_several_labels
-            else "The label with the highest score comes first."
-        )
-        return _code(code), f"{best} {_TEXTS_NOTE}{_PAIRS_NOTE if is_of_pairs else ''}"
-    if isinstance(task, WordTask):
+        note = f"{_said(task)} {_TEXTS_NOTE}{_PAIRS_NOTE if is_of_pairs else ''}"
+        return _code(code), note
+    if not isinstance(task, QuestionTask):
         sentence = '["Alice", "sold", "the", "lamp", "."]'
         code = (
             "from transformers import pipeline\n\n"
@@ -112,6 +107,18 @@ def _usage(
     return _QUESTIONS_NOTE, _shown(name, f"AutoModelFor{kind}", find_answer, call)
 
 
+def _said(task: Task) -> str:
+    """What the pipeline's scores mean."""
+    if isinstance(task, RegressionTask):
+        return (
+            f"`score` is the number itself, on the scale of the training set: mean {task.mean:.4g},"
+            f" standard deviation {task.deviation:.4g}."
+        )
+    if isinstance(task, TextTask) and task.has_several_labels:
+        return "All labels with a score above 0.5 apply, maybe none."
+    return "The label with the highest score comes first."
+
+
 def _shown(name: str, model_class: str, function: Callable[..., Any], call: str) -> str:
     """A function of ours, to be copied, and a call of it."""
     return _code(
@@ -126,11 +133,9 @@ def _code(text: str) -> str:
     return f"```python\n{text}\n```"
 
 
-def _classes(
-    task: TextTask | WordTask | QuestionTask, per_class: Sequence[dict[str, Any]]
-) -> list[str]:
+def _classes(task: Task, per_class: Sequence[dict[str, Any]]) -> list[str]:
     """The classes, with their scores where they have some."""
-    if isinstance(task, QuestionTask):
+    if not task.classes:
         return []
     classes = ", ".join(f"`{name}`" for name in task.classes[:_MAX_CLASSES])
     more = len(task.classes) - _MAX_CLASSES

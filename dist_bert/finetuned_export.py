@@ -32,39 +32,21 @@ from dist_bert.onnx_file import write_onnx
 from dist_bert.predict import FineTunedModel
 from dist_bert.run_dir import CONFIG_NAME
 from dist_bert.tasks.batches import evaluation_batches
-from dist_bert.tasks.examples import Example, QuestionExample, TextExample, WordsExample
+from dist_bert.tasks.examples import (
+    PAIR_TASKS,
+    Example,
+    QuestionExample,
+    TextExample,
+    WordsExample,
+)
 from dist_bert.tasks.features import Features
 from dist_bert.tasks.forwards import scores_of_batches
-from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.readers import ReadConfig, read_examples
 from dist_bert.tasks.results import read_results
-from dist_bert.tasks.texts import TextTask
-from dist_bert.tasks.windows import TOKEN_CLASSES
-from dist_bert.tasks.words import WordTask
 from dist_bert.tokenizer import PAD_ID
 
 _NUM_EXAMPLES = 32  # that are answered by both: seconds on a CPU
 _MICRO_BATCH = 8  # samples that are computed together
-
-
-def head_facts(task: TextTask | WordTask | QuestionTask) -> dict[str, Any]:
-    """What config.json says of a task's head: transformers' class, and the names of the classes."""
-    if isinstance(task, QuestionTask) and not task.as_token_classes:
-        return {"architectures": ["BertForQuestionAnswering"]}
-    if isinstance(task, TextTask):
-        kind = "multi" if task.has_several_labels else "single"
-        facts: dict[str, Any] = {
-            "architectures": ["BertForSequenceClassification"],
-            "problem_type": f"{kind}_label_classification",
-        }
-    else:
-        facts = {"architectures": ["BertForTokenClassification"]}
-    classes = TOKEN_CLASSES if isinstance(task, QuestionTask) else task.classes
-    return {
-        **facts,
-        "id2label": {str(index): name for index, name in enumerate(classes)},
-        "label2id": {name: index for index, name in enumerate(classes)},
-    }
 
 
 def export_finetuned(
@@ -89,9 +71,10 @@ def export_finetuned(
     model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
     resolved = read_json(model.run_dir / CONFIG_NAME)
     examples = _examples(model, resolved)
-    facts = head_facts(model.task)
+    facts = model.task.published_facts()
+    weights = model.task.published_weights(model.head.state_dict())
     with files.whole_folder(output_dir) as folder:
-        write_head(model.head.state_dict(), model.config, facts, folder)
+        write_head(weights, model.config, facts, folder)
         write_tokenizer(model.task.tokenizer, model.task.max_seq_length, folder)
         tokenizer, theirs = load_tokenizer(folder), load_model(folder, facts["architectures"][0])
         equal_outputs = _check_outputs(model, theirs, examples)
@@ -136,7 +119,7 @@ def _examples(model: FineTunedModel, resolved: dict[str, Any]) -> Sequence[Any]:
         return [QuestionExample(str(i), t, context, None, "") for i, t in enumerate(texts)]
     if model.task_name == "token_classification":
         return [WordsExample(tuple(text.split()), None, "") for text in texts]
-    others = texts[1:] if model.task_name == "pair_classification" else [None] * len(texts)
+    others = texts[1:] if model.task_name in PAIR_TASKS else [None] * len(texts)
     return [TextExample(a, b, None, "") for a, b in zip(texts, others, strict=False)]
 
 
@@ -150,8 +133,7 @@ def _texts(example: Example) -> list[str]:
 
 def _check_outputs(model: FineTunedModel, theirs: Any, examples: Sequence[Any]) -> str:
     """Compares the scores of all samples of the examples; returns what was found."""
-    task: Any = model.task
-    features: Features = task.prepare(examples, is_training=False).features
+    features: Features = model.task.prepare(examples, is_training=False).features
     ours, expected = [], []
     for batch in evaluation_batches(features, BatchShape(1, 1, _MICRO_BATCH), rank=0):
         rows = [row for _, row in scores_of_batches(model.head, [batch], model.device)]

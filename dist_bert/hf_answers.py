@@ -3,6 +3,7 @@
 Not for: scores and token ids, which must be equal (`dist_bert.hf_equality`).
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from dist_bert.hf_usage import find_answer, tag_words
 from dist_bert.predict import FineTunedModel
 from dist_bert.tasks.examples import TextExample
 from dist_bert.tasks.questions import QuestionTask
+from dist_bert.tasks.regression import RegressionTask
 from dist_bert.tasks.texts import TextTask
 from dist_bert.tasks.words import entities
 
@@ -43,9 +45,10 @@ def compare_answers(
         examples: of the run's task.
     """
     answers = list(model.answers(examples))
-    if isinstance(model.task, TextTask):
-        ours = [answer.get("label", answer.get("labels")) for answer in answers]
-        found = _classified(theirs, tokenizer, examples, model.task.has_several_labels)
+    if isinstance(model.task, TextTask | RegressionTask):
+        ours = [model.task.told(answer) for answer in answers]
+        said = _classified(theirs, tokenizer, examples)
+        found = list(map(model.task.answer_of_pipeline, said))
         return [_agreement("pipeline", ours, found)]
     if isinstance(model.task, QuestionTask):
         ours = [answer["answer"] for answer in answers]
@@ -75,9 +78,9 @@ def answer_settings(task: QuestionTask) -> dict[str, Any]:
 
 
 def _classified(
-    theirs: Any, tokenizer: Any, examples: Sequence[TextExample], has_several_labels: bool
-) -> list[Any]:
-    """The label of each example, or the labels of more than one half."""
+    theirs: Any, tokenizer: Any, examples: Sequence[TextExample]
+) -> list[list[dict[str, Any]]]:
+    """All labels of each example with their scores, the best one first."""
     classify = make_pipeline("text-classification", theirs, tokenizer)
     given = [
         example.text_a
@@ -85,13 +88,8 @@ def _classified(
         else {"text": example.text_a, "text_pair": example.text_b}
         for example in examples
     ]
-    told = classify(given, top_k=None, truncation=True)
-    if not has_several_labels:
-        return [scores[0]["label"] for scores in told]  # the best comes first
-    order = list(theirs.config.label2id)
-    return [
-        sorted((s["label"] for s in scores if s["score"] > 0.5), key=order.index) for scores in told
-    ]
+    said: list[list[dict[str, Any]]] = classify(given, top_k=None, truncation=True)
+    return said
 
 
 def _entities(
@@ -122,9 +120,16 @@ def _in_text(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str, 
 
 
 def _agreement(name: str, ours: Sequence[Any], found: Sequence[Any]) -> Agreement:
-    differences = [(a, b) for a, b in zip(ours, found, strict=True) if a != b]
+    differences = [(a, b) for a, b in zip(ours, found, strict=True) if not _are_alike(a, b)]
     shown = [
         f"{a!r:.{_SHOWN_CHARACTERS}} here, {b!r:.{_SHOWN_CHARACTERS}} in transformers"
         for a, b in differences[:_SHOWN_DIFFERENCES]
     ]
     return Agreement(name, len(ours) - len(differences), len(ours), shown)
+
+
+def _are_alike(ours: Any, found: Any) -> bool:
+    """Whether answers are equal; numbers, up to the rounding of float32."""
+    if isinstance(ours, float):
+        return math.isclose(ours, found, rel_tol=1e-4, abs_tol=1e-4)
+    return bool(ours == found)

@@ -11,7 +11,7 @@ import torch
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import BatchShape
 from dist_bert.errors import UserError
-from dist_bert.finetune_job import Task, task_of
+from dist_bert.finetune_job import task_of
 from dist_bert.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from dist_bert.tasks.batches import evaluation_batches
 from dist_bert.tasks.examples import Example
@@ -19,6 +19,7 @@ from dist_bert.tasks.forwards import scores_of_batches
 from dist_bert.tasks.heads import Head, load_head
 from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.results import best_run, read_results
+from dist_bert.tasks.task import Task
 from dist_bert.tokenizer import Tokenizer
 
 _EXAMPLES = 1_024  # that are prepared together
@@ -69,7 +70,7 @@ class FineTunedModel:
 
     def answers(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """What the model says to each example, in their order."""
-        task: Any = self.task
+        task = self.task
         iterator = iter(examples)
         while batch := list(itertools.islice(iterator, _EXAMPLES)):
             prepared = task.prepare(batch, is_training=False)

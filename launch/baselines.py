@@ -3,6 +3,7 @@
     python launch/baselines.py --task sentence_classification --train train.csv --eval dev.csv
 
 Beside each other: for classification the commonest label, and a linear model on TF-IDF features;
+for regression the mean, such a model, and for pairs the cosine of both texts' features;
 for tags of words O everywhere, and each word's commonest tag; for questions the first words of the
 context, the sentence nearest to the question, and that there is no answer, where that may be.
 """

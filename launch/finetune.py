@@ -3,10 +3,11 @@
     deepspeed launch/finetune.py --task pair_classification --checkpoint runs/pretrain
         --train train.tsv --eval dev.tsv --output_dir runs/pairs
 
-Tasks: pair_classification, sentence_classification, question_answering, token_classification;
-layouts of files: docs/finetuning.md. With several --seeds or --learning_rates each pair is a run
-of its own, and the best by held-out score is named. Signals and --max_minutes save and end it with
-exit code 85, as in pretraining: the same command goes on from there.
+Tasks: pair_classification, sentence_classification, pair_regression, sentence_regression,
+question_answering, token_classification; layouts of files: docs/finetuning.md. With several --seeds
+or --learning_rates each pair is a run of its own, and the best by held-out score is named. Signals
+and --max_minutes save and end it with exit code 85, as in pretraining: the same command goes on
+from there.
 """
 
 import argparse

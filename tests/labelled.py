@@ -1,4 +1,4 @@
-"""Labelled sets of the four tasks, made from the sentences of `tests.corpus`."""
+"""Labelled sets of all tasks, made from the sentences of `tests.corpus`."""
 
 import json
 import random
@@ -38,6 +38,16 @@ def texts(count: int, num_labels: int = 1, seed: int = 0) -> list[TextExample]:
         )
         for i, sentence in enumerate(english_sentences(count, seed + 1))
     ]
+
+
+def rated_pairs(count: int, seed: int = 0) -> list[TextExample]:
+    """Pairs with the share of words that they have in common, from 0 to 5, as in STS-B."""
+    examples = []
+    for pair in pairs(count, seed):
+        a, b = (set(text.lower().split()) for text in (pair.text_a, pair.text_b or ""))
+        target = round(5 * len(a & b) / len(a | b), 3)
+        examples.append(TextExample(pair.text_a, pair.text_b, None, pair.name, target))
+    return examples
 
 
 def tagged(count: int, seed: int = 0) -> list[WordsExample]:
@@ -81,6 +91,13 @@ def write_pairs(path: Path, examples: list[TextExample]) -> None:
     """TSV with a header."""
     rows = [f"{e.text_a}\t{e.text_b}\t{(e.labels or ('',))[0]}" for e in examples]
     path.write_text("\n".join(["sentence1\tsentence2\tlabel", *rows]) + "\n", encoding="utf-8")
+
+
+def write_rated_pairs(path: Path, examples: list[TextExample]) -> None:
+    """TSV with GLUE's header of STS-B."""
+    rows = [f"{i}\t{e.text_a}\t{e.text_b}\t{e.target:.3f}" for i, e in enumerate(examples)]
+    header = "index\tsentence1\tsentence2\tscore"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
 
 
 def write_texts(path: Path, examples: list[TextExample]) -> None:

@@ -210,7 +210,6 @@ def write_finetuned_run(
 
     from dist_bert.finetune_job import task_of
     from dist_bert.tasks.config import FinetuneConfig
-    from dist_bert.tasks.heads import new_head
     from dist_bert.tasks.readers import ReadConfig
     from dist_bert.tokenizer import Tokenizer
 
@@ -218,7 +217,7 @@ def write_finetuned_run(
     (run_dir / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     task = {"name": task_name, **facts}
     torch.manual_seed(4)
-    head = new_head(task_of(task, Tokenizer(tokenizer)), model)
+    head = task_of(task, Tokenizer(tokenizer)).new_head(model)
     with torch.no_grad():
         for parameter in head.parameters():  # far from the initial ones: answers differ
             parameter.add_(torch.randn_like(parameter), alpha=0.2)

@@ -13,7 +13,10 @@ from dist_bert.tasks.baselines import (
     all_outside,
     commonest_labels,
     first_words,
+    likeness_numbers,
     linear_labels,
+    linear_numbers,
+    mean_number,
     nearest_sentence,
     no_answer,
     score_baselines,
@@ -24,6 +27,8 @@ from tests.processes import run_script
 
 ROOT = Path(__file__).parents[1]
 NOUNS = ("kettle", "lantern", "ladder", "harbour", "window", "clock", "parcel", "violin", "compass")
+
+WORDS = {1.0: "small", 3.0: "middling", 5.0: "huge"}
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +100,35 @@ def test_a_linear_model_sees_what_a_pair_has_in_common() -> None:
     training = [*pairs[0], *pairs[1]]  # every noun as often with yes as with no
     assert linear_labels(training, training) == [e.labels for e in training]
     assert linear_labels(training, pairs[2]) == [("no",)] * len(NOUNS)
+
+
+def rated(text_a: str, text_b: str | None, target: float) -> TextExample:
+    return TextExample(text_a, text_b, None, "", target)
+
+
+def test_numbers_of_texts_and_pairs() -> None:
+    texts = [rated(f"{noun} is {word}", None, n) for noun in NOUNS for n, word in WORDS.items()]
+    held_out = [rated("door is small", None, 1.0), rated("door is huge", None, 5.0)]
+    assert mean_number(texts, held_out) == [3.0, 3.0]
+    small, huge = linear_numbers(texts, held_out)
+    assert small < 2 and huge > 4
+    pairs = [
+        rated(f"the {a} {b}", f"the {c} {d}", len({a, b} & {c, d}))
+        for a, b, c, d in zip(NOUNS, NOUNS[1:], NOUNS[1:], NOUNS[2:], strict=False)
+    ]
+    pairs += [rated(f"the {noun}", f"the {noun}", 2.0) for noun in NOUNS]
+    pairs += [rated(f"the {a}", f"a {b}", 0.0) for a, b in zip(NOUNS, NOUNS[3:], strict=False)]
+    new = [rated("the kettle clock", "the kettle clock", 2), rated("window", "violin", 0)]
+    alike, different = likeness_numbers(pairs, new)
+    assert alike == pytest.approx(2.0, abs=0.3) and different == pytest.approx(0.0, abs=0.3)
+    results = score_baselines("pair_regression", pairs, pairs, None)
+    assert list(results) == ["mean", "linear on TF-IDF", "cosine of TF-IDF"]
+    assert results["mean"][0].values["spearman"] == 0
+    assert results["cosine of TF-IDF"][0].values["spearman"] > 0.9
+    assert list(score_baselines("sentence_regression", texts, texts, None)) == [
+        "mean",
+        "linear on TF-IDF",
+    ]
 
 
 def test_words_get_their_commonest_tag() -> None:

@@ -20,10 +20,12 @@ from dist_bert.tasks.features import Features
 from dist_bert.tasks.heads import (
     BertForQuestionAnswering,
     BertForTextClassification,
+    BertForTextRegression,
     BertForTokenClassification,
     Head,
     start_from,
 )
+from dist_bert.tasks.regression import RegressionTask
 
 pytestmark = pytest.mark.trains
 
@@ -122,6 +124,36 @@ def test_single_labels() -> None:
     loss.backward()
     expected.loss.backward()
     assert_same_gradients(head, reference)
+
+
+def test_numbers() -> None:
+    """With mean 0 and deviation 1 as transformers does; else its loss in units of the variance."""
+    targets = np.array([2.5, -0.5, 4.0], np.float32)
+    features = make_features({"labels": targets})
+    config = reference_config(1, "regression")
+    head = shaken(BertForTextRegression(TINY, mean=0.0, deviation=1.0))
+    reference = copied(transformers.BertForSequenceClassification(config), head)
+    expected = reference(**padded(features), labels=torch.from_numpy(targets))
+    loss, metrics = head(**batch_of(features), num_samples=3)
+    torch.testing.assert_close(loss, expected.loss)
+    loss.backward()
+    expected.loss.backward()
+    assert_same_gradients(head, reference)
+    absolute = (expected.logits[:, 0] - torch.from_numpy(targets)).abs().mean()
+    torch.testing.assert_close(metrics, torch.stack([loss.detach(), absolute.detach()]))
+
+    scaled = BertForTextRegression(TINY, mean=2.0, deviation=3.0)
+    scaled.load_state_dict(head.state_dict())
+    numbers = scaled(**batch_of(features, False))
+    torch.testing.assert_close(numbers, 3.0 * expected.logits + 2.0, rtol=1e-4, atol=1e-5)
+    loss, metrics = scaled(**batch_of(features), num_samples=3)
+    differences = numbers[:, 0] - torch.from_numpy(targets)
+    expected_metrics = torch.stack([differences.square().mean() / 9, differences.abs().mean()])
+    torch.testing.assert_close(metrics, expected_metrics)
+    task: Any = RegressionTask(None, 13, 2.0, 3.0)  # type: ignore[arg-type]
+    published = transformers.BertForSequenceClassification(config).eval()
+    published.load_state_dict(to_published(task.published_weights(scaled.state_dict()), TINY))
+    torch.testing.assert_close(published(**padded(features)).logits, numbers, rtol=1e-4, atol=1e-5)
 
 
 def test_several_labels_at_once() -> None:

@@ -16,6 +16,7 @@ from dist_bert.tasks.scores import (
     classification_scores,
     confusion,
     multi_label_scores,
+    regression_scores,
     scores_as_markdown,
     scores_as_text,
     tag_scores,
@@ -33,6 +34,24 @@ def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+def test_numbers() -> None:
+    gold = np.array([1.0, 2.0, 3.0, 4.0])
+    scores = regression_scores(gold, np.array([10.0, 30.0, 20.0, 20.0]))
+    # ranks 1, 4, 2.5, 2.5: covariance with 1 to 4 is 1.5, variances 5 and 4.5
+    assert scores.values == pytest.approx(
+        {
+            "spearman": 1.5 / (5 * 4.5) ** 0.5,
+            "pearson": 10 / (5 * 200) ** 0.5,
+            "mean_absolute_error": 17.5,
+        }
+    )
+    assert (scores.main, scores.per_class, scores.confusion) == ("spearman", [], None)
+    assert regression_scores(gold, 2 * gold).values["spearman"] == about(1)
+    for a, b in ((gold, np.full(4, 7.0)), (np.full(4, 7.0), gold), (gold[:1], gold[:1])):
+        values = regression_scores(a, b).values
+        assert (values["spearman"], values["pearson"]) == (0, 0)
 
 
 def test_single_labels() -> None:

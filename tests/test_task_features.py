@@ -10,6 +10,7 @@ from dist_bert.data import NO_LABEL, BatchShape
 from dist_bert.tasks.batches import evaluation_batches, micro_batch, samples_at, training_steps
 from dist_bert.tasks.examples import TextExample, WordsExample
 from dist_bert.tasks.features import Features, fit_pair, spaces_before, text_features, word_features
+from dist_bert.tasks.texts import class_labels
 from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer, train_tokenizer
 from dist_bert.tokenizer_config import TokenizerConfig
 from tests import labelled
@@ -46,7 +47,9 @@ def test_texts_and_pairs(tokenizer: Tokenizer) -> None:
     ids_a, ids_b = tokenizer.encode(a), tokenizer.encode(b)
     examples = [TextExample(a, b, ("no",), "1"), TextExample(b, b, ("yes",), "2")]
     room = len(ids_a) + len(ids_b) + 3
-    features, num_cut = text_features(examples, tokenizer, room, ("yes", "no"), False)
+    features, num_cut = text_features(
+        examples, tokenizer, room, class_labels(examples, ("yes", "no"), False)
+    )
     assert num_cut == 1
     assert sample(features, 0) == [CLS_ID, *ids_a, SEP_ID, *ids_b, SEP_ID]
     kept_a, kept_b = fit_pair(len(ids_b), len(ids_b), room - 3)
@@ -54,13 +57,15 @@ def test_texts_and_pairs(tokenizer: Tokenizer) -> None:
     assert features.segment_b_start.tolist() == [len(ids_a) + 2, kept_a + 2]
     assert features.sample_labels["labels"].tolist() == [1, 0]
     alone = [TextExample(a, None, ("no", "yes"), "1"), TextExample(b, None, (), "2")]
-    features, num_cut = text_features(alone, tokenizer, 64, ("yes", "no"), True)
+    features, num_cut = text_features(
+        alone, tokenizer, 64, class_labels(alone, ("yes", "no"), True)
+    )
     assert num_cut == 0
     assert sample(features, 0) == [CLS_ID, *ids_a, SEP_ID]
     assert features.segment_b_start.tolist() == [len(ids_a) + 2, len(ids_b) + 2]
     assert features.sample_labels["labels"].tolist() == [[1, 1], [0, 0]]
     unknown = [TextExample(a, None, None, "1")]
-    assert text_features(unknown, tokenizer, 64, (), False)[0].sample_labels == {}
+    assert text_features(unknown, tokenizer, 64, None)[0].sample_labels == {}
 
 
 def test_a_label_stands_at_the_first_piece_of_its_word(tokenizer: Tokenizer) -> None:
@@ -91,7 +96,9 @@ def test_ideographs_have_no_spaces_between_them() -> None:
 
 @pytest.fixture(scope="module")
 def features(tokenizer: Tokenizer) -> Features:
-    return text_features(labelled.texts(23), tokenizer, 64, labelled.LABELS, False)[0]
+    examples = labelled.texts(23)
+    labels = class_labels(examples, labelled.LABELS, False)
+    return text_features(examples, tokenizer, 64, labels)[0]
 
 
 def test_every_epoch_has_each_sample_once_in_an_order_of_its_own() -> None:

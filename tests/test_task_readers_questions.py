@@ -185,6 +185,37 @@ def test_json_lines(file: File) -> None:
     assert answers_of(read(one, is_labelled=False)) == [None]
 
 
+@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"version": "1", "data": rows}])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_as_hugging_face_writes_them(file: File, wrap: Any, indent: int | None) -> None:
+    lists = {"text": ["rice", "Rice"], "answer_start": [18, 24.0]}
+    rows = [
+        {"id": "a", "title": "t", "question": "A?", "context": CONTEXT, "answers": lists},
+        {"id": "b", "context": "b", "question": "B?", "answers": {"text": [], "answer_start": []}},
+        {
+            "id": "c",
+            "context": "c d",
+            "question": "C?",
+            "answers": {"text": "d", "answer_start": 2},
+        },
+        {"id": "d", "question": "D?"},
+    ]
+    path = file(json.dumps(wrap(rows), indent=indent))
+    found = read(path, max_bad_share=0.5)
+    assert answers_of(found) == [[("rice", 18), ("Rice", 24)], [], [("d", 2)]]
+    assert found.layout.startswith("SQuAD's questions as rows")
+    assert (found.num_rows, found.bad_rows) == (4, {"article without paragraphs": 1})
+    assert found.notes == {"no answer given, taken as one that the text does not hold": 1}
+    assert questions_of(read(path, format="squad", max_bad_share=0.5)) == questions_of(found)
+
+
+def test_squads_articles_and_paragraphs_may_be_the_list_itself(file: File) -> None:
+    articles = squad(question(("rice", 18)))["data"]
+    assert answers_of(read(file(articles))) == [[("rice", 18)]]
+    assert read(file(articles)).layout == "a list of articles"
+    assert answers_of(read(file(articles[0]["paragraphs"]))) == [[("rice", 18)]]
+
+
 def test_bad_questions_are_left_out_and_named(file: File) -> None:
     good = question(("rice", 18))
     value = squad(

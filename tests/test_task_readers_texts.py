@@ -87,10 +87,14 @@ def test_layouts_are_told_by_content(file: File, text: str, layout: str) -> None
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_packed_files_are_told_by_their_bytes(file: File, pack: Callable[[bytes], bytes]) -> None:
-    members = pack(b"text\tlabel\nred\tw") + pack(b"arm\nblue, dark\tcold")
-    assert fields_of(read(file(members))) == [A, B]
-    with pytest.raises(UserError, match=r"set: is damaged or cut off .*; fetch it again"):
-        read(file(members[:-9]))
+    first, second = pack(b"text\tlabel\nred\tw"), pack(b"arm\nblue, dark\tcold")
+    for padding in (b"", bytes(8)):
+        assert fields_of(read(file(first + padding + second + padding))) == [A, B]
+    middle = len(second) // 2
+    damaged = second[:middle] + bytes([second[middle] ^ 255]) + second[middle + 1 :]
+    for behind in (second[:-9], damaged, b"foreign"):
+        with pytest.raises(UserError, match=r"set: is damaged or cut off .*; fetch it again"):
+            read(file(first + behind))
 
 
 def test_a_place_is_a_file_and_the_first_line_of_a_row(file: File) -> None:
@@ -241,6 +245,265 @@ def test_several_labels_and_a_list_of_names(file: File, tmp_path: Path) -> None:
     assert fields_of(read(file("a\t0\n"), labels=str(digits)))[0][2] == ("0",)
 
 
+ROWS = "".join(f"{i},some text {i},{'xy'[i % 2]}\n" for i in range(24))
+READ = [(f"some text {i}", None, ("xy"[i % 2],)) for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    "text,columns",
+    [
+        (f",text,label\n{ROWS}", "text: text, label: label"),
+        (f",text,Mood\n{ROWS}", "text: text, label: Mood"),
+        (f",words,label\n{ROWS}", "text: words, label: label"),
+        (f"Unnamed: 0,text,Mood\n{ROWS}", "text: text, label: Mood"),
+        (f'"text","label"\n{ROWS}', "text: text, label: label"),  # R names no row names
+        (f"id,text,label\n{ROWS}", "text: text, label: label"),
+        (ROWS, "text: 1, label: 2"),
+        (",text,label\n" + "\n".join(sorted(ROWS.splitlines())), "text: text, label: label"),
+    ],
+)
+def test_an_index_column_is_neither_text_nor_label(tmp_path: Path, text: str, columns: str) -> None:
+    path = write(tmp_path / "set.csv", text)
+    found = read(path)
+    assert found.layout.endswith(f"; {columns}")
+    assert sorted(fields_of(found)) == sorted(READ)
+    assert (found.bad_rows, found.notes) == ({}, {})
+    unlabelled = read(path, is_labelled=False)
+    assert [row[0] for row in fields_of(unlabelled)] == [row[0] for row in fields_of(found)]
+    tabs = write(tmp_path / "tabs", text.replace(",", "\t").replace('"', ""))
+    assert fields_of(read(tabs)) == fields_of(found)
+
+
+def test_an_index_column_of_pairs(file: File) -> None:
+    rows = "".join(f"{i},one {i},two {i},{'xy'[i % 2]}\n" for i in range(24))
+    expected = [(f"one {i}", f"two {i}", ("xy"[i % 2],)) for i in range(24)]
+    for header in ("", ",sentence1,sentence2,label\n", ",a,b,label\n", ",text_a,b,label\n"):
+        assert fields_of(read(file(header + rows), PAIR)) == expected, header
+    labels_first = "".join(f"{i % 2},some text {i},17\n" for i in range(24))
+    with pytest.raises(UserError, match="taken for texts repeats itself"):
+        read(file(labels_first))  # a column of classes is no index
+
+
+def test_the_names_of_a_header_count_before_positions(file: File) -> None:
+    rows = "".join(f"n{i}\tsome text {i}\t{'xy'[i % 2]}\n" for i in range(24))
+    assert fields_of(read(file(f"id\ttext\tMood\n{rows}"))) == READ
+    with pytest.raises(UserError, match=r"usual name for --label_column; name one of kind, text"):
+        read(file(f"kind\ttext\tMood\n{rows}"))
+    assert fields_of(read(file(f"kind\ttext\tMood\n{rows}"), label_column="Mood")) == READ
+    assert fields_of(read(file(f"Tweet\tMood\n{TWENTY}")))[0] == ("text 0", None, ("x",))
+    classes = read(file("What is it?\ttopic\nWho?\tquestion\nWhere?\ttopic\n"))
+    assert [row[2] for row in fields_of(classes)] == [("topic",), ("question",), ("topic",)]
+
+
+@pytest.mark.parametrize(
+    "given,kept,missing",
+    [
+        (["yes", "no", "-"], ["yes", "no"], "-"),
+        (["0", "1", "2", "-1"], ["0", "1", "2"], "-1"),
+        (["0.0", "1.0", "2.0", "-1.0"], ["0", "1", "2"], "-1.0"),
+        (["1", "2", "-1"], ["1", "2"], "-1"),
+        (["yes", "no", "-1"], ["yes", "no"], "-1"),
+        (["yes", "NaN"], ["yes"], "NaN"),
+        (["+", "-"], ["+", "-"], None),
+        (["0", "1", "-1"], ["0", "1", "-1"], None),
+        (["1", "-1"], ["1", "-1"], None),
+        (["-2", "-1", "0", "1", "2"], ["-2", "-1", "0", "1", "2"], None),
+        (["none", "favor", "NA"], ["none", "favor", "NA"], None),
+    ],
+)
+def test_labels_that_mean_none_are_left_out_in_every_layout(
+    tmp_path: Path, given: list[str], kept: list[str], missing: str | None
+) -> None:
+    texts = [f"text {i}" for i in range(len(given))]
+    write(tmp_path / "texts", "\n".join(texts))
+    write(tmp_path / "labels", "\n".join(given))
+    rows = list(zip(texts, given, strict=True))
+    layouts: list[Path | str] = [
+        f"{tmp_path / 'texts'},{tmp_path / 'labels'}",
+        write(tmp_path / "tsv", "".join(f"{text}\t{label}\n" for text, label in rows)),
+        write(tmp_path / "csv", "text,label\n" + "".join(f"{t},{n}\n" for t, n in rows)),
+        write(
+            tmp_path / "jsonl",
+            "".join(f'{{"text": "{text}", "label": "{label}"}}\n' for text, label in rows),
+        ),
+    ]
+    for path in layouts:
+        found = read(path)
+        assert [row[2] for row in fields_of(found)] == [(label,) for label in kept]
+        assert (found.num_rows, found.bad_rows) == (len(given), {})
+        reason = f"no label ({missing}), left out"
+        assert found.notes[reason] == (missing is not None)
+        if missing:
+            assert found.first_bad[-1].endswith(f"line {texts.index(texts[-1]) + 1}: {reason}") or (
+                "csv" in str(path) or given[-1] != missing
+            )
+    as_pairs = write(tmp_path / "pairs", "".join(f"{t}\tb\t{n}\n" for t, n in rows))
+    assert len(read(as_pairs, PAIR).examples) == len(kept)
+
+
+def test_what_is_no_label_in_json_and_beside_a_label_list(file: File, tmp_path: Path) -> None:
+    path = file(
+        "".join(
+            f'{{"text": "t{i}", "label": {label}}}\n'
+            for i, label in enumerate(("0", "1.0", "-1", "null", "NaN", '"-"', "2"))
+        )
+    )
+    found = read(path)
+    assert [row[2] for row in fields_of(found)] == [("0",), ("1",), ("2",)]
+    assert found.notes == {
+        "no label (-, -1, nan, null), left out": 4,
+        "label written as 1.0 is the class 1": 1,
+    }
+    names = write(tmp_path / "names", "a\nb\nc\n")
+    listed = read(path, labels=str(names))
+    assert [row[2] for row in fields_of(listed)] == [("a",), ("b",), ("c",)]
+    write(names, "-\n0\n1\n2\n-1\n")
+    assert len(read(path, labels=str(names)).examples) == 5
+    three = read(file("a\t-1\nb\t0\nc\t1\n"))
+    assert three.first_bad[0].endswith("name the two classes in a file (--labels)")
+
+
+def test_labels_of_whole_numbers_may_be_written_as_floats(file: File, tmp_path: Path) -> None:
+    text = "a\t1.0\nb\t0.0\nc\t10.00\n"
+    found = read(file(text))
+    assert [row[2] for row in fields_of(found)] == [("1",), ("0",), ("10",)]
+    assert found.notes == {"label written as 1.0 is the class 1": 3}
+    names = write(tmp_path / "names", "\n".join(f"class {i}" for i in range(11)))
+    assert fields_of(read(file(text), labels=str(names)))[2] == ("c", None, ("class 10",))
+    mixed = read(file("a\tv1.0\nb\t2.0\n"))
+    assert [row[2] for row in fields_of(mixed)] == [("v1.0",), ("2.0",)]
+    with pytest.raises(UserError, match=r"label '9{5000}' is neither among"):
+        read(file(f"a\t{'9' * 5000}\n"), labels=str(names))
+
+
+def test_labels_that_differ_only_in_case_or_blanks_are_named(file: File, tmp_path: Path) -> None:
+    found = read(file("a\tYes\nb\tno\nc\tyes\nd\tYes\n"))
+    assert found.notes == {"labels that differ only in case or blanks": 1}
+    assert found.first_bad[0].endswith(
+        "labels 'Yes' (2), 'yes' (1) differ only in case or blanks and are classes of their own"
+    )
+    assert read(file("a\tvery good\nb\tverygood\n")).notes.total() == 1
+    names = write(tmp_path / "names", "yes\nno\n")
+    with pytest.raises(UserError, match="it differs from 'yes' only in case or blanks"):
+        read(file("a\tYes\n"), labels=str(names))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_columns_may_be_separated_by_semicolons_and_bars(
+    file: File, separator: str, end: str
+) -> None:
+    rows = f'"red""{separator}"{separator}warm\nblue dark, (1,2){separator}cold\n'
+    expected = [(f'red"{separator}', None, ("warm",)), ("blue dark, (1,2)", None, ("cold",))]
+    header = f"text{separator}label\n"
+    for start in ("", f"sep={separator}\n", f'"sep={separator}"\n', f"SEP={separator}\n"):
+        path = file((start + header + rows).replace("\n", end))
+        assert fields_of(read(path)) == expected
+        found = read(path, format="csv", is_labelled=False)
+        assert [row[0] for row in fields_of(found)] == [row[0] for row in expected]
+    assert read(path).layout.startswith(f"CSV with {separator!r} with header text,label")
+    name = {";": "semicolon", "|": "bar"}[separator]
+    assert fields_of(read(file(rows), separator=name)) == expected
+
+
+def test_semicolons_and_commas_are_told_apart(file: File) -> None:
+    commas = "".join(f"one{', two' * (i % 3)}; three;{'xy'[i % 2]}\n" for i in range(9))
+    assert read(file(commas)).layout.startswith("CSV with ';' without header, 3 columns")
+    assert fields_of(read(file("text,label\na; b,c\nd; e,f\n"))) == [
+        ("a; b", None, ("c",)),
+        ("d; e", None, ("f",)),
+    ]
+
+
+def test_carriage_returns_alone_end_lines_where_most_lines_end_so(file: File) -> None:
+    assert fields_of(read(file("text\tlabel\rred\twarm\rblue, dark\tcold\r"))) == [A, B]
+    inside = read(file("one\rtwo\ta\nthree\tb\n"))
+    assert [row[0] for row in fields_of(inside)] == ["one\rtwo", "three"]
+
+
+def test_quotes_may_be_escaped_by_backslashes(file: File) -> None:
+    text = 'text,label\n"He said \\"red, blue\\" twice",x\n"plain, too",y\n"\\"",z\n'
+    found = read(file(text))
+    assert [row[0] for row in fields_of(found)] == ['He said "red, blue" twice', "plain, too", '"']
+    assert found.layout.startswith("CSV whose quotes are escaped by backslashes with header")
+    assert found.bad_rows == {}
+    path = read(file('text,label\n"C:\\dir\\",x\n"a ""b"" \\",y\n'))
+    assert [row[0] for row in fields_of(path)] == ["C:\\dir\\", 'a "b" \\']
+
+
+def test_a_quote_that_is_missing_takes_no_other_row_along(file: File) -> None:
+    rows = [f"text {i},{'xy'[i % 2]}\n" for i in range(200)]
+    rows[20] = '"text 20,x\n'
+    rows[120] = 'text "120,x\n'
+    rows[140] = '"text 140" and more,x\n'
+    found = read(file("".join(rows)), max_bad_share=0.05)
+    assert (found.num_rows, len(found.examples), found.bad_rows.total()) == (200, 198, 2)
+    rows[120] = "text 120,x\n"
+    rows[140] = 'text 140",x\n'  # ends the field that began at 20
+    swallowed = read(file("".join(rows)), max_bad_share=0.05)
+    assert (swallowed.num_rows, swallowed.bad_rows) == (80, {})
+    assert swallowed.notes == {"a quoted field holds lines that look like rows": 1}
+    assert "line 21: a quoted field holds 119 lines" in swallowed.first_bad[0]
+
+
+def test_json_lists_and_mixed_fields(file: File) -> None:
+    rows = '[\n {"text": "red", "label": "warm"},\n {"label": "cold", "text": "blue, dark"}\n]'
+    found = read(file(rows))
+    assert fields_of(found) == [A, B]
+    assert found.layout == "JSON list; text: text, label: label"
+    assert found.examples[1].name.endswith("set, [1]")
+    assert fields_of(read(file(f'{{"version": 1, "data": {rows}}}'))) == [A, B]
+    assert fields_of(read(file(rows.replace("\n", "")))) == [A, B]
+    late = '{"id": 1}\n{"text": "red", "label": "warm"}\n'
+    assert fields_of(read(file(late), max_bad_share=0.5)) == [A]
+
+
+SCORED, SCORED_PAIR = "sentence_regression", "pair_regression"
+
+
+def targets_of(labelled: Labelled) -> list[float | None]:
+    return [example.target for example in labelled.examples]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # GLUE's STS-B
+        "index\tgenre\tsentence1\tsentence2\tscore\n0\tx\ta\tb\t5.000\n1\tx\tc\td\t3.8\n",
+        "sentence_A,sentence_B,relatedness_score\na,b,5\nc,d,3.8\n",
+        ",sentence1,sentence2,similarity\n0,a,b,5.0\n1,c,d,3.8\n",
+        "a\tb\t5e0\nc\td\t+3.8\n",
+        '{"sentence1": "a", "sentence2": "b", "label": 5}\n'
+        '{"sentence1": "c", "sentence2": "d", "label": 3.8}\n',
+    ],
+)
+def test_numbers_of_pairs(file: File, text: str) -> None:
+    found = read(file(text), SCORED_PAIR)
+    assert fields_of(found) == [("a", "b", None), ("c", "d", None)]
+    assert targets_of(found) == [5.0, 3.8]
+    assert (found.bad_rows, found.notes, found.label_names) == ({}, {}, None)
+    assert targets_of(read(file(text), SCORED_PAIR, is_labelled=False)) == [None, None]
+
+
+def test_numbers_of_texts(file: File, tmp_path: Path) -> None:
+    path = file('text,stars\na,4\nb,.5\nc,-\nd,nan\ne,-1\nf,high\ng,\nh,"2,5"\ni,1e999\n')
+    found = read(path, SCORED, max_bad_share=0.5)
+    assert targets_of(found) == [4.0, 0.5]
+    assert found.notes == {"no label (-, -1, nan), left out": 3}
+    assert found.bad_rows == {"score is no number": 3, "empty score": 1}
+    assert found.first_bad[:3] == [
+        f"{path}, line 7: score 'high' is no number",
+        f"{path}, line 8: empty score",
+        f"{path}, line 9: score '2,5' is no number; write it with a decimal point",
+    ]
+    below = read(file("text,score\na,-1\nb,0.5\nc,-0.25\n"), SCORED)
+    assert targets_of(below) == [-1.0, 0.5, -0.25]  # one of several below 0
+    texts, numbers = write(tmp_path / "t", "a\nb\n"), write(tmp_path / "n", "1.5\n2\n")
+    assert targets_of(read(f"{texts},{numbers}", SCORED)) == [1.5, 2.0]
+    with pytest.raises(UserError, match="labels = x: does nothing for sentence_regression"):
+        read(path, SCORED, labels="x")
+
+
 @pytest.mark.parametrize(
     "names,problem",
     [
@@ -324,10 +587,29 @@ TWENTY = "".join(f"text {i}\t{'xyz'[i % 3]}\n" for i in range(24))
             {"text_column": "2"},
             "no column '2' .--text_column.; it has 2, counted from 0",
         ),
-        (b"a\nb\n", {}, "neither a tab nor a comma, so they have one column; give --format"),
+        (
+            b"a\nb\n",
+            {},
+            "neither a tab nor a comma, semicolon or bar, so they have one column; give --form",
+        ),
         (b"a\nb\n", {"format": "tsv"}, "of its columns .there are 1. none is left for --label"),
-        (b'[{"text": "a", "label": "b"}]', {}, "is a JSON list; JSON lines are wanted"),
-        (f"Tweet\tMood\n{TWENTY}", {}, "set, line 1: its label 'Mood' stands in no other row"),
+        (b'[\n{"text": "a"},\n{"te', {}, "so they have one column; give --format"),
+        (f"Words\tMood\n{TWENTY}", {}, "set, line 1: its label 'Mood' stands in no other row"),
+        (b"text,text,label\na,b,c\n", {}, "has two columns 'text'; give the number .--text_column"),
+        (b"a; b,c\nd; e,f\n", {}, "separated by any of comma, semicolon; give one as --separator"),
+        (b"a\tb\n", {"format": "tsv", "separator": "comma"}, "format = tsv: has other separators"),
+        (b"PK\x03\x04...", {}, "set: is a zip archive or an Excel file; write its rows as CSV"),
+        (b"text,label\na,-1\nb,-\n", {}, "holds no example .*no label .-, -1., left out: 2"),
+        (
+            b"text\tlabel\na\t3.8\nb\t5.000\n",
+            {},
+            "labels are numbers such as 3.8; to predict them give --task sentence_regression or",
+        ),
+        (
+            b'{"text": "a", "label": 3.8}\n',
+            {},
+            "label 3.8 is neither a name nor a whole number; numbers to be predicted are for --",
+        ),
         (
             TWENTY,
             {"text_column": "1"},
@@ -354,9 +636,9 @@ def test_what_cannot_be_read_is_one_clear_error(
 
 
 def test_what_looks_wrong_can_be_insisted_on(file: File, tmp_path: Path) -> None:
-    path = file(f"Tweet\tMood\n{TWENTY}")
-    assert fields_of(read(path, header="false"))[0] == ("Tweet", None, ("Mood",))
-    assert len(read(path, text_column="Tweet", label_column="Mood").examples) == 24
+    path = file(f"Words\tMood\n{TWENTY}")
+    assert fields_of(read(path, header="false"))[0] == ("Words", None, ("Mood",))
+    assert len(read(path, text_column="Words", label_column="Mood").examples) == 24
     names = write(tmp_path / "names", "x\ny\nz\nx,y\n")
     assert fields_of(read(file(f"{TWENTY}t\tx,y\n"), labels=str(names)))[-1][2] == ("x,y",)
 

@@ -89,6 +89,8 @@ def test_iob2_has_numbers_comments_and_ranges(file: File) -> None:
     assert found.bad_rows == {}
     with pytest.raises(UserError, match="line 1: number of columns is 1, that of the file is 5"):
         read(path, format="conll")
+    joined = file("1\ta\tO\n# text = b\n1\tb\tO\n")
+    assert sentences_of(read(joined)) == [("a", "O"), ("b", "O")]
 
 
 def test_json_lines(file: File, tmp_path: Path) -> None:
@@ -173,6 +175,42 @@ def test_the_first_sentences_do_not_tell_the_scheme_alone(file: File) -> None:
     assert found.first_bad[0].endswith(
         "set, line 1: tag I-A of 'w0' begins or ends no name by IOB2; read as B-A"
     )
+
+
+def test_columns_are_divided_at_spaces_and_tabs_alone(file: File) -> None:
+    """A no-break space stands inside of a word; so may what Python splits at, too."""
+    words = ["10\u00a0000", "a\u202fb", "c\u3000d", "e\x85f", "g\x1fh"]
+    for separator in (" ", "  \t"[:2], "\t"):
+        text = "".join(f"{word}{separator}NN{separator}O\n" for word in words)
+        found = read(file(text))
+        assert found.examples[0].words == tuple(words)  # type: ignore[union-attr]
+        assert (found.bad_rows, found.notes) == ({}, {})
+    numbered = "".join(f"{i + 1}\t{word}\tO\n" for i, word in enumerate(words))
+    assert read(file(numbered)).layout.startswith("iob2 with 3 columns by tabs")
+    assert read(file(numbered)).examples[0].words == tuple(words)  # type: ignore[union-attr]
+
+
+def test_tags_that_are_numbers_need_their_names(file: File, tmp_path: Path) -> None:
+    told = r"tag '3' is a number; list the tags in the order of their numbers in a file .--labels"
+    for text in ("a O\nb 3\n", '{"tokens": ["a", "b"], "ner_tags": [0, 3]}\n'):
+        with pytest.raises(UserError, match=told.replace("3", "[03]")):
+            read(file(text))
+    names = tmp_path / "tags"
+    names.write_text("O\nB-PER\nI-PER\nB-LOC\nI-LOC\n")
+    text = '{"tokens": ["a", "b"], "ner_tags": [0.0, 3.0]}\n'
+    assert sentences_of(read(file(text), labels=str(names))) == [("a b", "O B-LOC")]
+
+
+def test_types_that_differ_only_in_case_are_named(file: File) -> None:
+    found = read(file(of_tags("B-PER I-PER O B-Per")))
+    assert found.notes == {"labels that differ only in case or blanks": 1}
+    assert "labels 'PER' (2), 'Per' (1) differ only in case" in found.first_bad[0]
+
+
+def test_a_json_list_of_sentences(file: File) -> None:
+    found = read(file('[{"tokens": ["a"], "tags": ["O"]},\n {"tokens": ["b"], "tags": ["B-X"]}]'))
+    assert sentences_of(found) == [("a", "O"), ("b", "B-X")]
+    assert found.examples[1].name.endswith("set, [1]")
 
 
 def test_bad_sentences_are_left_out_and_named(file: File) -> None:

@@ -1,5 +1,6 @@
 """Each task whole, from examples to scores: a tiny model learns 32 of them by heart."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from dist_bert.inference import to_device
 from dist_bert.model import BertForPreTraining
 from dist_bert.tasks.batches import evaluation_batches, training_steps
 from dist_bert.tasks.forwards import scores_of_batches
-from dist_bert.tasks.heads import new_head, start_from
+from dist_bert.tasks.heads import start_from
 from dist_bert.tasks.questions import QuestionTask
+from dist_bert.tasks.regression import RegressionTask
 from dist_bert.tasks.texts import TextTask
 from dist_bert.tasks.words import WordTask, entities, likeliest_tags
 from dist_bert.tokenizer import Tokenizer, train_tokenizer
@@ -53,7 +55,7 @@ def learnt_by_heart(task: Any, examples: Sequence[Any]) -> tuple[Any, Any, float
     """
     prepared = task.prepare(examples, is_training=True)
     torch.manual_seed(3)
-    head = new_head(task, MODEL)
+    head = task.new_head(MODEL)
     start_from(head, BertForPreTraining(MODEL), initializer_range=0.1)
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=0.0)
     steps = training_steps(prepared.features, SHAPE, rank=0, seed=4, start_sample=0)
@@ -83,6 +85,27 @@ def test_pairs_are_learnt(tokenizer: Tokenizer) -> None:
     assert task.scores(prepared, answers).values["accuracy"] == 1.0
     assert loss < 0.2
     assert all(sum(a["probabilities"].values()) == pytest.approx(1, abs=1e-5) for a in answers)
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_numbers_are_learnt_on_any_scale(tokenizer: Tokenizer, scale: float) -> None:
+    examples = [
+        dataclasses.replace(example, target=scale * (example.target or 0.0) - 7.0)
+        for example in labelled.rated_pairs(32)
+    ]
+    targets = np.array([example.target for example in examples], np.float64)
+    task = RegressionTask(tokenizer, 64, float(targets.mean()), float(targets.std()))
+    prepared, answers, loss = learnt_by_heart(task, examples)
+    found = [answer["score"] for answer in answers]
+    np.testing.assert_allclose(found, targets, atol=0.2 * targets.std())
+    scores = task.scores(prepared, answers)
+    assert (scores.main, list(scores.values)) == (
+        "spearman",
+        ["spearman", "pearson", "mean_absolute_error"],
+    )
+    assert scores.values["pearson"] > 0.99
+    errors = (np.array(found) - targets) / targets.std()
+    assert loss == pytest.approx(float(np.mean(errors**2)), rel=1e-3) and loss < 0.04
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])

@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.svm import LinearSVC
 
-from dist_bert.tasks.examples import QuestionExample, TextExample, WordsExample
+from dist_bert.tasks.examples import (
+    PAIR_TASKS,
+    REGRESSION_TASKS,
+    QuestionExample,
+    TextExample,
+    WordsExample,
+)
 from dist_bert.tasks.readers.tags import parse_tag, to_iob2
 from dist_bert.tasks.scores import (
     Scores,
@@ -24,6 +31,7 @@ from dist_bert.tasks.scores import (
     classification_scores,
     language_of,
     multi_label_scores,
+    regression_scores,
     tag_scores,
 )
 
@@ -55,6 +63,11 @@ def score_baselines(
         score = _score_answers
     elif task == "token_classification":
         baselines, score = {"all O": all_outside, "word lookup": word_lookup}, _score_tags
+    elif task in REGRESSION_TASKS:
+        baselines = {"mean": mean_number, "linear on TF-IDF": linear_numbers}
+        if task in PAIR_TASKS:
+            baselines["cosine of TF-IDF"] = likeness_numbers
+        score = _score_numbers
     else:
         baselines = {"commonest": commonest_labels, "linear on TF-IDF": linear_labels}
         both = [*training, *held_out]
@@ -89,8 +102,7 @@ def linear_labels(
     """
     if len({example.labels for example in training}) == 1:
         return [training[0].labels or ()] * len(examples)  # there is nothing to tell apart
-    texts = [t for e in training for t in (e.text_a, e.text_b) if t is not None]
-    vectorizer = _tf_idf(texts).fit(texts)
+    vectorizer = _fitted(training)
     features, features_held_out = (_features(vectorizer, part) for part in (training, examples))
     machine = LinearSVC(random_state=0)
     if all(len(example.labels or ()) == 1 for example in training):
@@ -103,6 +115,36 @@ def linear_labels(
         machine.fit(features, applies[:, index])
         chosen[:, index] = machine.predict(features_held_out)
     return [tuple(classes[index] for index in np.flatnonzero(row)) for row in chosen]
+
+
+def mean_number(training: Sequence[TextExample], examples: Sequence[TextExample]) -> list[float]:
+    """The mean of the training set."""
+    return [float(_targets(training).mean())] * len(examples)
+
+
+def linear_numbers(training: Sequence[TextExample], examples: Sequence[TextExample]) -> list[float]:
+    """What a linear regression says that is held small (scikit-learn's Ridge).
+
+    Its features are those of `linear_labels`.
+    """
+    vectorizer = _fitted(training)
+    machine = Ridge(random_state=0).fit(_features(vectorizer, training), _targets(training))
+    return [float(number) for number in machine.predict(_features(vectorizer, examples))]
+
+
+def likeness_numbers(
+    training: Sequence[TextExample], examples: Sequence[TextExample]
+) -> list[float]:
+    """Of pairs: a line through how alike both texts are, the cosine of their TF-IDF features."""
+    vectorizer = _fitted(training)
+
+    def likeness(part: Sequence[TextExample]) -> Any:
+        first = vectorizer.transform([example.text_a for example in part])
+        second = vectorizer.transform([example.text_b for example in part])
+        return np.asarray(first.multiply(second).sum(axis=1))
+
+    line = LinearRegression().fit(likeness(training), _targets(training))
+    return [float(number) for number in line.predict(likeness(examples))]
 
 
 def all_outside(
@@ -198,6 +240,14 @@ def _score_labels(
     return classification_scores(gold.argmax(axis=1), predicted.argmax(axis=1), classes)
 
 
+def _score_numbers(examples: Sequence[TextExample], answers: Sequence[float]) -> Scores:
+    return regression_scores(_targets(examples), np.array(answers))
+
+
+def _targets(examples: Sequence[TextExample]) -> NDArray[np.float64]:
+    return np.array([example.target for example in examples], np.float64)
+
+
 def _sentences(context: str) -> list[str]:
     return [part.strip() for part in _SENTENCE_END.split(context) if part.strip()]
 
@@ -207,6 +257,12 @@ def _tf_idf(texts: Sequence[str]) -> TfidfVectorizer:
     if language_of(texts) == "zh":
         return TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+
+
+def _fitted(training: Sequence[TextExample]) -> TfidfVectorizer:
+    """A vectorizer fitted on all texts of a training set."""
+    texts = [t for e in training for t in (e.text_a, e.text_b) if t is not None]
+    return _tf_idf(texts).fit(texts)
 
 
 def _features(vectorizer: TfidfVectorizer, examples: Sequence[TextExample]) -> Any:

@@ -7,20 +7,25 @@ import dataclasses
 
 TASKS = (
     "pair_classification",
+    "pair_regression",
     "sentence_classification",
+    "sentence_regression",
     "question_answering",
     "token_classification",
 )
+PAIR_TASKS = ("pair_classification", "pair_regression")
+REGRESSION_TASKS = ("pair_regression", "sentence_regression")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextExample:
-    """One or two texts to be classified."""
+    """One or two texts to be classified, or to get a number."""
 
     text_a: str
     text_b: str | None  # of a pair
     labels: tuple[str, ...] | None  # names; more than one where several apply; None = not known
     name: str  # where it stands, for messages: "dev.tsv, line 17"
+    target: float | None = None  # the number to predict, of a regression; None = not known
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

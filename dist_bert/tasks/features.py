@@ -75,17 +75,15 @@ def text_features(
     examples: Sequence[TextExample],
     tokenizer: Tokenizer,
     max_seq_length: int,
-    classes: Sequence[str],
-    has_several_labels: bool,
+    labels: NDArray[Any] | None,
 ) -> tuple[Features, int]:
     """One or two texts a sample; what is too long loses tokens at the end of its longer text.
 
     Args:
-        examples: whose labels are all among `classes`, or all None.
+        examples: one or two texts each.
         tokenizer: of the encoder.
         max_seq_length: tokens of a sample, special ones included.
-        classes: names, in the order of the scores.
-        has_several_labels: labels become zeros and ones instead of one number.
+        labels: (M,) or (M, C), of the examples; None where they are to be predicted.
 
     Returns:
         The features, and how many samples were cut.
@@ -100,14 +98,8 @@ def text_features(
         sample = [CLS_ID, *a[:kept_a], SEP_ID]
         starts.append(len(sample))
         samples.append([*sample, *b[:kept_b], SEP_ID] if is_pair else sample)
-    labels: dict[str, NDArray[Any]] = {}
-    if examples and examples[0].labels is not None:
-        class_of = {name: index for index, name in enumerate(classes)}
-        chosen = np.zeros((len(examples), len(classes)), np.float32)
-        for row, example in enumerate(examples):
-            chosen[row, [class_of[name] for name in example.labels or ()]] = 1.0
-        labels["labels"] = chosen if has_several_labels else chosen.argmax(1)
-    return _flat(samples, starts, labels), num_cut
+    sample_labels = {} if labels is None else {"labels": labels}
+    return _flat(samples, starts, sample_labels), num_cut
 
 
 def fit_pair(length_a: int, length_b: int, room: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Like the pretraining model, a head takes an unpadded micro-batch and returns its shares of the
 global batch's mean loss and metrics; without labels it returns its scores. Not for: what the
-scores mean (`dist_bert.tasks.outcomes`).
+scores mean (`dist_bert.tasks.task`).
 
 Source: Devlin et al. 2019, "BERT", section 4 (https://arxiv.org/abs/1810.04805).
 
@@ -23,10 +23,7 @@ from dist_bert.device import run_device
 from dist_bert.kernels import dropout
 from dist_bert.model import BertEncoder, BertForPreTraining
 from dist_bert.products import Linear
-from dist_bert.tasks.questions import QuestionTask
-from dist_bert.tasks.texts import TextTask
-from dist_bert.tasks.windows import TOKEN_CLASSES
-from dist_bert.tasks.words import WordTask
+from dist_bert.tasks.task import Task
 
 NUM_SPAN_SCORES = 2  # a token as the first and as the last one of the answer
 
@@ -92,6 +89,64 @@ class BertForTextClassification(nn.Module):
             loss = F.cross_entropy(logits, labels, reduction="sum") / num_samples
             is_right = logits.argmax(1) == labels
         return loss, torch.stack([loss.detach(), is_right.sum() / num_samples])
+
+
+class BertForTextRegression(nn.Module):
+    """One or two texts to a number: [CLS] through BERT's pooler, then a linear layer.
+
+    That tells how many standard deviations the number lies from the mean of the training set, and
+    the loss is the mean squared error of this: 1 is what the mean itself gets.
+    """
+
+    metric_names = ("loss", "mean_absolute_error")
+
+    def __init__(self, config: ModelConfig, mean: float, deviation: float) -> None:
+        """Makes the head anew; `mean` and standard `deviation` of the training set's numbers."""
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, 1)
+        self.dropout_prob = config.hidden_dropout_prob
+        self.mean, self.deviation = mean, deviation
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        num_real_samples: int,
+        labels: Tensor | None = None,
+        num_samples: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Numbers, or shares of loss and metrics.
+
+        Args:
+            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
+            token_type_ids: (T,) int64.
+            position_ids: (T,) int64.
+            cu_seqlens: (B+1,) int32, then the samples of padding.
+            max_seqlen: tokens of the longest sample.
+            num_real_samples: B; samples behind it are padding.
+            labels: (B,) float32 numbers.
+            num_samples: of the global batch.
+
+        Returns:
+            Without labels, float32 numbers (B, 1) in the units of the labels. With labels, the
+            loss, a float32 scalar, and the detached shares of `metric_names`, (2,).
+        """
+        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        pooled = torch.tanh(self.pooler(hidden.index_select(0, cu_seqlens[:num_real_samples])))
+        pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)  # (B, H)
+        deviations: Tensor = self.classifier(pooled).float()  # (B, 1)
+        if labels is None:
+            return deviations * self.deviation + self.mean
+        differences = deviations[:, 0] - (labels.float() - self.mean) / self.deviation  # (B,)
+        loss = differences.square().sum() / num_samples
+        absolute = differences.detach().abs().sum() * self.deviation / num_samples
+        return loss, torch.stack([loss.detach(), absolute])
 
 
 class BertForTokenClassification(nn.Module):
@@ -202,27 +257,19 @@ class BertForQuestionAnswering(nn.Module):
         return loss, torch.stack([loss.detach(), is_right.sum() / num_samples])
 
 
-Head = BertForTextClassification | BertForTokenClassification | BertForQuestionAnswering
+Head = (
+    BertForTextClassification
+    | BertForTextRegression
+    | BertForTokenClassification
+    | BertForQuestionAnswering
+)
 
 
-def new_head(task: TextTask | WordTask | QuestionTask, config: ModelConfig) -> Head:
-    """The head that a task needs, with new weights."""
-    if isinstance(task, TextTask):
-        return BertForTextClassification(config, len(task.classes), task.has_several_labels)
-    if isinstance(task, WordTask):
-        return BertForTokenClassification(config, len(task.classes))
-    if task.as_token_classes:
-        return BertForTokenClassification(config, len(TOKEN_CLASSES))
-    return BertForQuestionAnswering(config)
-
-
-def load_head(
-    task: TextTask | WordTask | QuestionTask, config: ModelConfig, weights: Path
-) -> tuple[Head, torch.device]:
+def load_head(task: Task, config: ModelConfig, weights: Path) -> tuple[Head, torch.device]:
     """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU."""
     device = run_device()
     with torch.device("meta"):  # the weights are all replaced: nothing to initialise
-        head = new_head(task, config)
+        head = task.new_head(config)
     head.load_state_dict(load_file(weights), assign=True)
     return head.to(device).eval(), device
 

@@ -1,13 +1,14 @@
 """Answers in contexts: windows, features, answers and scores. No torch."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from dist_bert.config import ModelConfig
 from dist_bert.data import NO_LABEL
 from dist_bert.tasks.answers import (
     Prediction,
@@ -19,8 +20,12 @@ from dist_bert.tasks.answers import (
 from dist_bert.tasks.examples import QuestionExample
 from dist_bert.tasks.features import Features, mean_cross_entropy, question_features
 from dist_bert.tasks.scores import Scores, answer_scores, language_of, score_answer
-from dist_bert.tasks.windows import Window, windows_of, with_few_null_windows
+from dist_bert.tasks.texts import published_classes
+from dist_bert.tasks.windows import TOKEN_CLASSES, Window, windows_of, with_few_null_windows
 from dist_bert.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from dist_bert.tasks.heads import BertForQuestionAnswering, BertForTokenClassification
 
 _NUM_CANDIDATES = 20
 
@@ -49,6 +54,22 @@ class QuestionTask:
     may_lack_answers: bool = False  # contexts without an answer were learnt from
     null_score_threshold: float = 0.0  # by how much no answer must outscore the best one, if so
     max_null_windows: int = 0  # windows of a question without the answer to learn from; 0 = all
+    classes: ClassVar[tuple[str, ...]] = ()
+    pipeline: ClassVar[str] = "question-answering"
+
+    def labels_of(self, example: QuestionExample) -> Sequence[str]:
+        """None: answers are places."""
+        return ()
+
+    def new_head(
+        self, config: ModelConfig
+    ) -> "BertForQuestionAnswering | BertForTokenClassification":
+        """Start and end chosen among all tokens, or every token to `TOKEN_CLASSES`."""
+        from dist_bert.tasks.heads import BertForQuestionAnswering, BertForTokenClassification
+
+        if self.as_token_classes:
+            return BertForTokenClassification(config, len(TOKEN_CLASSES))
+        return BertForQuestionAnswering(config)
 
     def prepare(self, examples: Sequence[QuestionExample], is_training: bool) -> PreparedQuestions:
         """Turns examples into features; in training, only those whose answer has a place."""
@@ -166,3 +187,13 @@ class QuestionTask:
         told = {answer["id"]: answer["answer"] for answer in answers}
         language = language_of([text for texts in gold.values() for text in texts])
         return answer_scores(gold, told, language)
+
+    def published_facts(self) -> dict[str, Any]:
+        """The class of transformers and, where tokens have classes, their names."""
+        if not self.as_token_classes:
+            return {"architectures": ["BertForQuestionAnswering"]}
+        return {"architectures": ["BertForTokenClassification"], **published_classes(TOKEN_CLASSES)}
+
+    def published_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same."""
+        return weights

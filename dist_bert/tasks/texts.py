@@ -1,17 +1,23 @@
 """Classification of one or two texts: classes, features, answers and scores. No torch."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
+from dist_bert.config import ModelConfig
 from dist_bert.tasks.examples import TextExample
 from dist_bert.tasks.features import Features, mean_cross_entropy, text_features
 from dist_bert.tasks.scores import Scores, classification_scores, multi_label_scores
 from dist_bert.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from dist_bert.tasks.heads import BertForTextClassification
+
+TEXT_PIPELINE = "text-classification"  # transformers', of classes and of numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +29,18 @@ class PreparedTexts:
     notes: tuple[str, ...]  # what a user should know of the preparation
 
 
+def prepared_texts(
+    examples: Sequence[TextExample],
+    tokenizer: Tokenizer,
+    max_seq_length: int,
+    labels: NDArray[Any] | None,
+) -> PreparedTexts:
+    """Examples, their features, and a note where texts were cut."""
+    features, num_cut = text_features(examples, tokenizer, max_seq_length, labels)
+    note = f"{num_cut:,} of {len(examples):,} texts were cut to {max_seq_length} tokens"
+    return PreparedTexts(examples, features, (note,) if num_cut else ())
+
+
 @dataclasses.dataclass(frozen=True)
 class TextTask:
     """What fine-tuning, scoring and prediction need to know of classification."""
@@ -32,13 +50,24 @@ class TextTask:
     classes: tuple[str, ...]
     has_several_labels: bool
 
+    pipeline: ClassVar[str] = TEXT_PIPELINE
+
+    def labels_of(self, example: TextExample) -> Sequence[str]:
+        """Its labels."""
+        return example.labels or ()
+
+    def new_head(self, config: ModelConfig) -> "BertForTextClassification":
+        """[CLS] through the pooler to the classes."""
+        from dist_bert.tasks.heads import BertForTextClassification
+
+        return BertForTextClassification(config, len(self.classes), self.has_several_labels)
+
     def prepare(self, examples: Sequence[TextExample], is_training: bool) -> PreparedTexts:
         """Turns examples into features; `is_training` makes no difference here."""
-        features, num_cut = text_features(
-            examples, self.tokenizer, self.max_seq_length, self.classes, self.has_several_labels
-        )
-        note = f"{num_cut:,} of {len(examples):,} texts were cut to {self.max_seq_length} tokens"
-        return PreparedTexts(examples, features, (note,) if num_cut else ())
+        labels = None
+        if examples and examples[0].labels is not None:
+            labels = class_labels(examples, self.classes, self.has_several_labels)
+        return prepared_texts(examples, self.tokenizer, self.max_seq_length, labels)
 
     def loss(self, prepared: PreparedTexts, logits: Sequence[NDArray[np.float32]]) -> float:
         """Mean loss of a labelled set from the scores (C,) of its samples."""
@@ -75,3 +104,56 @@ class TextTask:
         for row, answer in enumerate(answers):
             chosen[row, [class_of[name] for name in answer["labels"]]] = True
         return multi_label_scores(gold.astype(np.bool_), chosen, self.classes)
+
+    def published_facts(self) -> dict[str, Any]:
+        """The class of transformers and the names of the classes."""
+        kind = "multi" if self.has_several_labels else "single"
+        return {
+            "architectures": ["BertForSequenceClassification"],
+            "problem_type": f"{kind}_label_classification",
+            **published_classes(self.classes),
+        }
+
+    def published_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same."""
+        return weights
+
+    def answer_of_pipeline(self, told: Sequence[dict[str, Any]]) -> Any:
+        """What transformers' pipeline says, in place of an answer of this task.
+
+        Args:
+            told: all classes with their scores, the best one first.
+        """
+        if not self.has_several_labels:
+            return told[0]["label"]
+        names = (scores["label"] for scores in told if scores["score"] > 0.5)
+        return sorted(names, key=self.classes.index)
+
+    def told(self, answer: dict[str, Any]) -> Any:
+        """What `answer_of_pipeline` must be like."""
+        return answer["labels" if self.has_several_labels else "label"]
+
+
+def class_labels(
+    examples: Sequence[TextExample], classes: Sequence[str], has_several_labels: bool
+) -> NDArray[Any]:
+    """(M,) int64 classes; (M, C) float32 zeros and ones where several may apply.
+
+    Args:
+        examples: whose labels are all among `classes`.
+        classes: names, in the order of the scores.
+        has_several_labels: labels become zeros and ones instead of one number.
+    """
+    class_of = {name: index for index, name in enumerate(classes)}
+    chosen = np.zeros((len(examples), len(classes)), np.float32)
+    for row, example in enumerate(examples):
+        chosen[row, [class_of[name] for name in example.labels or ()]] = 1.0
+    return chosen if has_several_labels else chosen.argmax(1)
+
+
+def published_classes(classes: Sequence[str]) -> dict[str, Any]:
+    """The names of classes in transformers' config.json."""
+    return {
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "label2id": {name: index for index, name in enumerate(classes)},
+    }

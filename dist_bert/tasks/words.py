@@ -1,17 +1,22 @@
 """Tags of words: labels, features, answers and scores. No torch."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from dist_bert.config import ModelConfig
 from dist_bert.tasks.examples import WordsExample
 from dist_bert.tasks.features import Features, mean_cross_entropy, word_features
 from dist_bert.tasks.scores import Scores, tag_scores
+from dist_bert.tasks.texts import published_classes
 from dist_bert.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from dist_bert.tasks.heads import BertForTokenClassification
 
 OUTSIDE = "O"
 
@@ -33,6 +38,17 @@ class WordTask:
     tokenizer: Tokenizer
     max_seq_length: int
     classes: tuple[str, ...]  # tags in IOB2
+    pipeline: ClassVar[str] = "token-classification"
+
+    def labels_of(self, example: WordsExample) -> Sequence[str]:
+        """Its tags."""
+        return example.tags or ()
+
+    def new_head(self, config: ModelConfig) -> "BertForTokenClassification":
+        """Every token to the tags."""
+        from dist_bert.tasks.heads import BertForTokenClassification
+
+        return BertForTokenClassification(config, len(self.classes))
 
     def prepare(self, examples: Sequence[WordsExample], is_training: bool) -> PreparedWords:
         """Turns examples into features; `is_training` makes no difference here."""
@@ -80,6 +96,17 @@ class WordTask:
         """Scores of the answers to labelled examples, by whole entities."""
         gold = [list(example.tags or ()) for example in prepared.examples]
         return tag_scores(gold, [answer["tags"] for answer in answers])
+
+    def published_facts(self) -> dict[str, Any]:
+        """The class of transformers and the tags."""
+        return {
+            "architectures": ["BertForTokenClassification"],
+            **published_classes(self.classes),
+        }
+
+    def published_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same."""
+        return weights
 
 
 def likeliest_tags(logits: NDArray[np.float32], classes: Sequence[str]) -> list[str]:

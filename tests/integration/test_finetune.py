@@ -38,6 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled sets of all tasks, and the DeepSpeed JSON."""
     folder = tmp_path_factory.mktemp("sets")
     labelled.write_pairs(folder / "pairs.tsv", labelled.pairs(40))
+    labelled.write_rated_pairs(folder / "rated.tsv", labelled.rated_pairs(40))
     labelled.write_texts(folder / "texts.tsv", labelled.texts(40, num_labels=3))
     labelled.write_tagged(folder / "words.conll", labelled.tagged(40))
     labelled.write_questions(folder / "questions.json", labelled.questions(20))
@@ -150,6 +151,7 @@ def test_seeds_and_learning_rates_are_runs_and_the_best_is_named(
     "task,name,flags",
     [
         ("sentence_classification", "texts.tsv", ("--label_separator", ",")),
+        ("pair_regression", "rated.tsv", ()),
         (
             "question_answering",
             "questions.json",
@@ -171,7 +173,7 @@ def test_other_tasks(
     ended = run_script(sys.executable, *arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     kept = results(tmp_path)
-    assert 0.0 <= kept["values"][kept["main"]] <= 1.0 and math.isfinite(kept["loss"])
+    assert -1.0 <= kept["values"][kept["main"]] <= 1.0 and math.isfinite(kept["loss"])
     if task == "question_answering":
         assert "null_score_threshold" in kept
     ended = run_script(
@@ -179,7 +181,13 @@ def test_other_tasks(
         "--input", files / name, *(flags if task == "sentence_classification" else ()),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == (40 if task == "sentence_classification" else 20)
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(answers) == (20 if task == "question_answering" else 40)
+    if task == "pair_regression":
+        assert kept["main"] == "spearman"
+        assert all(isinstance(answer["score"], float) for answer in answers)
+        names = {name for row in read_metrics(tmp_path) for name in row}
+        assert {"train/mean_absolute_error", "validation/pearson"} <= names
 
 
 @pytest.mark.slow
@@ -232,6 +240,11 @@ def test_mistakes_are_one_line(encoder: Path, files: Path, tmp_path: Path) -> No
     refused("pair_classification", "empty.tsv", "empty.tsv")
     refused("pair_classification", "pairs.tsv", "too many for classes", "--label_column",
             "sentence1", "--text_column", "label")  # fmt: skip
+    refused("pair_classification", "rated.tsv", "to predict them give --task sentence_regression")
+    rows = (files / "rated.tsv").read_text().splitlines()
+    same = [row.rpartition("\t")[0] + "\t3.5" for row in rows[1:]]
+    (files / "same.tsv").write_text("\n".join([rows[0], *same]))
+    refused("pair_regression", "same.tsv", "all numbers to learn from are 3.5")
     refused("token_classification", "words.conll", "max_seq_length = 99", "--max_seq_length", "99")
     refused("question_answering", "questions.json", "max_question_tokens (64)")
 

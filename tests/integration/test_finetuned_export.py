@@ -49,6 +49,7 @@ def tokenizer(data_set: Path) -> Path:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     labelled.write_pairs(folder / "pairs.tsv", labelled.pairs(40))
+    labelled.write_rated_pairs(folder / "rated.tsv", labelled.rated_pairs(40))
     labelled.write_texts(folder / "texts.tsv", labelled.texts(40, num_labels=3))
     mixed = labelled.questions(11) + labelled.questions(5, seed=1, is_chinese=True)
     numbered = [dataclasses.replace(question, id=f"{i}") for i, question in enumerate(mixed)]
@@ -145,6 +146,28 @@ def test_several_labels(
     assert config.problem_type == "multi_label_classification"
     (printed,) = run_card(folder, monkeypatch)
     assert all(name in printed for name in labelled.LABELS)
+
+
+@pytest.mark.parametrize("task", ["pair_regression", "sentence_regression"])
+def test_numbers(
+    tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """The scale of the training set is in the last layer that is exported."""
+    facts = {"max_seq_length": LENGTH, "mean": 250.0, "deviation": 30.0}
+    examples = sets / ("rated.tsv" if task == "pair_regression" else "texts.tsv")
+    run_dir, folder = tmp_path / "run", tmp_path / "new"
+    head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, examples)
+    assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    assert (model.config.problem_type, model.config.num_labels) == ("regression", 1)
+    assert model.config.id2label == {0: "score"}
+    ours, theirs, _ = scores_of_both(head, model, folder)
+    torch.testing.assert_close(ours, theirs.logits, rtol=1e-4, atol=1e-3)
+    assert ours.std() > 1.0, "on the scale of the set"
+    (printed,) = run_card(folder, monkeypatch)
+    assert "'score'" in printed
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "mean 250, standard deviation 30" in card and "classes" not in card
 
 
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")

@@ -78,7 +78,8 @@ def read_examples(task: str, path: str, config: ReadConfig, is_labelled: bool = 
         examples, layout = read_texts(task, path, config, names, is_labelled, tally)
     tally.check(config.max_bad_share)
     if not examples:
-        raise UserError(f"{path}: holds no example (read as {layout}); give another file")
+        told = "".join(f"; {reason}: {number:,}" for reason, number in tally.notes.items())
+        raise UserError(f"{path}: holds no example (read as {layout}{told}); give another file")
     return Labelled(
         examples, layout, label_names, tally.num_rows, tally.bad, tally.notes, tally.first_bad
     )

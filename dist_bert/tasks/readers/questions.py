@@ -13,16 +13,18 @@ from dist_bert.errors import UserError
 from dist_bert.tasks.examples import Answer, QuestionExample
 from dist_bert.tasks.readers.read_config import ReadConfig
 from dist_bert.tasks.readers.source import (
+    first_lines,
     json_object,
     lines_of,
     read_text,
+    shown,
     whole_characters,
 )
 from dist_bert.tasks.readers.tally import RowError, Tally
 
 _WANTED = (
     'wanted are {"data": [{"paragraphs": ...}]} (SQuAD), [{"context_text": ..., "qas": ...}] (CMRC)'
-    ' or JSON lines of {"question": ..., "context": ..., "answers": ...}'
+    ' or rows of {"question": ..., "context": ..., "answers": ...}, as JSON lines or a list'
 )
 # What the layouts call a thing, SQuAD's names first.
 _CONTEXT = ("context", "context_text")
@@ -67,45 +69,71 @@ def read_questions(
 def _rows(path: str, layout: str) -> tuple[Iterator[tuple[str, Question]], str]:
     """Questions with their contexts, each with its place, and what the file is read as."""
     text = read_text(path)
-    first = json_object(text.lstrip().partition("\n")[0]) or {}
-    if layout == "jsonl" or (layout == "auto" and _has(first, _CONTEXT) and _has(first, _QUESTION)):
+    lines = first_lines(text)
+    firsts = [record for line in lines if (record := json_object(line)) is not None]
+    are_lines = 2 * len(firsts) > len(lines) and any(map(_is_row, firsts))
+    if layout == "jsonl" or (layout == "auto" and are_lines):
         return _json_lines(text, path), "JSON lines"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}); {_WANTED}") from None
     if isinstance(value, dict) and isinstance(value.get("data"), list) and layout != "cmrc":
-        return _squad(value["data"], path), "SQuAD"
-    if isinstance(value, list) and layout != "squad":
-        is_cmrc = any(isinstance(item, dict) and _has(item, _CONTEXT) for item in value[:1])
-        if is_cmrc:
-            return _cmrc(value, path), "CMRC 2018, answers where they first stand in the text"
+        rows = value["data"]
+        told = "SQuAD's questions as rows" if any(map(_is_row, rows)) else "SQuAD"
+        return _items(rows, f"{path}, data"), told
+    if isinstance(value, list):
+        is_cmrc = any(isinstance(item, dict) and "context_text" in item for item in value)
+        kinds = [kind for item in value if (kind := _kind_of(item)) is not None]
+        if is_cmrc and layout != "squad":
+            told = "CMRC 2018, answers where they first stand in the text"
+            return _items(value, f"{path}, "), told
+        if kinds and layout in ("auto", "squad") and not is_cmrc:
+            told = "SQuAD's questions as rows" if kinds[0] == "row" else f"a list of {kinds[0]}s"
+            return _items(value, f"{path}, "), told
     told = (
-        f"an object of {', '.join(value)}"
+        f"an object of {', '.join(shown(whole_characters(name)) for name in value)}"
         if isinstance(value, dict)
         else f"JSON of type {type(value).__name__}"
     )
     raise UserError(f"{path}: holds {told}; {_WANTED}")
 
 
+def _kind_of(item: Any) -> str | None:
+    """What an item of a list is: article, paragraph or row, or none of them."""
+    if _list_in(item, "paragraphs") is not None:
+        return "article"
+    if _list_in(item, "qas") is not None:
+        return "paragraph"
+    return "row" if _is_row(item) else None
+
+
+def _is_row(item: Any) -> bool:
+    """Whether something is a question with its context."""
+    return isinstance(item, dict) and _has(item, _CONTEXT) and _has(item, _QUESTION)
+
+
 def _has(fields: dict[str, Any], names: tuple[str, str]) -> bool:
     return any(name in fields for name in names)
 
 
-def _squad(articles: list[Any], path: str) -> Iterator[tuple[str, Question]]:
-    for number, article in enumerate(articles):
-        place = f"{path}, data[{number}]"
-        paragraphs = _list_in(article, "paragraphs")
-        if paragraphs is None:
-            yield place, RowError("article without paragraphs")
-            continue
+def _items(items: list[Any], place: str) -> Iterator[tuple[str, Question]]:
+    """The questions of a list: of articles of paragraphs, of paragraphs, or of rows."""
+    for number, item in enumerate(items):
+        yield from _item(item, f"{place}[{number}]")
+
+
+def _item(item: Any, place: str) -> Iterator[tuple[str, Question]]:
+    paragraphs = _list_in(item, "paragraphs")
+    if paragraphs is not None:
         for index, paragraph in enumerate(paragraphs):
             yield from _paragraph(paragraph, f"{place}.paragraphs[{index}]")
-
-
-def _cmrc(paragraphs: list[Any], path: str) -> Iterator[tuple[str, Question]]:
-    for number, paragraph in enumerate(paragraphs):
-        yield from _paragraph(paragraph, f"{path}, [{number}]")
+    elif _is_row(item):
+        yield place, item
+    elif isinstance(item, dict) and _has(item, _CONTEXT):
+        yield from _paragraph(item, place)
+    else:
+        yield place, RowError("article without paragraphs")
 
 
 def _paragraph(paragraph: Any, place: str) -> Iterator[tuple[str, Question]]:
@@ -139,8 +167,8 @@ def _example(
         raise row
     context, question = _text(row, _CONTEXT), _text(row, _QUESTION)
     given = next((row[name] for name in _ID if row.get(name) is not None), None)
-    id_ = place if given is None else str(given)
-    name = place if given is None else f"{path}, question {id_}"
+    id_ = place if given is None else whole_characters(str(given))
+    name = place if given is None else f"{path}, question {shown(id_)}"
     answers = _answers(row, context, name, tally) if is_labelled else None
     return QuestionExample(id_, question.strip(), context, answers, name)
 
@@ -178,6 +206,8 @@ def _given_answers(value: Any) -> list[_Given]:
         texts, starts = value.get("text"), value.get("answer_start")
         if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
             value = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+        elif isinstance(texts, str):
+            value = [value]
     if not isinstance(value, list):
         raise RowError("no list of answers")
     given: list[_Given] = []
@@ -186,6 +216,8 @@ def _given_answers(value: Any) -> list[_Given]:
         text, start = fields.get("text"), fields.get("answer_start", -1)
         if not isinstance(text, str):
             raise RowError("answer without text", f"answer {answer!r} has no text")
+        if isinstance(start, float) and start.is_integer():
+            start = int(start)  # whole numbers that passed through floats
         given.append((whole_characters(text), start if start is None or type(start) is int else -1))
     return given
 

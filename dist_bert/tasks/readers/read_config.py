@@ -5,16 +5,24 @@ import dataclasses
 from dist_bert.config import raise_all, setting
 from dist_bert.errors import UserError
 
+_TEXT_FORMATS = ("tsv", "csv", "jsonl", "parallel")
 # Task -> layouts that hold its examples.
 FORMATS_OF = {
-    "pair_classification": ("tsv", "csv", "jsonl", "parallel"),
-    "sentence_classification": ("tsv", "csv", "jsonl", "parallel"),
+    "pair_classification": _TEXT_FORMATS,
+    "pair_regression": _TEXT_FORMATS,
+    "sentence_classification": _TEXT_FORMATS,
+    "sentence_regression": _TEXT_FORMATS,
     "question_answering": ("squad", "cmrc", "jsonl"),
     "token_classification": ("conll", "iob2", "jsonl"),
 }
 FORMATS = ("auto", *dict.fromkeys(name for names in FORMATS_OF.values() for name in names))
 
+# What stands between columns, as --separator calls it.
+SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
+_CONTRARY = {("tsv", name) for name in SEPARATORS if name != "tab"} | {("csv", "tab")}
+
 _OF_TEXTS = (
+    "separator",
     "header",
     "quoting",
     "text_column",
@@ -23,11 +31,14 @@ _OF_TEXTS = (
     "label_separator",
     "drop_several_labels",
 )
+_OF_CLASSES = ("label_separator", "drop_several_labels", "labels")
 _OF_WORDS = ("token_column", "tag_column", "tag_scheme")
 # Task -> settings that say nothing about it.
 _UNUSED = {
     "pair_classification": _OF_WORDS,
+    "pair_regression": (*_OF_CLASSES, *_OF_WORDS),
     "sentence_classification": ("text_b_column", *_OF_WORDS),
+    "sentence_regression": ("text_b_column", *_OF_CLASSES, *_OF_WORDS),
     "question_answering": (*_OF_TEXTS, "labels", *_OF_WORDS),
     "token_classification": _OF_TEXTS,
 }
@@ -44,6 +55,11 @@ class ReadConfig:
         " question answering; conll = a word and its tag a line; iob2 = the same behind a number,"
         " with comments (Universal NER); auto = by content",
         FORMATS,
+    )
+    separator: str = setting(
+        "auto",
+        "what stands between the columns of a table; auto = by content",
+        ("auto", *SEPARATORS),
     )
     header: str = setting(
         "auto", "whether the first row names the columns; auto = by it", ("auto", "true", "false")
@@ -106,6 +122,8 @@ class ReadConfig:
         if len(set(chosen.values())) < len(chosen):
             told = ", ".join(f"{name} = {value}" for name, value in chosen.items())
             problems.append(f"{told}: must be different columns")
+        if (self.format, self.separator) in _CONTRARY:
+            problems.append(f"format = {self.format}: has other separators than {self.separator}")
         raise_all("reading", problems)
 
 

@@ -1,216 +1,241 @@
-"""Rows of TSV, CSV and JSON lines, as fields by the part that they play."""
+"""Rows of TSV, CSV and JSON, as fields by the part that they play.
+
+Which column plays which part is said by `columns`. Not for: what a label means (`labels`).
+"""
 
 import csv
 import dataclasses
-import io
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dist_bert.errors import UserError
-from dist_bert.tasks.readers.read_config import ReadConfig, column_number
-from dist_bert.tasks.readers.source import json_object, lines_of
-from dist_bert.tasks.readers.tally import RowError, wrong_columns
+from dist_bert.tasks.readers.columns import (
+    Wanted,
+    columns_by_name,
+    find_columns,
+    has_usual_names,
+    told,
+)
+from dist_bert.tasks.readers.read_config import SEPARATORS, ReadConfig
+from dist_bert.tasks.readers.source import first_lines, json_records, lines_of, shown, suffix_of
+from dist_bert.tasks.readers.tally import RowError, Tally, wrong_columns
 
-TEXT, TEXT_B, LABEL = "text_column", "text_b_column", "label_column"  # parts, as settings call them
 Row = dict[str, Any] | RowError  # part -> field
+_Cells = list[str] | RowError
 
-# Names that public sets give their columns, in order of preference.
-_TEXT_NAMES = (
-    *("text", "sentence", "text_a", "sentence1", "content", "review", "question"),
-    *("utterance", "query", "tweet", "comment", "comment_text", "title"),
-)
-_PAIR_NAMES = (
-    ("text_a", "text_b"),
-    ("sentence1", "sentence2"),
-    ("sentence_a", "sentence_b"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-    ("s1", "s2"),
-    ("query", "passage"),
-)
-_LABEL_NAMES = (
-    *("label", "gold_label", "labels", "category", "class", "intent", "emotion", "sentiment"),
-    *("target", "topic", "is_duplicate", "label_text"),
-)
 _LONGEST_FIELD = 1 << 30  # characters; the csv module allows 131,072 unless it is told
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?=\n)', re.IGNORECASE)  # the first one, for Excel
+_QUOTED_PART = re.compile(r'"(?:[^"]|"")*"')
+_ESCAPED_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
+_ENOUGH_INNER_ROWS = 3  # lines in a field that look like rows: a quote is missing
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows with their places in the file, and what they were read as."""
+    """Rows with their places, and what they were read as.
 
-    rows: list[tuple[int, Row]]  # line from 1
+    `is_named`: each part has its field by a setting or a usual name, none by position.
+    """
+
+    rows: list[tuple[str, Row]]
     layout: str
-    has_header: bool
+    is_named: bool
 
 
-def parts_of(is_pair: bool, is_labelled: bool) -> tuple[str, ...]:
-    """The parts that an example needs, by the names of their settings."""
-    return (TEXT, *([TEXT_B] if is_pair else []), *([LABEL] if is_labelled else []))
+def separator_of(text: str, path: str, wanted: Wanted, config: ReadConfig) -> str | None:
+    """What stands between the columns of a table; None where lines seem to have one column.
+
+    Raises:
+        UserError: two may be meant.
+    """
+    if config.separator != "auto":
+        return SEPARATORS[config.separator]
+    if found := _SEPARATOR_LINE.match(text):
+        return found[1]
+    lines = first_lines(text)
+    is_comma = suffix_of(path) == ".csv" or config.format == "csv"
+    if config.format != "csv" and 2 * sum("\t" in line for line in lines) > len(lines):
+        return "\t"
+    if not (len(wanted.parts) > 1 or is_comma):
+        return None  # a comma alone tells nothing of lines that may be a text each
+    lines = _QUOTED_PART.sub("", "\n".join(lines)).split("\n")
+    candidates = [
+        separator
+        for separator in (",", ";", "|")
+        if 2 * sum(separator in line for line in lines) > len(lines)
+    ]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    named = [c for c in candidates if has_usual_names(lines[0].split(c), wanted)]
+    if len(named) == 1:
+        return named[0]
+    # Of commas in texts, lines have now one and now two.
+    regular = [c for c in candidates if len({line.count(c) for line in lines}) == 1]
+    if len(regular) == 1:
+        return regular[0]
+    names = ", ".join(name for name, s in SEPARATORS.items() if s in candidates)
+    raise UserError(
+        f"{path}: its columns may be separated by any of {names}; give one as --separator"
+    )
 
 
-def table(text: str, path: str, separator: str, parts: Sequence[str], config: ReadConfig) -> Table:
+def table(
+    text: str, path: str, separator: str, wanted: Wanted, config: ReadConfig, tally: Tally
+) -> Table:
     """Rows of fields with a separator between them.
 
     Raises:
         UserError: a column is not there, or a quote is not closed.
     """
-    is_quoted = config.quoting == "true" or (config.quoting == "auto" and separator == ",")
-    text = text.rstrip("\n")
-    lines = list(_quoted(text, separator, path) if is_quoted else _plain(text, separator))
-    first = lines[0][1]
-    names = [] if isinstance(first, RowError) else [name.strip() for name in first]
-    has_header = _has_header(names, parts, config)
-    kind = "CSV" if separator == "," else "TSV"
-    if has_header:
-        lines = lines[1:]
-        columns = _named_columns(names, parts, config, path)
-        num_columns = len(names)
-        layout = f"{kind} with header {','.join(names)}"
+    is_quoted = config.quoting == "true" or (config.quoting == "auto" and separator != "\t")
+    if line_of_excel := _SEPARATOR_LINE.match(text):
+        text = text[line_of_excel.end() :]  # leaves a blank line, so places stay right
+    kind = {"\t": "TSV", ",": "CSV"}.get(separator, f"CSV with {separator!r}")
+    if is_quoted:
+        lines, how = _unquoted(text, separator, path)
+        kind += how
     else:
-        sizes = Counter(len(cells) for _, cells in lines if not isinstance(cells, RowError))
-        num_columns = sizes.most_common(1)[0][0] if sizes else 0
-        columns = _numbered_columns(num_columns, parts, config, path)
+        lines = list(_plain(text, separator))
+    lines = _without_frame(lines)
+    rows = [cells for _, cells in lines if not isinstance(cells, RowError)]
+    sizes = Counter(map(len, rows))
+    num_columns = sizes.most_common(1)[0][0] if sizes else 0
+    columns = find_columns(rows, num_columns, wanted, config, path)
+    if columns.has_header:
+        num_columns = len(columns.names)
+        is_first = next(i for i, (_, cells) in enumerate(lines) if cells is rows[0])
+        del lines[is_first]
+        layout = f"{kind} with header {','.join(map(shown, columns.names))}"
+    else:
         layout = f"{kind} without header, {num_columns} columns"
-    rows: list[tuple[int, Row]] = []
+    found: list[tuple[str, Row]] = []
     for line, cells in lines:
+        place = f"{path}, line {line}"
         if isinstance(cells, RowError):
-            rows.append((line, cells))
+            found.append((place, cells))
         elif len(cells) != num_columns:
-            rows.append((line, wrong_columns(len(cells), num_columns)))
+            found.append((place, wrong_columns(len(cells), num_columns)))
         else:
-            rows.append((line, {part: cells[index] for part, index in columns.items()}))
-    told = [names[i] if has_header else str(i) for i in columns.values()]
-    return Table(rows, f"{layout}; {_told(parts, told)}", has_header)
+            _note_swallowed_rows(cells, separator, place, tally)
+            found.append((place, {p: cells[index] for p, index in columns.index_of.items()}))
+    return Table(found, f"{layout}; {columns.told()}", columns.is_named)
 
 
-def json_lines(text: str, path: str, parts: Sequence[str], config: ReadConfig) -> Table:
-    """A JSON object a line.
+def json_rows(text: str, path: str, wanted: Wanted, config: ReadConfig) -> Table:
+    """JSON objects: one a line, or a list of them.
 
     Raises:
-        UserError: the first object has no field for a part.
+        UserError: no object has a field for a part.
     """
-    records = [
-        (number, json_object(line)) for number, line in enumerate(lines_of(text), 1) if line.strip()
-    ]
-    first = next((record for _, record in records if record is not None), None)
-    if first is None:
+    records = json_records(text, path)
+    names = list(dict.fromkeys(name for _, record in records for name in record or ()))
+    if not names:
         raise UserError(f"{path}: no line is a JSON object; give --format for another layout")
-    names = list(first)
-    columns = {part: names[i] for part, i in _named_columns(names, parts, config, path).items()}
-    rows: list[tuple[int, Row]] = []
-    for number, record in records:
+    index_of, is_named = columns_by_name(names, wanted, config, path)
+    fields = {part: names[index] for part, index in index_of.items()}
+    rows: list[tuple[str, Row]] = []
+    for place, record in records:
         if record is None:
-            rows.append((number, RowError("no JSON object")))
-        else:
-            rows.append((number, {part: record.get(name) for part, name in columns.items()}))
-    return Table(rows, f"JSON lines; {_told(parts, list(columns.values()))}", True)
+            rows.append((place, RowError("no JSON object")))
+        else:  # null means that there is none; a field that lacks is empty
+            rows.append((place, {part: record.get(name, "") for part, name in fields.items()}))
+    is_list = bool(records) and records[0][0].endswith("]")
+    kind = "JSON list" if is_list else "JSON lines"
+    return Table(rows, f"{kind}; {told(fields, list(fields.values()))}", is_named)
 
 
-def _told(parts: Sequence[str], columns: Sequence[str]) -> str:
-    return ", ".join(
-        f"{part.removesuffix('_column')}: {name}" for part, name in zip(parts, columns, strict=True)
-    )
+def _without_frame(lines: list[tuple[int, _Cells]]) -> list[tuple[int, _Cells]]:
+    """Without blank lines at both ends."""
+
+    def is_blank(cells: _Cells) -> bool:
+        return isinstance(cells, list) and not any(map(str.strip, cells)) and len(cells) < 2
+
+    begin, end = 0, len(lines)
+    while begin < end and is_blank(lines[begin][1]):
+        begin += 1
+    while begin < end and is_blank(lines[end - 1][1]):
+        end -= 1
+    return lines[begin:end]
 
 
-def _plain(text: str, separator: str) -> Iterator[tuple[int, list[str] | RowError]]:
+def _plain(text: str, separator: str) -> Iterator[tuple[int, _Cells]]:
     for number, line in enumerate(lines_of(text), 1):
         yield number, line.split(separator)
 
 
-def _quoted(text: str, separator: str, path: str) -> Iterator[tuple[int, list[str] | RowError]]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    # newline: a carriage return inside of a field is no end of a line
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
-    first_line = 1
-    while True:
+def _unquoted(text: str, separator: str, path: str) -> tuple[list[tuple[int, _Cells]], str]:
+    r"""Rows of CSV, whose quotes are escaped by doubling them (RFC 4180), or else by backslashes.
+
+    Returns:
+        The rows, and what is unusual about them.
+    """
+    readings = [(text, "")]
+    if '\\"' in text:  # whichever makes fewer bad rows; a text may end in a backslash, too
+        escaped = _ESCAPED_QUOTE.sub(r'\1""', text)
+        readings.append((escaped, " whose quotes are escaped by backslashes"))
+    problem: UserError | None = None
+    best: tuple[int, list[tuple[int, _Cells]], str] | None = None
+    for reading, how in readings:
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            rows = _quoted(reading, separator, path)
+        except UserError as error:
+            problem = problem or error
+            continue
+        sizes = Counter(len(cells) for _, cells in rows if not isinstance(cells, RowError))
+        num_bad = len(rows) - max(sizes.values(), default=0)
+        if best is None or num_bad < best[0]:
+            best = num_bad, rows, how
+    if best is None:
+        assert problem is not None
+        raise problem
+    return best[1:]
+
+
+def _quoted(text: str, separator: str, path: str) -> list[tuple[int, _Cells]]:
+    """Rows of CSV with the lines at which they begin.
+
+    Raises:
+        UserError: a quote is never closed.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    # A carriage return is white space inside of a text, and an error to the csv module.
+    lines = [f"{line}\n" for line in lines_of(text.rstrip("\n").replace("\r", " "))]
+    rows: list[tuple[int, _Cells]] = []
+    begin = 0  # line from 0 at which the reader began
+    while begin < len(lines):
+        reader = csv.reader(itertools.islice(lines, begin, None), delimiter=separator, strict=True)
+        first_line = begin + 1
+        try:
+            for cells in reader:
+                rows.append((first_line, cells))
+                first_line = begin + reader.line_num + 1
+            break
         except csv.Error as error:
+            last_line = begin + reader.line_num
             if "unexpected end of data" in str(error):
                 raise UserError(
                     f"{path}, line {first_line}: a quote that is opened here is never closed; mend"
                     " it, or give --quoting false where quotes are literal"
                 ) from None
-            told = f"lines {first_line} to {reader.line_num} are no row of CSV ({error})"
-            yield first_line, RowError("quotes do not match", told)
-        else:
-            yield first_line, cells
-        first_line = reader.line_num + 1
+            detail = f"lines {first_line} to {last_line} are no row of CSV ({error})"
+            rows.append((first_line, RowError("quotes do not match", detail)))
+            begin = first_line  # the line behind: a quote that is missing takes one row, not more
+    return rows
 
 
-def _has_header(names: Sequence[str], parts: Sequence[str], config: ReadConfig) -> bool:
-    """Whether the first row names the columns: as told, or because its cells are usual names."""
-    if config.header != "auto":
-        return config.header == "true"
-    chosen = {part: value for part in parts if (value := getattr(config, part))}
-    if any(not value.isdecimal() for value in chosen.values()):
-        return True
-    usual = _usual_columns(names, parts)
-    return bool(usual) and usual.keys() | chosen.keys() >= set(parts)
-
-
-def _usual_columns(names: Sequence[str], parts: Sequence[str]) -> dict[str, int]:
-    """Part -> index of its column, for those parts that have one of the usual names."""
-    lower = [name.lower() for name in names]
-    texts = tuple(part for part in parts if part != LABEL)
-    choices = _PAIR_NAMES if TEXT_B in parts else tuple((name,) for name in _TEXT_NAMES)
-    labels = tuple((name,) for name in _LABEL_NAMES) if LABEL in parts else ()
-    found: dict[str, int] = {}
-    for wanted, sets in ((texts, choices), ((LABEL,), labels)):
-        chosen = next((names for names in sets if set(names) <= set(lower)), ())
-        found.update(zip(wanted, map(lower.index, chosen), strict=False))
-    return found
-
-
-def _named_columns(
-    names: Sequence[str], parts: Sequence[str], config: ReadConfig, path: str
-) -> dict[str, int]:
-    """Part -> index of its column, by settings and usual names."""
-    usual = _usual_columns(names, parts)
-    columns = {}
-    for part in parts:
-        value = getattr(config, part)
-        if value in names:
-            columns[part] = names.index(value)
-        elif value.isdecimal():
-            columns[part] = column_number(part, value, len(names), path)
-        elif value:
-            raise UserError(
-                f"{path}: has no column {value!r} (--{part}); there are {', '.join(names)}"
+def _note_swallowed_rows(cells: Sequence[str], separator: str, place: str, tally: Tally) -> None:
+    """Notes a field with lines that look like rows of the file: what a missing quote makes."""
+    for cell in cells:
+        inner = cell.split("\n")[1:-1]  # the first and the last line may be of this row
+        if len(inner) >= _ENOUGH_INNER_ROWS and all(
+            line.count(separator) == len(cells) - 1 for line in inner
+        ):
+            tally.note(
+                "a quoted field holds lines that look like rows",
+                place,
+                f"a quoted field holds {len(inner):,} lines that look like rows; is a quote"
+                " missing? Where quotes are literal, give --quoting false",
             )
-        elif part in usual:
-            columns[part] = usual[part]
-        else:
-            raise UserError(
-                f"{path}: none of its columns has a usual name for --{part}; name one of"
-                f" {', '.join(names)}"
-            )
-    return columns
-
-
-def _numbered_columns(
-    num_columns: int, parts: Sequence[str], config: ReadConfig, path: str
-) -> dict[str, int]:
-    """Part -> index of its column, by settings, or the first that is free: of labels, behind."""
-    columns: dict[str, int] = {}
-    for part in parts:
-        if value := getattr(config, part):
-            columns[part] = column_number(part, value, num_columns, path)
-    for part in parts:
-        if part in columns:
-            continue
-        free = [index for index in range(num_columns) if index not in columns.values()]
-        if not free:
-            raise UserError(
-                f"{path}: has no header of usual names, and of its columns (there are"
-                f" {num_columns}) none is left for --{part}; give --format, --header or its number"
-            )
-        behind = [index for index in free if index > max(columns.values(), default=-1)]
-        columns[part] = (behind if part == LABEL and behind else free)[0]
-    return {part: columns[part] for part in parts}

@@ -9,14 +9,15 @@ from typing import Any
 
 from dist_bert.errors import UserError
 from dist_bert.tasks.examples import WordsExample
-from dist_bert.tasks.readers.labels import LabelRule
+from dist_bert.tasks.readers.labels import LabelRule, note_alike
 from dist_bert.tasks.readers.read_config import ReadConfig, column_number
 from dist_bert.tasks.readers.source import (
     first_lines,
-    is_json_lines,
-    json_object,
+    is_json,
+    json_records,
     lines_of,
     read_text,
+    shown,
     whole_characters,
 )
 from dist_bert.tasks.readers.tags import Tag, parse_tag, scheme_of, to_iob2
@@ -25,6 +26,8 @@ from dist_bert.tasks.readers.tally import RowError, Tally, wrong_columns
 _TOKEN_FIELDS = ("tokens", "words")  # of JSON lines, in order of preference
 _TAG_FIELDS = ("ner_tags", "tags", "labels")
 _DOCUMENT = "-DOCSTART-"
+# What stands between columns without tabs; a no-break space may stand inside of a word.
+_BLANKS = re.compile(r"[ \t]+")
 _NUMBER = re.compile(r"\d+([-.]\d+)?")  # 1-2 spans the words 1 and 2, 1.1 is no word of the text
 Row = list[tuple[str, Any, Any]] | RowError  # place, word and tag of each word
 
@@ -70,13 +73,12 @@ def read_words(
         The examples, and what the file was read as.
     """
     text = read_text(path)
-    lines = lines_of(text)
     layout = _layout_of(text, path) if config.format == "auto" else config.format
-    rule = LabelRule(names, "")
+    rule = LabelRule(names, "", missing=frozenset(), are_whole=names is not None)
     if layout == "jsonl":
-        rows, told = _json_rows(lines, path, config, is_labelled)
+        rows, told = _json_rows(text, path, config, is_labelled)
     else:
-        rows, told = _column_rows(lines, path, layout == "iob2", config, is_labelled)
+        rows, told = _column_rows(lines_of(text), path, layout == "iob2", config, is_labelled)
     sentences = []
     for place, row in rows:
         tally.num_rows += 1
@@ -86,6 +88,7 @@ def read_words(
             tally.count_bad(place, bad)
     if not is_labelled:
         return [WordsExample(tuple(s.words), None, s.name) for s in sentences], told
+    note_alike((kind for s in sentences for _, kind in s.tags if kind), path, tally)
     scheme = config.tag_scheme
     if scheme == "auto":
         scheme = scheme_of(sentence.tags for sentence in sentences)
@@ -100,9 +103,9 @@ def read_words(
 
 def _layout_of(text: str, path: str) -> str:
     """jsonl, iob2 or conll, by the first lines."""
-    if is_json_lines(text, path):
+    if is_json(text, path):
         return "jsonl"
-    rows = [line.split() for line in first_lines(text) if not _is_comment(line)]
+    rows = [_cells(line, has_tabs=False) for line in first_lines(text) if not _is_comment(line)]
     is_numbered = all(len(row) > 1 and _NUMBER.fullmatch(row[0]) for row in rows)
     return "iob2" if rows and is_numbered else "conll"
 
@@ -116,19 +119,18 @@ def _column_rows(
     lines: Sequence[str], path: str, is_iob2: bool, config: ReadConfig, is_labelled: bool
 ) -> tuple[list[tuple[str, Row]], str]:
     """Sentences of lines that are a word each, their columns separated by tabs, or else spaces."""
-    numbered = [
-        (number, line)
-        for number, line in enumerate(lines, 1)
-        if not (is_iob2 and _is_comment(line))
-    ]
+    # A comment stands in front of a sentence: it ends the one before, as a blank line does.
     blocks = [
         list(block)
-        for is_border, block in itertools.groupby(numbered, lambda item: _is_border(item[1]))
+        for is_border, block in itertools.groupby(
+            enumerate(lines, 1),
+            lambda item: _is_border(item[1]) or (is_iob2 and _is_comment(item[1])),
+        )
         if not is_border
     ]
     all_words = [line for block in blocks for _, line in block]
-    separator = "\t" if 2 * sum("\t" in line for line in all_words) > len(all_words) else None
-    sizes = Counter(len(line.split(separator)) for line in all_words)
+    has_tabs = 2 * sum("\t" in line for line in all_words) > len(all_words)
+    sizes = Counter(len(_cells(line, has_tabs)) for line in all_words)
     num_columns = sizes.most_common(1)[0][0] if sizes else 0
     usual_token, usual_tag = (1, 2) if is_iob2 else (0, max(num_columns - 1, 1))
     token = column_number(
@@ -141,7 +143,7 @@ def _column_rows(
     for block in blocks:
         words: list[tuple[str, Any, Any]] = []
         for number, line in block:
-            cells = [cell.strip() for cell in line.split(separator)]
+            cells = _cells(line, has_tabs)
             place = f"{path}, line {number}"
             if len(cells) != num_columns:
                 rows.append((place, wrong_columns(len(cells), num_columns)))
@@ -152,28 +154,34 @@ def _column_rows(
             rows.append((f"{path}, line {block[0][0]}", words))
     kind = "iob2" if is_iob2 else "CoNLL"
     told = f", tag: {tag}" if tag is not None else ""
-    by = "tabs" if separator else "spaces"
+    by = "tabs" if has_tabs else "spaces"
     return rows, f"{kind} with {num_columns} columns by {by}; token: {token}{told}"
 
 
 def _is_border(line: str) -> bool:
     """Whether a line stands between sentences: it is white space, or begins a document."""
-    return not line.strip() or line.split()[0] == _DOCUMENT
+    return not line.strip() or _cells(line, has_tabs=False)[0] == _DOCUMENT
+
+
+def _cells(line: str, has_tabs: bool) -> list[str]:
+    """The columns of a line."""
+    if has_tabs:
+        return [cell.strip() for cell in line.split("\t")]
+    return _BLANKS.split(line.strip(" \t\r"))
 
 
 def _json_rows(
-    lines: Sequence[str], path: str, config: ReadConfig, is_labelled: bool
+    text: str, path: str, config: ReadConfig, is_labelled: bool
 ) -> tuple[list[tuple[str, Row]], str]:
-    """Sentences that are a JSON object a line, with a list of words and one of tags."""
-    records = [(n, json_object(line)) for n, line in enumerate(lines, 1) if line.strip()]
+    """Sentences that are a JSON object each, with a list of words and one of tags."""
+    records = json_records(text, path)
     fields = next((list(record) for _, record in records if record is not None), [])
     token = _field("token_column", config.token_column, _TOKEN_FIELDS, fields, path)
     tag = None
     if is_labelled:
         tag = _field("tag_column", config.tag_column, _TAG_FIELDS, fields, path)
     rows: list[tuple[str, Row]] = []
-    for number, record in records:
-        place = f"{path}, line {number}"
+    for place, record in records:
         record = record or {}
         words = record.get(token)
         tags = words if tag is None else record.get(tag)
@@ -191,7 +199,7 @@ def _field(name: str, value: str, usual: Sequence[str], fields: Sequence[str], p
     if found is None:
         raise UserError(
             f"{path}: has no field {value or ' or '.join(usual)}; give --{name}, one of"
-            f" {', '.join(fields) or '(there is no JSON object)'}"
+            f" {', '.join(map(shown, fields)) or '(there is no JSON object)'}"
         )
     return found
 
@@ -210,10 +218,20 @@ def _sentence(place: str, row: Row, rule: LabelRule, is_labelled: bool, tally: T
         words.append(word)
         places.append(word_place)
         if is_labelled:
-            tags.append(parse_tag(rule.label_of(tag)))
+            tags.append(_tag(rule.label_of(tag), rule))
     if not words:
         raise RowError("no words")
     return _Sentence(place, words, tags, places)
+
+
+def _tag(text: str, rule: LabelRule) -> Tag:
+    if rule.names is None and text.isdecimal():
+        raise RowError(
+            "tag is a number",
+            f"tag {text!r} is a number; list the tags in the order of their numbers in a file"
+            " (--labels), or choose another column (--tag_column)",
+        )
+    return parse_tag(text)
 
 
 def _example(sentence: _Sentence, scheme: str, tally: Tally) -> WordsExample:
