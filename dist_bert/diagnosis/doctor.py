@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dist_bert.deepspeed_release import REMEDY, fault_of
 from dist_bert.diagnosis.limits import (
     cgroup_cores,
     cgroup_memory_bytes,
@@ -151,7 +152,15 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "python", f"{platform.python_version()} at {sys.executable}")
     for package in PACKAGES:
         version = _version(package)
-        yield Finding("versions", package, version or "not installed")  # the import is tried below
+        fault = fault_of(version) if package == "deepspeed" else ""
+        yield Finding(
+            "versions",
+            package,
+            version or "not installed",  # the import is tried below
+            fault,
+            REMEDY if fault else "",
+            is_fatal=bool(fault),
+        )
     for package, use in OPTIONAL_PACKAGES.items():
         version = _version(package)
         yield Finding("versions", package, version or f"not installed (optional: {use})")
@@ -186,7 +195,8 @@ def _devices() -> Iterator[Finding]:
         f"{cores} cores share the time of {quota:g}",
         "raise the container's CPU limit",
     )
-    flags = [flag for flag in _BF16_FLAGS if flag in _cpu_flags()]
+    own_flags = cpu_flags(Path("/proc/cpuinfo").read_text())
+    flags = [flag for flag in _BF16_FLAGS if flag in own_flags]
     yield Finding(
         "devices",
         "bf16 on the processor",
@@ -196,11 +206,11 @@ def _devices() -> Iterator[Finding]:
     yield Finding("devices", "GPU device files", str(num_gpus or "none"))
 
 
-def _cpu_flags() -> set[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """Flags of the processor, which /proc/cpuinfo calls flags on x86 and Features on Arm."""
     return {
         flag
-        for line in lines
+        for line in cpuinfo.splitlines()
         if line.startswith(("flags", "Features"))
         for flag in line.split(":", 1)[1].split()
     }
