@@ -26,6 +26,7 @@ from dist_bert.config import read_json
 from dist_bert.errors import UserError
 from dist_bert.files import write_json
 from dist_bert.metrics import read_metrics
+from dist_bert.rendezvous import free_port
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import MANIFEST_NAME
 
@@ -157,7 +158,7 @@ def _num_gpus() -> int:
 def _launcher_flags() -> str:
     """All GPUs (a power of two of them, which divides the batch); 2 ranks where there are none."""
     ranks = 1 << (_num_gpus().bit_length() - 1) if _num_gpus() else min(2, os.cpu_count() or 1)
-    return f"--num_gpus {ranks}"
+    return f"--num_gpus {ranks} --master_port {free_port()}"
 
 
 @contextlib.contextmanager

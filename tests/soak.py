@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from dist_bert.rendezvous import free_port
+
 ROOT = Path(__file__).parents[1]
 BOOKS = ROOT.parent / "shared" / "data" / "pretrain" / "en-books" / "*.txt.gz"
 SEEN, LAUNCH = "SOAK_SEEN", "SOAK_LAUNCH"  # environment: folder of the records, number of the start
@@ -124,7 +126,7 @@ def _train(
     seen = work / f"seen-{name}"
     seen.mkdir(exist_ok=True)
     command = [
-        "deepspeed", "--num_gpus", str(ranks), "--master_port", str(random.randint(20_000, 30_000)),
+        "deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()),
         "--module", "tests.soak", "--worker", "--deepspeed_config", work / "deepspeed.json",
         "--model", work / "model.json", "--config", work / "run.json", "--output_dir", work / name,
     ]  # fmt: skip

@@ -20,7 +20,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels"),
-        ("slurm_environment",),
+        ("deepspeed_release", "rendezvous", "slurm_environment"),
         ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
         ("origin", "pictures", "prefetch", "run_dir", "stopwatch", "stragglers", "text_batches"),
         ("watchdog",),
@@ -110,6 +110,7 @@ TORCHLESS = {
     *SHARED,
     "console",
     "interrupts",
+    "rendezvous",
     "environment",
     "data",
     "reader",

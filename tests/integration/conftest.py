@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dist_bert.config import ModelConfig
+from dist_bert.rendezvous import free_port
 from tests.corpus import write_text_files
 from tests.synthetic import write_run
 
@@ -98,10 +98,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def launcher(num_ranks: int) -> list[str | Path]:
     """The deepspeed launcher on a port of its own, so that tests never meet each other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [BIN / "deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(port)]
+    return [BIN / "deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
 
 
 def kill_when_printed(text: str, *command: str | Path, timeout: float = 120) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
+from dist_bert.rendezvous import free_port
 from tests.integration.conftest import BIN, ROOT, environment, launcher, run_script
 from tests.integration.test_pretrain import write_configs
 
@@ -33,11 +33,8 @@ def start(data_set: Path, tmp_path: Path) -> Start:
         commands = [[*launcher(num_ranks), *script]]
         environments = [{**environment(), "FAULT": fault}]
         if not with_launcher:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = str(probe.getsockname()[1])
             group = {"WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
-            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
             commands = [[BIN / "python", *script]] * num_ranks
             environments = [
                 {**environments[0], **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
