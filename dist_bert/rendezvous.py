@@ -39,6 +39,9 @@ def init_method() -> str:
     """What `init_process_group` takes as `init_method`, for the ranks that the environment names.
 
     A process that nothing has launched becomes the only rank, at a free port.
+
+    Raises:
+        UserError: RANK is set, and MASTER_ADDR or MASTER_PORT is not, or is no port.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return "env://"
@@ -49,6 +52,7 @@ def init_method() -> str:
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    _address()  # here: where a variable is missing, DeepSpeed asks MPI, which knows of one rank
     return f"{_SCHEME}://"
 
 

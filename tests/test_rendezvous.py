@@ -14,7 +14,10 @@ from dist_bert.errors import NodeError, UserError
 from dist_bert.rendezvous import free_port, listen
 
 LONG = datetime.timedelta(seconds=300)
-NAMES = ("RANK", "WORLD_SIZE", "CROSS_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID")
+NAMES = (
+    *("RANK", "WORLD_SIZE", "CROSS_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID"),
+    "TORCHELASTIC_USE_AGENT_STORE",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -142,10 +145,11 @@ def test_rank_0_names_those_that_do_not_come(port: int) -> None:
     ("address", "port"), [("", "29500"), ("n1", ""), ("n1", "0"), ("n1", "65536"), ("n1", "-1")]
 )
 def test_an_address_that_is_none(address: str, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", address)
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(UserError, match="unset RANK and WORLD_SIZE"):
-        rendezvous._address()
+        rendezvous.init_method()
 
 
 @pytest.mark.parametrize("bind", [socket.create_server, lambda a: listen(a[1])])
