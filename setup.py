@@ -32,10 +32,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dist_bert*", "data_prep*"]),
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     # Ranges that should work; constraints.txt has the versions that were tested together.
     install_requires=[
         "torch>=2.11,<2.14",
+        # 0.17.6 to 0.18.2 have wrong gradients at ZeRO-2: dist_bert/deepspeed_release.py
         "deepspeed>=0.19.8,<0.20",
         "numpy>=2.0",
         "safetensors>=0.5",

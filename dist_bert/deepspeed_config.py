@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_bert.config import raise_all, read_json
 from dist_bert.data import BatchShape
+from dist_bert.deepspeed_release import require_sound_release
 from dist_bert.errors import UserError
 
 # Sections that mean something in this system. The others that DeepSpeed knows are refused,
@@ -94,8 +95,9 @@ class DeepSpeedConfig:
             sizes: batch sizes that replace those of the file; None leaves one as it is.
 
         Raises:
-            UserError: all that is wrong with it, at once.
+            UserError: all that is wrong with it, at once; or with the release of DeepSpeed.
         """
+        require_sound_release()
         given = {name: size for name, size in (sizes or {}).items() if size is not None}
         return cls.from_values({**read_json(path), **given}, str(path), world_size)
 

@@ -122,17 +122,16 @@ def has_bf16_instructions() -> bool:
 
 def bf16_flags() -> list[str]:
     """The processor's flags that mean bf16 products; none where the system does not list flags."""
-    found = cpu_flags()
+    found = cpu_flags(_CPU_INFO.read_text()) if _CPU_INFO.exists() else set()
     return [flag for flag in _BF16_FLAGS if flag in found]
 
 
-def cpu_flags() -> set[str]:
-    """Instruction sets as Linux lists them; empty on other systems."""
-    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """Flags of the processor, which /proc/cpuinfo calls flags on x86 and Features on Arm."""
     return {
         flag
-        for line in lines
-        if line.startswith(("flags", "Features"))  # x86, Arm
+        for line in cpuinfo.splitlines()
+        if line.startswith(("flags", "Features"))
         for flag in line.split(":", 1)[1].split()
     }
 

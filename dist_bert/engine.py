@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import importlib
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
 from torch import Tensor, nn
 
+from dist_bert import rendezvous
 from dist_bert.agreement import Agreement
 from dist_bert.checkpoint import TrainState
 from dist_bert.config import RunConfig
@@ -58,15 +58,11 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
         timeout_seconds: how long a rank waits for the others, in any collective.
 
     Raises:
-        UserError: DeepSpeed has found another kind of device than this system knows.
+        UserError: DeepSpeed has found another kind of device than this system knows, or the ranks
+            cannot meet: their port is taken, or some do not come.
     """
     take_over_ranks()  # for callers that are no launch script: those have done so
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    init_method = rendezvous.init_method()
     found = get_accelerator().device_name()
     if found != device_type():
         raise UserError(
@@ -85,7 +81,7 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of the groups ZeRO will make
         setattr(dist.distributed_c10d, name, timeout)
     backend = "nccl" if has_gpu() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, init_method=init_method)
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:

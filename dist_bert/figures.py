@@ -1,8 +1,10 @@
 """Figures of a benchmark: where they were taken, and how they are printed."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +25,31 @@ def machine() -> dict[str, str | int]:
 
 def cpu_model() -> str:
     """The processor's name."""
-    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    text = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
+    name = named_in(text, "model name")
+    if not name and text:  # on Arm: lscpu knows what the numbers of /proc/cpuinfo stand for
+        with contextlib.suppress(OSError):  # not installed
+            name = named_in(_output_of("lscpu"), "Model name")
+    return name or arm_numbers(text) or platform.processor() or platform.machine()
+
+
+def named_in(text: str, field: str) -> str:
+    """All values of a field `NAME : VALUE`, each once: a processor may have cores of two kinds."""
+    lines = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    values = (value.strip() for name, value in lines if name.strip() == field)
+    return " and ".join(dict.fromkeys(value for value in values if value not in ("", "-")))
+
+
+def arm_numbers(cpuinfo: str) -> str:
+    """What /proc/cpuinfo of Arm has in place of a name, such as "Arm 0x41/0xd0c"; else empty."""
+    numbers = [named_in(cpuinfo, f"CPU {name}") for name in ("implementer", "part")]
+    return f"Arm {'/'.join(numbers)}" if all(numbers) else ""
+
+
+def _output_of(command: str) -> str:
+    environment = {**os.environ, "LC_ALL": "C"}  # no translated names of fields
+    ended = subprocess.run([command], env=environment, capture_output=True, text=True, check=False)
+    return ended.stdout
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:

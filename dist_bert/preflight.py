@@ -46,8 +46,8 @@ def check(found: Examination, console: Console) -> int:
     """
     run, job = found.run, found.job
     watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
+    start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
     try:
-        start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
         if job is not None:
             console.say(json.dumps(job.resolved(), indent=2))
         of_nodes = nodes(gather_environment())

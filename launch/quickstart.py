@@ -31,6 +31,7 @@ from dist_bert.device import arithmetic
 from dist_bert.errors import UserError
 from dist_bert.files import write_json
 from dist_bert.metrics import read_metrics
+from dist_bert.rendezvous import free_port
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import MANIFEST_NAME
 from dist_bert.time_budget import Phase
@@ -273,7 +274,7 @@ def _num_ranks() -> int:
 
 
 def _launcher_flags() -> str:
-    return f"--num_gpus {_num_ranks()}"
+    return f"--num_gpus {_num_ranks()} --master_port {free_port()}"
 
 
 @contextlib.contextmanager

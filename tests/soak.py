@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_bert.rendezvous import free_port
 from tests.processes import ROOT, adopt_orphans, environment, run_script, started
 
 BOOKS = ROOT.parent / "shared" / "data" / "pretrain" / "en-books" / "*.txt.gz"
@@ -118,7 +119,7 @@ def _train(
     seen = work / f"seen-{name}"
     seen.mkdir(exist_ok=True)
     command = [
-        "deepspeed", "--num_gpus", str(ranks), "--master_port", str(random.randint(20_000, 30_000)),
+        "deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()),
         "--module", "tests.soak", "--worker", "--deepspeed_config", work / "deepspeed.json",
         "--model", work / "model.json", "--config", work / "run.json", "--output_dir", work / name,
     ]  # fmt: skip

@@ -15,6 +15,8 @@ from dist_bert.products import Linear, linear, matmul
 from dist_bert.tasks.heads import BertForQuestionAnswering, BertForTextClassification
 from tests.test_model import TINY, make_batch
 
+pytestmark = pytest.mark.trains
+
 M, K, N = 13, 24, 37
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 

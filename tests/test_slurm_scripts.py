@@ -3,10 +3,13 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dist_bert.rendezvous import free_port, listen
 from tests.processes import run_script
 
 FOLDER = Path(__file__).parents[1] / "launch/slurm"
@@ -99,6 +102,23 @@ def test_slices_that_slurm_itself_ends_count_too(tmp_path: Path) -> None:
     ended, output = slice_of(tmp_path, 0, saves="1")
     assert ended == 1 and "nothing new was saved in 3 slices" in output
     assert "slice 0" not in output, "not even begun"
+
+
+def test_ranks_get_a_port_that_is_free(tmp_path: Path) -> None:
+    """The first from 20000 + job on: of two jobs with the same one, each gets another."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho n1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    program = ". launch/slurm/training.sh; echo $MASTER_ADDR $MASTER_PORT"
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job = {**SLURM, "SLURM_NNODES": "1", "RANKS_PER_NODE": "2", "PATH": path}
+    first = free_port(20_000)
+    with listen(first):
+        made = subprocess.run(
+            ["bash", "-c", program], cwd=FOLDER.parents[1], capture_output=True, text=True,
+            env={**os.environ, **job, "SLURM_JOB_ID": str(12_000 + first - 20_000)},
+        )  # fmt: skip
+    address, port = made.stdout.split()
+    assert address == "n1" and first < int(port) < first + 1_000, made.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dist_bert.deepspeed_release import REMEDY, fault_of
 from dist_bert.device import arithmetic, bf16_flags
 from dist_bert.diagnosis.limits import (
     cgroup_cores,
@@ -158,7 +159,15 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "python", f"{platform.python_version()} at {sys.executable}")
     for package in PACKAGES:
         version = _version(package)
-        yield Finding("versions", package, version or "not installed")  # the import is tried below
+        fault = fault_of(version) if package == "deepspeed" else ""
+        yield Finding(
+            "versions",
+            package,
+            version or "not installed",  # the import is tried below
+            fault,
+            REMEDY if fault else "",
+            is_fatal=bool(fault),
+        )
     for package, use in OPTIONAL_PACKAGES.items():
         version = _version(package)
         yield Finding("versions", package, version or f"not installed (optional: {use})")

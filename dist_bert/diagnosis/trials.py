@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_bert.diagnosis.limits import driver_version
+from dist_bert.rendezvous import free_port
 
 TIME_LIMIT_SECONDS = 60.0  # a cold disk takes half a minute to give torch
 _INSTALL = "pip install -c constraints.txt -e . in the repository, with this python"
@@ -153,9 +153,7 @@ def try_mpi() -> Outcome:
 
 def try_gloo() -> Outcome:
     """Adds up a number over two processes of torch.distributed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    meeting = f"tcp://127.0.0.1:{free_port()}"
     start = time.monotonic()
     ranks = [_start([sys.executable, "-c", _GLOO, meeting, str(rank)]) for rank in range(2)]
     problems = [_end(rank, start + TIME_LIMIT_SECONDS)[1] for rank in ranks]

@@ -9,7 +9,10 @@ fi
 
 num_ranks=$((SLURM_NNODES * RANKS_PER_NODE))
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+# The first free one here, on the first node, in every slice anew; below what Linux gives by itself.
+first_port=$((20000 + SLURM_JOB_ID % 12000))
+MASTER_PORT=$("${inside[@]}" python -c "from dist_bert.rendezvous import free_port
+print(free_port($first_port))") || fail 2 "no port of $(hostname) can be chosen for the ranks"
 export MASTER_ADDR MASTER_PORT
 
 train() { # train SCRIPT ARGUMENTS...: one slice

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dist_bert.config import ModelConfig
+from dist_bert.rendezvous import free_port
 from tests.corpus import write_text_files
 from tests.processes import BIN, ROOT, environment, kill_when_printed, run_script
 from tests.synthetic import write_run
@@ -71,21 +71,14 @@ def files_of(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
-def free_port() -> str:
-    """So that tests never meet each other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def launcher(num_ranks: int) -> list[str | Path]:
     """Starts ranks as `deepspeed` does, in half its time; for tests that are not about starting."""
-    return [BIN / "python", "-u", ROOT / "tests/ranks.py", str(num_ranks), free_port()]
+    return [BIN / "python", "-u", ROOT / "tests/ranks.py", str(num_ranks), str(free_port())]
 
 
 def deepspeed_launcher(num_ranks: int) -> list[str | Path]:
     """The launcher of users, two processes more."""
-    return [BIN / "deepspeed", "--num_gpus", str(num_ranks), "--master_port", free_port()]
+    return [BIN / "deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
 
 
 @pytest.fixture(scope="session")

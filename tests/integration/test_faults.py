@@ -11,11 +11,11 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
+from dist_bert.rendezvous import free_port
 from tests.integration.conftest import (
     BIN,
     deepspeed_launcher,
     environment,
-    free_port,
     launcher,
     run_script,
 )
@@ -42,7 +42,7 @@ def start(data_set: Path, tmp_path: Path) -> Iterator[Start]:
         environments = [{**environment(), "FAULT": fault}]
         if not with_launcher:
             group = {"WORLD_SIZE": str(num_ranks), "LOCAL_SIZE": str(num_ranks)}
-            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+            group.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
             commands = [[BIN / "python", *script]] * num_ranks
             environments = [
                 {**environments[0], **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}

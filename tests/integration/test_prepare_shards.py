@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
