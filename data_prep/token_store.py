@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.corpus import read_sentences
+from data_prep.documents import Documents
 from data_prep.inputs import InputPart
-from data_prep.pairs import Documents
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from dist_bert import files
@@ -38,7 +38,7 @@ from dist_bert.config import read_json
 from dist_bert.shard_format import FieldTypes
 from dist_bert.tokenizer import Tokenizer
 
-STORE_VERSION = 2  # of the layout and of the text rules: another one makes all units anew
+STORE_VERSION = 3  # of the layout and of the text rules: another one makes all units anew
 
 _BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, beside one document
 _RECORD_NAME = "unit.json"
@@ -63,6 +63,7 @@ class UnitRecord:
     text_bytes: int  # of the documents in UTF-8
     inputs: list[dict[str, Any]]  # path, start, bytes, sha256, number of documents of each part
     drops: dict[str, int]  # documents left out, by reason
+    removed_characters: dict[str, int]  # that are nothing to read, by kind
     bad_records: dict[str, int]  # what was bad in the files and passed over, by reason
     first_bad: str  # the first of them: file, place, what is wrong; empty where there is none
 
@@ -155,6 +156,7 @@ class _UnitWriter:
         self._text_bytes = 0
         self._documents_by_part: Counter[int] = Counter()
         self._drops: Counter[str] = Counter()
+        self._removed: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
         self._first_bad = ""
 
@@ -180,6 +182,7 @@ class _UnitWriter:
             for text, sentences in read_sentences(part, config, tally):
                 yield _Document(index, text, sentences)
             self._drops.update(tally.drops)
+            self._removed.update(tally.removed)
             self._bad.update(tally.bad)
             if tally.first_bad and not self._first_bad:
                 self._first_bad = f"{part.path}: {tally.first_bad}"
@@ -224,6 +227,7 @@ class _UnitWriter:
                 for index, part in enumerate(parts)
             ],
             drops=dict(sorted(self._drops.items())),
+            removed_characters=dict(sorted(self._removed.items())),
             bad_records=dict(sorted(self._bad.items())),
             first_bad=self._first_bad,
         )

@@ -53,6 +53,7 @@ class Tally:
         self.num_records = 0
         self.drops: Counter[str] = Counter()  # documents left out, by reason
         self.bad: Counter[str] = Counter()  # bad records, by reason
+        self.removed: Counter[str] = Counter()  # characters taken out of the text, by kind
         self.first_bad = ""
         self._path = path
         self._max_bad_share = max_bad_share
