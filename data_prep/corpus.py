@@ -17,7 +17,7 @@ from data_prep.sentences import split_lines, split_sentences
 _SENTENCE_A_LINE = ("lines", "sentences")  # layouts
 # Of no width, and of no meaning without a neighbour: soft hyphen, joiners, marks of direction,
 # byte-order mark. Between letters, and behind one, they stay: Persian, Hindi and Sinhala need them.
-_ZERO_WIDTH = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_ZERO_WIDTH = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _ALONE = re.compile(rf"(?<!\S)[{_ZERO_WIDTH}]+(?!\S)")
 
 
@@ -50,10 +50,12 @@ def _visible(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
         if num_nuls := text.count("\0"):
             tally.removed["nul"] += num_nuls
             text = text.replace("\0", "")
-        if not text.isascii() and _ALONE.search(text):
+        # Looked for one by one: several times as fast as a regular expression.
+        if not text.isascii() and any(character in text for character in _ZERO_WIDTH):
             shorter = _ALONE.sub("", text)
-            tally.removed["zero_width"] += len(text) - len(shorter)
-            text = shorter
+            if len(shorter) < len(text):
+                tally.removed["zero_width"] += len(text) - len(shorter)
+                text = shorter
         if text and not text.isspace():
             yield document if text is document.text else document._replace(text=text)
         else:

@@ -230,7 +230,12 @@ def test_what_is_left_out_is_counted(prepared: Prepared, tmp_path: Path) -> None
         )  # fmt: skip
         assert made.returncode == 0, made.stderr
         totals = Manifest.load(tmp_path / f"out{num_ranks}").totals
-        assert totals["drops"] == {"duplicate": 100, "other_language": 849, "too_short": 2}
+        assert totals["drops"] == {
+            "duplicate": 100,
+            "empty": 1,
+            "other_language": 849,
+            "too_short": 1,
+        }
         assert totals["bad_records"] == {"not_json": 1}
         assert totals["first_bad_records"][0].startswith("a.jsonl: line 78: is not JSON")
         assert totals["documents"] == 350
