@@ -134,8 +134,10 @@ def _split_paragraph(text: str, proposal: re.Pattern[str], sentences: list[str])
     """Appends the sentences of one paragraph."""
     start = 0
     for marks in proposal.finditer(text):
+        if marks.lastindex is None:
+            continue
         mark, end = marks.span()
-        if marks[1] is not None and _is_end(text, start, mark, end):
+        if _is_end(text, start, mark, end):
             if sentence := text[start:end].strip():
                 sentences.append(sentence)
             start = end
@@ -165,7 +167,7 @@ def _is_end(text: str, start: int, mark: int, end: int) -> bool:
 
 def _full_stop_ends(text: str, start: int, mark: int, end: int) -> bool:
     following = text[end + 1 : end + 2]
-    if not following.isascii() and following.title() != following:  # lower case, as a-z before
+    if following > "\x7f" and following.title() != following:  # lower case, as a-z before
         return False
     word = text[max(start, mark - 16) : mark]
     word = word[word.rfind(" ") + 1 :].lstrip("\"'“‘«([{*_—-")
