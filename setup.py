@@ -47,7 +47,7 @@ setup(
         "deepspeed>=0.19.8,<0.20",
         "numpy>=2.0",
         "safetensors>=0.5",
-        "sentencepiece>=0.2.1",
+        "sentencepiece>=0.2.3",
         "scikit-learn>=1.6",  # scores of fine-tuned models, and of the plain models beside them
         "seqeval>=1.2.2",
         "mpi4py>=4.0",

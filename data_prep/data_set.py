@@ -189,10 +189,12 @@ def seal(
     """Writes the tokenizer and then the manifest, which makes the data set a finished one."""
     statistics = {name: SampleStatistics() for name in SPLITS}
     drops: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
     bad_records: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     for unit in units:
         drops.update(unit.drops)
+        removed.update(unit.removed_characters)
         bad_records.update(unit.bad_records)
         mended.update(unit.mended)
     num_duplicates = sum(u.num_documents for u in units) - sum(s.num_documents for s in splits)
@@ -217,6 +219,7 @@ def seal(
             "text_bytes": sum(u.text_bytes for u in units),
             "samples": sum(s.num_samples for s in statistics.values()),
             "drops": dict(sorted(drops.items())),
+            "removed_characters": dict(sorted(removed.items())),
             "bad_records": dict(sorted(bad_records.items())),
             "mended": dict(sorted(mended.items())),
             "first_bad_records": [u.first_bad for u in units if u.first_bad][:_MOST_NAMED],
@@ -243,16 +246,20 @@ def remove_work(output_dir: Path) -> None:
 def summary(manifest: Manifest, seconds: float) -> str:
     """What a user wants to know of a finished data set, in a few lines."""
     totals, train = manifest.totals, manifest.statistics["train"]
+    removed = totals["removed_characters"]
     num_bytes = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
     counts = [f"{manifest.statistics[s]['num_samples']:,} {s}" for s in SPLITS]
     rows = {
         "documents": f"{totals['documents']:,} ({totals['validation_documents']:,} held out)",
         "dropped": _counts(totals["drops"]),
+        **({"characters": f"{_counts(removed)} removed"} if removed else {}),
         "bad records": _counts(totals["bad_records"]),
         "sentences": f"{totals['sentences']:,}",
         "tokens": f"{totals['tokens']:,} of {totals['text_bytes'] / 1e6:.1f} MB of text",
         "samples": f"{' + '.join(counts)} in {sum(map(len, manifest.splits.values())):,} shards",
         "masked": f"{train['shares']['masked']:.2%} of train tokens",
+        "in no sample": f"{train['shares']['lost']:.2%} of train tokens",
+        "cut sentences": f"{train['num_cuts_in_sentences']:,} times inside, for train samples",
         **_pair_row(manifest.config["pair_objective"], train["shares"]["random_next"]),
         "bytes a sample": f"{num_bytes / totals['samples']:.0f}",
         "seconds": f"{seconds:.1f}",

@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_prep import data_set, dealing
+from data_prep.clauses import PieceBorders
 from data_prep.data_set import BuiltShard, Paths
 from data_prep.dealing import Split, SplitCounts
 from data_prep.duplicates import FirstDocuments, num_ranges, write_first_documents
 from data_prep.inputs import InputPart, resolve_inputs
+from data_prep.limits import Limits, check
 from data_prep.prepare_config import PrepareConfig
 from data_prep.progress import Progress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
@@ -60,7 +62,7 @@ def prepare(
     patterns: Sequence[str],
     paths: Paths,
     config: PrepareConfig,
-    max_bad_share: float,
+    limits: Limits,
     log_dir: Path | None = None,
 ) -> None:
     """Makes a data set; all ranks of an MPI launch call it together.
@@ -69,11 +71,12 @@ def prepare(
         patterns: of the input files; none = the documentation of the installed packages.
         paths: what is read and written.
         config: of the data set.
-        max_bad_share: of the records of a file; a file with more ends the preparation.
+        limits: a data set beyond them is not finished.
         log_dir: gets a log of every rank.
 
     Raises:
-        UserError: on all ranks; the inputs, the tokenizer or the output folder do not do.
+        UserError: on all ranks; the inputs, the tokenizer or the output folder do not do, or the
+            samples are beyond the limits: what was made stays, so that higher ones cost nothing.
     """
     start = time.monotonic()
     with connect() as ranks, contextlib.ExitStack() as locks:
@@ -88,8 +91,8 @@ def prepare(
         ranks.share(lambda: _begin(plan, paths, locks))
         tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer))
         try:
-            records = _tokenise(ranks, plan, paths, tokenizer, max_bad_share)
-            num_documents = ranks.share(lambda: _count_documents(records, config.pair_objective))
+            records = _tokenise(ranks, plan, paths, tokenizer, limits.max_bad_share)
+            num_documents = ranks.share(lambda: _count_documents(records, config))
         except UserError:
             if ranks.is_first:
                 data_set.unclaim(paths.output_dir)
@@ -98,6 +101,7 @@ def prepare(
         tokens_per_document = ranks.share(lambda: _tokens_per_document(records))
         splits = _deal(ranks, store, paths, plan.config, tokens_per_document)
         shards = _build(ranks, store, splits, records, paths, tokenizer, plan.config)
+        ranks.share(lambda: _check_limits(shards, plan.config, limits, paths.output_dir))
         manifest = ranks.share(
             lambda: data_set.seal(paths, plan.config, tokenizer, records, splits, shards)
         )
@@ -203,25 +207,35 @@ def _tokenise(
     return _resume(ranks, progress, sizes, find, work)
 
 
-def _count_documents(records: list[UnitRecord], objective: str) -> list[int]:
+def _count_documents(records: list[UnitRecord], config: PrepareConfig) -> list[int]:
     """Documents of each unit, if samples can be made of them at all."""
     num_documents = sum(r.num_documents for r in records)
     if num_documents == 0:
         raise UserError("--input: the corpus is empty, no file holds text; give files that do")
-    if num_documents == 1 and objective == "nsp":
+    if num_documents == 1 and config.pair_objective == "nsp":
         raise UserError(
             "--input: the corpus is a single document, and a random next sentence must come from"
             " another one; give more files, --format sentences if it has one sentence a line and no"
             " documents, or --format blank_line or lines if a blank line ends a document"
         )
     num_single = sum(r.num_single_sentence_documents for r in records)
-    if num_single == num_documents and objective != "none":
+    is_short = _tokens_per_document(records) <= config.max_text_tokens // 2  # else it is cut
+    if num_single == num_documents and is_short and config.pair_objective != "none":
         raise UserError(
             "--input: every document is a single sentence, so no sentence has a next one; give"
             " longer documents, --format lines if a line is a sentence and a blank line ends a"
             " document, or --pair_objective none"
         )
     return [r.num_documents for r in records]
+
+
+def _check_limits(
+    shards: list[BuiltShard], config: PrepareConfig, limits: Limits, output_dir: Path
+) -> None:
+    total = SampleStatistics()
+    for shard in shards:
+        total.add(shard.statistics)
+    check(total, config, limits, output_dir)
 
 
 def _tokens_per_document(records: list[UnitRecord]) -> float:
@@ -329,6 +343,7 @@ def _recipe(tokenizer: Tokenizer, num_documents: int, config: PrepareConfig) -> 
     return SampleRecipe(
         pair_objective=config.pair_objective,
         balance_pairs=config.balance_pairs,
+        truncate_pairs=config.truncate_pairs,
         max_text_tokens=config.max_text_tokens,
         short_sequence_prob=config.short_sequence_prob,
         masked_lm_prob=config.masked_lm_prob,
@@ -336,5 +351,6 @@ def _recipe(tokenizer: Tokenizer, num_documents: int, config: PrepareConfig) -> 
         cls_id=CLS_ID,
         sep_id=SEP_ID,
         vocabulary=tokenizer.masking_vocabulary(config.whole_words, config.mean_span_length),
+        borders=PieceBorders.of(tokenizer),
         types=FieldTypes.fitting(tokenizer.vocab_size, num_documents),
     )

@@ -89,9 +89,14 @@ class PrepareConfig(TextConfig):
         PAIR_OBJECTIVES,
     )
     balance_pairs: bool = setting(
+        True,
+        "make exactly half of the pairs random (or swapped); false = as the published script: a"
+        " little more than half for nsp, because a single sentence cannot be followed by its next",
+    )
+    truncate_pairs: bool = setting(
         False,
-        "make exactly half of the pairs random (or swapped); otherwise it is a little more than"
-        " half for nsp, because a single sentence cannot be followed by its next",
+        "cut off what exceeds the length, as the published script does for nsp; false = it begins"
+        " the next pair, and no text is lost",
     )
     masked_lm_prob: float = setting(0.15, "share of tokens to predict, above 0 to 0.5")
     whole_words: bool = setting(True, "mask all pieces of a word together")
@@ -123,8 +128,10 @@ class PrepareConfig(TextConfig):
             problems.append(
                 f"masked_lm_prob = {self.masked_lm_prob}: must be above 0 and at most 0.5"
             )
-        if self.balance_pairs and self.pair_objective == "none":
-            problems.append("balance_pairs = True: there are no pairs with pair_objective = none")
+        if self.truncate_pairs and self.pair_objective != "nsp":
+            problems.append(
+                f"truncate_pairs = True: is of pair_objective = nsp, not of {self.pair_objective}"
+            )
         if self.mean_span_length and not 1.0 < self.mean_span_length <= 20.0:
             problems.append(
                 f"mean_span_length = {self.mean_span_length}: must be 0, or above 1 and at most 20"

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from data_prep.units import sentence_lists
 _MOST_FILES = 64  # looked at: each is opened to tell its layout
 _SENTENCES_SHOWN = 3
 _WIDTH = 96  # columns of a terminal
+_LONG_CHARACTERS = 400  # more than a segment of half of 128 tokens holds, in any script
+_MANY, _MOST = 0.5, 0.65  # shares of the text, of the documents, that are worth a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +73,17 @@ def preview(
         _documents(files, dataclasses.replace(config, format=layout), max_bad_share, tallies)
         for layout, files in files_by_layout.items()
     ]
+    counts: list[list[int]] = []  # characters of the sentences of each document
     for shown in itertools.islice(_in_turn(streams), count):
         yield f"{shown.path} ({shown.layout})"
-        yield f"  {len(shown.text):,} characters, {len(shown.sentences):,} sentences"
+        counts.append([len(sentence) for sentence in shown.sentences])
+        yield f"  {len(shown.text):,} characters, {_lengths(counts[-1])}"
         for sentence in shown.sentences[:_SENTENCES_SHOWN]:
             yield f"  | {_cut(sentence)}"
         if (num_more := len(shown.sentences) - _SENTENCES_SHOWN) > 0:
             yield f"  | ... and {num_more:,} more"
         yield ""
+    yield from _sentence_lines(counts)
     layouts = ", ".join(f"{len(files):,} {layout}" for layout, files in files_by_layout.items())
     looked_at = min(len(inputs), _MOST_FILES)
     yield f"layouts of {looked_at:,} of {len(inputs):,} files: {layouts}"
@@ -99,6 +105,36 @@ def _documents(
                 tally.drops["empty"] += 1
 
 
+def _lengths(lengths: Sequence[int]) -> str:
+    median, longest = int(statistics.median(lengths)), max(lengths)
+    noun = "sentence" if len(lengths) == 1 else "sentences"
+    return f"{len(lengths):,} {noun} (median {median:,}, longest {longest:,} characters)"
+
+
+def _sentence_lines(counts: Sequence[Sequence[int]]) -> Iterator[str]:
+    """How long the sentences of the documents shown are, and what that means for pairs."""
+    lengths = list(itertools.chain.from_iterable(counts))
+    if not lengths:
+        return
+    long_share = sum(n for n in lengths if n > _LONG_CHARACTERS) / sum(lengths)
+    single_share = sum(len(document) == 1 for document in counts) / len(counts)
+    yield (
+        f"of these: {_lengths(lengths)}, {long_share:.0%} of the text in sentences of more than"
+        f" {_LONG_CHARACTERS}"
+    )
+    if long_share > _MANY:
+        yield (
+            "warning: few sentence ends are found. Does the text have marks that end sentences, or"
+            " a line for each (--format lines)? Else sentences are cut at clause marks and spaces"
+        )
+    if single_share > _MOST:
+        yield (
+            f"warning: {single_share:.0%} of the documents are a single sentence, which has no next"
+            " one: their pairs are random, or the sentence is cut in two. Are lines documents here?"
+            " Otherwise think of --pair_objective none"
+        )
+
+
 def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
     """One item of each stream after the other, until all have ended."""
     pending = collections.deque(streams)
@@ -111,12 +147,15 @@ def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
 
 def _counts(tallies: Mapping[str, Tally]) -> Iterator[str]:
     """What was left out and what is bad in as much of the files as was read."""
-    drops, bad, mended = Counter[str](), Counter[str](), Counter[str]()
+    drops, removed, bad, mended = (Counter[str]() for _ in range(4))
     for tally in tallies.values():
         drops.update(tally.drops)
+        removed.update(tally.removed)
         bad.update(tally.bad)
         mended.update(tally.mended)
     yield f"left out so far: {_listed(drops)}"
+    if removed:
+        yield f"characters removed so far: {_listed(removed)}"
     first = next((f" ({path}: {t.first_bad})" for path, t in tallies.items() if t.first_bad), "")
     yield f"bad records so far: {_listed(bad)}{first}"
     if mended.total():

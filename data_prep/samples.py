@@ -2,9 +2,9 @@
 
     documents --draw_pairs--> pairs, permuted --assemble--> original ids --draw_masks--> block
 
-A sample's masks are named by its document and its place in it, the order of samples by the shard's
-first document: neither by the shard's number nor by who makes it. Numpy only. Not for: files
-(`dist_bert.shard_format`), or which documents make up a shard (the caller).
+A sample's masks are named as its pair is, by document and place in it, the order of samples by the
+shard's first document: neither by the shard's number nor by who makes it. Numpy only. Not for:
+files (`dist_bert.shard_format`), or which documents make up a shard (the caller).
 
 Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
 """
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pairs import Documents, PairLosses, Pairs, assemble, draw_pairs
+from data_prep.clauses import PieceBorders
+from data_prep.documents import Documents
+from data_prep.pairs import PairLosses, Pairs, assemble, draw_pairs
 from dist_bert.hashing import hash64, permuted
 from dist_bert.masking import (
     NUM_SPECIAL_IDS,
@@ -39,6 +41,7 @@ class SampleRecipe:
 
     pair_objective: str  # nsp, sop or none
     balance_pairs: bool  # makes next_sentence_label 1 for exactly half of a shard's pairs
+    truncate_pairs: bool  # cuts off what exceeds the length
     max_text_tokens: int  # most tokens of a sample, special ones not included; at least 2
     short_sequence_prob: float  # share of chunks with a random shorter target, 0 to 1
     masked_lm_prob: float  # share of the maskable tokens that are predicted, 0 to 1
@@ -46,6 +49,7 @@ class SampleRecipe:
     cls_id: int
     sep_id: int
     vocabulary: MaskingVocabulary
+    borders: PieceBorders
     types: FieldTypes
 
 
@@ -61,10 +65,11 @@ class SampleStatistics:
     num_replaced_by_mask: int = 0
     num_replaced_by_random: int = 0  # by another piece than the original
     num_kept: int = 0  # kept, or replaced by the same piece by chance
+    num_document_tokens: int = 0  # of the documents, in all copies
     num_truncated_tokens: int = 0
     num_dropped_sentences: int = 0
-    num_dropped_pairs: int = 0
     num_dropped_tokens: int = 0
+    num_cuts_in_sentences: int = 0
     length_histogram: list[int] = dataclasses.field(
         default_factory=list
     )  # samples by length in bins
@@ -81,6 +86,11 @@ class SampleStatistics:
             )
         ]
 
+    @property
+    def num_lost_tokens(self) -> int:
+        """Tokens of the documents that are in no sample of theirs."""
+        return self.num_truncated_tokens + self.num_dropped_tokens
+
     def to_json(self) -> dict[str, Any]:
         """The counts, and the shares that follow from them, as a JSON object."""
         shares = {
@@ -89,6 +99,7 @@ class SampleStatistics:
             "replaced_by_random": _share(self.num_replaced_by_random, self.num_masked),
             "kept": _share(self.num_kept, self.num_masked),
             "random_next": _share(self.num_random_next, self.num_samples),
+            "lost": _share(self.num_lost_tokens, self.num_document_tokens),
             "tokens_per_sample": _share(self.num_tokens, self.num_samples),
         }
         return {
@@ -123,10 +134,12 @@ def build_blocks(
         max_tokens=recipe.max_text_tokens,
         short_sequence_prob=recipe.short_sequence_prob,
         balance=recipe.balance_pairs,
+        truncate=recipe.truncate_pairs,
+        borders=recipe.borders,
         seed=recipe.seed,
         copy=copy,
     )
-    statistics.add(_of_losses(losses))
+    statistics.add(_of_losses(losses, documents.tokens.size))
     if not len(pairs):
         return
     shard_name = int(documents.document_ids[0])
@@ -135,7 +148,7 @@ def build_blocks(
     )
     for begin in range(0, len(pairs), MAX_BLOCK_SAMPLES):
         chosen = pairs.take(order[begin : begin + MAX_BLOCK_SAMPLES])
-        block = _build_block(documents, chosen, recipe, copy)
+        block = _build_block(documents, chosen, recipe)
         statistics.add(measure(block, recipe.vocabulary.mask_id))
         yield block
 
@@ -165,14 +178,14 @@ def measure(block: Mapping[str, NDArray[Any]], mask_id: int) -> SampleStatistics
     )
 
 
-def _build_block(documents: Documents, pairs: Pairs, recipe: SampleRecipe, copy: int) -> Block:
+def _build_block(documents: Documents, pairs: Pairs, recipe: SampleRecipe) -> Block:
     """One block, of the pairs in their order."""
     original_ids, num_tokens, segment_b_start = assemble(
         documents, pairs, recipe.cls_id, recipe.sep_id
     )
     document_a = documents.document_ids[pairs.document_a]
     document_b = documents.document_ids[pairs.document_b]
-    sample_keys = hash64("mask", recipe.seed, copy, document_a, pairs.first_sentence)
+    sample_keys = hash64("mask", pairs.name)
     num_maskable = np.count_nonzero(is_maskable(original_ids, num_tokens), axis=1)
     num_masked = num_to_mask(num_maskable, recipe.masked_lm_prob, sample_keys)
     input_ids, positions, labels = draw_masks(
@@ -193,8 +206,8 @@ def _build_block(documents: Documents, pairs: Pairs, recipe: SampleRecipe, copy:
     }
 
 
-def _of_losses(losses: PairLosses) -> SampleStatistics:
-    return SampleStatistics(**dataclasses.asdict(losses))
+def _of_losses(losses: PairLosses, num_document_tokens: int) -> SampleStatistics:
+    return SampleStatistics(num_document_tokens=num_document_tokens, **dataclasses.asdict(losses))
 
 
 def _share(count: int, total: int) -> float:

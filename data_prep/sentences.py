@@ -1,27 +1,54 @@
-"""Sentences of a document by rules, for text with Latin or CJK punctuation.
+"""Sentences of a document by rules, for the marks of all scripts.
 
-A regular expression proposes ends; what it proposes after a full stop is checked against
-abbreviations, initials and list numbers. Paragraphs always end a sentence; hard-wrapped lines are
-joined. English abbreviations and attributions ("...?" Tom asked) are known, other Latin languages
-do well without.
+A regular expression proposes ends: the marks that Unicode calls sentence terminals. What it
+proposes after a full stop is checked against abbreviations, initials and list numbers. Paragraphs
+always end a sentence; hard-wrapped lines are joined. English abbreviations and attributions
+("...?" Tom asked) are known, other Latin languages do well without. Scripts without such marks
+(Thai, Lao) have a sentence a paragraph. Not for: sentences that are too long (`data_prep.clauses`).
 
-Source of the word classes: Kiss and Strunk 2006, "Unsupervised multilingual sentence boundary
-detection", who sort full stops into abbreviation, initial and ordinal, and ask what word comes
-next.
+Sources: Unicode Standard Annex 29, section 5, "Sentence Boundaries", for the kinds of marks and
+for lower case behind a full stop; Kiss and Strunk 2006, "Unsupervised multilingual sentence
+boundary detection", for the classes of words: they sort full stops into abbreviation, initial and
+ordinal, and ask what word comes next.
 """
 
 import re
 
+from data_prep.punctuation import RARE_SENTENCE_TERMINALS, SENTENCE_TERMINALS
+
 _OPENERS = "\"'“‘«\\(\\[{「『（【《〈*_"
 _CLOSERS = "\"'”’»)\\]}」』）】》〉*_"
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Marks with their closing quotes and notes, then either a space and what may begin a sentence, or,
-# as CJK text has no spaces, a character that may. The possessive `*+` keeps closing quotes with
-# their sentence: giving one back would split before it.
-_PROPOSAL = re.compile(
-    rf"[.!?…。！？｡]+(?:\[\d+\])*+[{_CLOSERS}…]*+"
-    rf"(?=\s+[{_OPENERS}—–-]*+[^\sa-z,;:]|[{_CJK}“‘「『《（]|(?<=[。！？｡”’」』）】])[^\s，、；：,;:a-z])"
-)
+# Beside Unicode's terminals: the ellipsis, Tibetan shads, which end a clause or a sentence, and the
+# Ethiopic word space, which two of make a full stop (`_is_end` sees to that).
+_SHADS = "\u0f0d-\u0f12"
+_MARKS = f"{SENTENCE_TERMINALS}…{_SHADS}\u1361"
+_FULL_STOPS = ".\u2024\ufe52\uff0e"  # UAX 29's ATerm: also in numbers and abbreviations
+_NO_SPACE_MARKS = _MARKS.replace("!.?", "").replace("…", "").replace("\u2024", "")
+_COMMAS = ",;:，、；：\u060c\u061b"
+_ASKING = f"{_FULL_STOPS}!?"  # what a space stands behind, in scripts that have spaces
+_WORD_SPACE = "\u1361"
+_LONGEST_LIST_NUMBER = 32  # characters, with what stands around it
+
+
+def _proposal(rare: str) -> re.Pattern[str]:
+    """Marks with their closing quotes and notes; group 1 matches where they may end a sentence.
+
+    What follows is a space and what may begin a sentence, or, for scripts without spaces, any
+    letter. The possessive `+` keeps closing quotes with their sentence: giving one back would split
+    before it. A run of marks is one match, proposed or not, so that no run is looked at twice.
+
+    Args:
+        rare: terminals to look for beside the usual ones.
+    """
+    return re.compile(
+        rf"[{_MARKS}{rare}]++(?: ?[{_SHADS}]+)*+(?:\[\d+\])*+[{_CLOSERS}…]*+"
+        rf"(?:(?=\s+[{_OPENERS}—–-]*+[^\sa-z{_COMMAS}]|[{_CJK}“‘「『《（]"
+        rf"|(?<=[{_NO_SPACE_MARKS}{rare}”’」』）】])[^\sa-z{_COMMAS}])())?"
+    )
+
+
+_PROPOSAL, _RARE_PROPOSAL = _proposal(""), _proposal(RARE_SENTENCE_TERMINALS)
 _NEXT_WORD = re.compile(rf"\s+[{_OPENERS}—–-]*+(\w+)")
 _LIST_NUMBER = re.compile(r"\(?(?:\d+|[a-z]|[ivx]+)$")
 
@@ -69,14 +96,21 @@ _WRAPPED_SHARE = (
 def split_sentences(text: str) -> list[str]:
     """Cuts a document into sentences without line breaks; none is empty, no word is lost."""
     sentences: list[str] = []
+    has_rare = _has_rare_characters(text)
     for paragraph in _paragraphs(text):
-        _split_paragraph(paragraph, sentences)
+        is_rare = has_rare and _has_rare_characters(paragraph)
+        _split_paragraph(paragraph, _RARE_PROPOSAL if is_rare else _PROPOSAL, sentences)
     return sentences
 
 
 def split_lines(text: str) -> list[str]:
     """The sentences of a document that has one on each line."""
     return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _has_rare_characters(text: str) -> bool:
+    """Whether a character lies beyond the Basic Multilingual Plane: 3 GB/s, as no regex is."""
+    return not text.isascii() and len(text.encode("utf-16-le", "surrogatepass")) > 2 * len(text)
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -96,11 +130,13 @@ def _paragraphs(text: str) -> list[str]:
     return [paragraph.replace("\n", " ") for paragraph in _BLANK_LINE.split(text)]
 
 
-def _split_paragraph(text: str, sentences: list[str]) -> None:
+def _split_paragraph(text: str, proposal: re.Pattern[str], sentences: list[str]) -> None:
     """Appends the sentences of one paragraph."""
     start = 0
-    for proposal in _PROPOSAL.finditer(text):
-        mark, end = proposal.span()
+    for marks in proposal.finditer(text):
+        if marks.lastindex is None:
+            continue
+        mark, end = marks.span()
         if _is_end(text, start, mark, end):
             if sentence := text[start:end].strip():
                 sentences.append(sentence)
@@ -112,12 +148,16 @@ def _split_paragraph(text: str, sentences: list[str]) -> None:
 def _is_end(text: str, start: int, mark: int, end: int) -> bool:
     """Whether a sentence that began at `start` ends with the marks in [mark, end)."""
     first = text[mark]
-    if first in ".!?" and not text[end].isspace() and text[mark - 1].isascii():
-        return False  # "ABC Inc.的", "Yahoo!上"; but "是吗?当然"
+    if first in _ASKING and not text[end].isspace():
+        before = text[mark - 1]
+        if before.isascii() or (first in _FULL_STOPS and before.isdigit()):
+            return False  # "ABC Inc.的", "Yahoo!上", "３．１４"; but "是吗?当然"
     if first == "…" or text[mark : mark + 2] == "..":
         return _next_word(text, end) != "I"
     if first == ".":
         return _full_stop_ends(text, start, mark, end)
+    if first == _WORD_SPACE and text[mark + 1] != _WORD_SPACE:
+        return False
     if end - mark == 1:
         return True
     # Closing quotes: what follows may say who spoke.
@@ -126,6 +166,9 @@ def _is_end(text: str, start: int, mark: int, end: int) -> bool:
 
 
 def _full_stop_ends(text: str, start: int, mark: int, end: int) -> bool:
+    following = text[end + 1 : end + 2]
+    if following > "\x7f" and following.title() != following:  # lower case, as a-z before
+        return False
     word = text[max(start, mark - 16) : mark]
     word = word[word.rfind(" ") + 1 :].lstrip("\"'“‘«([{*_—-")
     lower = word.lower()
@@ -133,7 +176,8 @@ def _full_stop_ends(text: str, start: int, mark: int, end: int) -> bool:
         return True
     if lower in _TITLES:
         return False
-    if _LIST_NUMBER.match(lower) and text[start:mark].strip(" (") == word:
+    is_near = mark - start <= _LONGEST_LIST_NUMBER
+    if is_near and _LIST_NUMBER.match(lower) and text[start:mark].strip(" (") == word:
         return False  # "1. Introduction"
     if lower in _BEFORE_NUMBERS:
         following = _next_word(text, end)

@@ -20,6 +20,7 @@ STAGES = {
     "data_prep.corpus": "read",
     "data_prep.readers": "read",
     "data_prep.sentences": "sentences",
+    "data_prep.clauses.cut_texts": "sentences",
     "dist_bert.tokenizer.Tokenizer.encode_batch": "encode",
     "data_prep.token_store.make_unit": "store",
     "data_prep.dealing": "gather",

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.corpus import read_sentences
+from data_prep.documents import Documents
 from data_prep.inputs import InputPart
-from data_prep.pairs import Documents
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from dist_bert import files
@@ -63,6 +63,7 @@ class UnitRecord:
     text_bytes: int  # of the documents in UTF-8
     inputs: list[dict[str, Any]]  # path, start, bytes, sha256, number of documents of each part
     drops: dict[str, int]  # documents left out, by reason
+    removed_characters: dict[str, int]  # that are nothing to read, by kind
     bad_records: dict[str, int]  # what was bad in the files and passed over, by reason
     mended: dict[str, int]  # places where what is no text was taken out, by what it was
     first_bad: str  # the first of them: file, place, what is wrong; empty where there is none
@@ -156,6 +157,7 @@ class _UnitWriter:
         self._text_bytes = 0
         self._documents_by_part: Counter[int] = Counter()
         self._drops: Counter[str] = Counter()
+        self._removed: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
         self._mended: Counter[str] = Counter()
         self._first_bad = ""
@@ -182,6 +184,7 @@ class _UnitWriter:
             for text, sentences in read_sentences(part, config, tally):
                 yield _Document(index, text, sentences)
             self._drops.update(tally.drops)
+            self._removed.update(tally.removed)
             self._bad.update(tally.bad)
             self._mended.update(tally.mended)
             if tally.first_bad and not self._first_bad:
@@ -227,6 +230,7 @@ class _UnitWriter:
                 for index, part in enumerate(parts)
             ],
             drops=dict(sorted(self._drops.items())),
+            removed_characters=dict(sorted(self._removed.items())),
             bad_records=dict(sorted(self._bad.items())),
             mended=dict(sorted(self._mended.items())),
             first_bad=self._first_bad,

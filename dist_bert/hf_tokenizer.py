@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sentencepiece import SentencePieceNormalizer
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from tokenizers import (
     AddedToken,
@@ -33,7 +34,8 @@ from dist_bert.word_pieces import CONTINUES, check_kind
 _UNIGRAM, _BPE = 1, 2  # model_type, and kinds of pieces, in SentencePiece's protocol
 _NORMAL, _BYTE = 1, 6
 _MARKS = r"[\p{M}\x{200C}\x{200D}\x{FF9E}\x{FF9F}]"  # what continues the character before
-_REMOVED = "\x01"  # SentencePiece's table removes it
+_REMOVED = "\x01"  # SentencePiece's tables remove it
+_NONCHARACTER, _PRIVATE_PLANE = "\uffff", 0xF0000  # in no text
 _TIE_TOLERANCE = 1e-6  # a few roundings of a float32 sum
 _WINDOW = 4_096  # texts that are compared at a time
 # All that a text may hold and that is not said otherwise: any of it can end a tokenizer's equality.
@@ -98,7 +100,7 @@ def fast_tokenizer(proto: Any) -> FastTokenizer:
     """Converts what `read_model` gives; `[CLS] A [SEP] B [SEP]` is put around texts and pairs."""
     is_unigram = proto.trainer_spec.model_type == _UNIGRAM
     fast = FastTokenizer(_unigram(proto) if is_unigram else _bpe(proto))
-    fast.normalizer = _normalizer(proto.normalizer_spec.precompiled_charsmap)
+    fast.normalizer = _normalizer(proto.normalizer_spec)
     # No piece has a space but at its start, so words can be cut first; the library keeps them.
     words = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
     fast.pre_tokenizer = pre_tokenizers.Sequence([words, _spelt()]) if is_unigram else words
@@ -234,7 +236,6 @@ def _check(proto: Any, path: Path) -> None:
     others = {piece.type for piece in proto.pieces[len(SPECIAL_PIECES) :]}
     facts = {
         "model_type unigram or bpe": trainer.model_type in (_UNIGRAM, _BPE),
-        "a normalization rule": bool(normalizer.precompiled_charsmap),
         "add_dummy_prefix": normalizer.add_dummy_prefix,
         "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
         "escape_whitespaces": normalizer.escape_whitespaces,
@@ -274,25 +275,47 @@ def _bpe(proto: Any) -> models.BPE:
     )
 
 
-def _normalizer(table: bytes) -> normalizers.Normalizer:
+def _normalizer(spec: Any) -> normalizers.Normalizer:
     """SentencePiece's table, and its rules of spaces.
 
     The library looks up a character together with its accents, takes the shortest entry that fits
     and drops the rest; SentencePiece takes the longest. So what can be composed is composed first,
-    and what is left is looked up one by one, held apart by a character that the table removes.
+    and what is left is looked up one by one, held apart by a character that is removed. A table
+    that composes nothing is a short one, of a file: its rules are applied as they are.
     """
+    spaces = [
+        normalizers.Replace(Regex(" {2,}"), " "),
+        # Not the space at the start: behind a [MASK] it tells that a new word begins.
+        normalizers.Replace(Regex(r" \z"), ""),
+    ]
+    if not spec.precompiled_charsmap:
+        return normalizers.Sequence(spaces)
+    rules = SentencePieceNormalizer(normalizer_spec=spec)
+    if not rules.normalize("e\u0301").endswith("\u00e9"):
+        return normalizers.Sequence([*_replacements(rules.decompile()), *spaces])
+    is_removed = rules.normalize(f"a{_REMOVED}a").endswith("aa")
+    divider = _REMOVED if is_removed else _NONCHARACTER
     return normalizers.Sequence(
         [
             normalizers.NFC(),
             # Not at the start: the library cannot take it away from there again, and panics.
-            normalizers.Replace(Regex(rf"(?!\A)(?={_MARKS})"), _REMOVED),
-            normalizers.Precompiled(table),
+            normalizers.Replace(Regex(rf"(?!\A)(?={_MARKS})"), divider),
+            normalizers.Precompiled(spec.precompiled_charsmap),
+            *([] if is_removed else [normalizers.Replace(divider, "")]),
             normalizers.NFC(),
-            normalizers.Replace(Regex(" {2,}"), " "),
-            # Not the space at the start: behind a [MASK] it tells that a new word begins.
-            normalizers.Replace(Regex(r" \z"), ""),
+            *spaces,
         ]
     )
+
+
+def _replacements(rules: list[tuple[str, str]]) -> list[normalizers.Normalizer]:
+    """Rules one by one, the longest first; what one has made, no other sees."""
+    rules = sorted(rules, key=lambda rule: -len(rule[0]))
+    made = [chr(_PRIVATE_PLANE + number) for number in range(len(rules))]
+    return [
+        *(normalizers.Replace(source, own) for (source, _), own in zip(rules, made, strict=True)),
+        *(normalizers.Replace(own, target) for (_, target), own in zip(rules, made, strict=True)),
+    ]
 
 
 def _spelt() -> pre_tokenizers.PreTokenizer:

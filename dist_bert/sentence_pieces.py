@@ -20,6 +20,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from dist_bert.errors import UserError
+from dist_bert.normalization import JOINERS, chosen, trainer_settings
 from dist_bert.tokenizer_config import SPECIAL_PIECES, TokenizerConfig
 
 SPACE = "\u2581"  # SentencePiece's mark for the space before a word
@@ -130,8 +131,7 @@ class SentencePieces:
             return not 0x80 <= int(piece[3:5], 16) < 0xC0  # of "<0xE4>"; 10xxxxxx continues
         if self._is_reserved(index) or piece.startswith(SPACE):
             return True
-        is_accent = unicodedata.category(piece[0]).startswith("M")  # belongs to the letter before
-        return is_ideograph(piece[0]) or not (piece[0].isalnum() or is_accent)
+        return is_ideograph(piece[0]) or not (piece[0].isalnum() or is_accent(piece[0]))
 
     def written(self, text: str) -> list[bytes]:
         """What each of a text's pieces stands for; together they are the normalised text."""
@@ -165,9 +165,11 @@ def train(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
     """Trains a model on all of `sentences`, in their order; returns the bytes of its file.
 
     Raises:
-        UserError: there are no sentences, or `vocab_size` does not suit them; says what would.
+        UserError: there are no sentences, or `vocab_size` does not suit them; says what would. Or
+            the file of normalization rules cannot be read.
     """
     pad, unk, cls, sep, mask = SPECIAL_PIECES
+    sentences = list(sentences)
     model = io.BytesIO()  # not a file prefix: SentencePiece would store the path in the model
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -175,7 +177,7 @@ def train(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
             model_writer=model,
             vocab_size=config.vocab_size,
             model_type=config.model_type,
-            normalization_rule_name="nmt_nfkc_cf" if config.lower_case else "nmt_nfkc",
+            **trainer_settings(chosen(sentences, config), config.lower_case),
             byte_fallback=config.byte_fallback,
             character_coverage=config.character_coverage,
             pad_id=0,
@@ -199,6 +201,11 @@ def train(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
 def is_ideograph(character: str) -> bool:
     """Whether a character is of a script without spaces: an ideograph or kana."""
     return bool(_CJK.match(character))
+
+
+def is_accent(character: str) -> bool:
+    """Whether a character belongs to the letter before: an accent, vowel sign or joiner."""
+    return character in JOINERS or unicodedata.category(character).startswith("M")
 
 
 def _source_stretches(

@@ -7,11 +7,11 @@ choosing the training sentences (`data_prep.sampling`).
 Letters: N texts of a batch, T ids of all of them, V pieces.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from dist_bert import files
 from dist_bert.errors import UserError
 from dist_bert.masking import MaskingVocabulary
-from dist_bert.sentence_pieces import SentencePieces, is_ideograph, train
+from dist_bert.normalization import chosen
+from dist_bert.sentence_pieces import SentencePieces, is_accent, is_ideograph, train
 from dist_bert.tokenizer_config import SPECIAL_PIECES, TokenizerConfig
 
 if TYPE_CHECKING:
@@ -205,6 +206,11 @@ class Tokenizer:
         )
 
 
+def choose_normalization(sentences: Sequence[str], config: TokenizerConfig) -> TokenizerConfig:
+    """The settings with the rules of normalising that suit the text, where they leave it open."""
+    return dataclasses.replace(config, normalization=chosen(sentences, config))
+
+
 def train_tokenizer(
     sentences: Iterable[str], output_dir: str | Path, config: TokenizerConfig
 ) -> Path:
@@ -235,8 +241,7 @@ def _is_whole_word(text: str, begin: int, end: int) -> bool:
             or is_ideograph(text[inside])
         ):
             continue  # an ideograph is a word of its own
-        is_accent = unicodedata.category(text[outside]).startswith("M")
-        if (text[outside].isalnum() and text[inside].isalnum()) or is_accent:
+        if (text[outside].isalnum() and text[inside].isalnum()) or is_accent(text[outside]):
             return False
     return True
 

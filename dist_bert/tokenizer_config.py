@@ -14,6 +14,13 @@ class TokenizerConfig:
     vocab_size: int = setting(30_522, "number of pieces, special ones included")
     model_type: str = setting("unigram", "how pieces are found", ("unigram", "bpe"))
     lower_case: bool = setting(False, "fold case (an uncased model) on top of Unicode NFKC")
+    normalization: str = setting(
+        "auto",
+        "of text: nfkc = Unicode NFKC, and the zero-width non-joiner of Persian, Telugu, ... stays;"
+        " nmt_nfkc = SentencePiece's, in which it is a space; identity = none; FILE = rules as"
+        " SentencePiece has them (code points in hexadecimal, a tab, those they become); auto ="
+        " nfkc where the text has non-joiners inside words, else nmt_nfkc",
+    )
     byte_fallback: bool = setting(
         False, "spell unknown characters as bytes; takes 256 of the pieces"
     )
@@ -33,4 +40,9 @@ class TokenizerConfig:
             )
         if self.max_sentences < 0:
             problems.append(f"max_sentences = {self.max_sentences}: must be at least 0")
+        if self.lower_case and self.normalization not in ("auto", "nfkc", "nmt_nfkc"):
+            problems.append(
+                f"lower_case = True: normalization = {self.normalization} does not fold case; leave"
+                " one of them out"
+            )
         raise_all("tokenizer", problems)

@@ -22,10 +22,11 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         inputs = {"input": arguments.input, "tokenizer": str(arguments.tokenizer)}
         outputs = {"output_dir": str(arguments.output_dir), "token_store": str(token_store)}
-        limits = {"max_bad_share": arguments.max_bad_share}
+        limit_names = ("max_bad_share", "allow_lost_tokens", "allow_random_next")
+        accepted = {name: getattr(arguments, name) for name in limit_names}
         if is_first_rank():
             settings = dataclasses.asdict(config)
-            print(json.dumps({**inputs, **outputs, **limits, **settings}, indent=2))
+            print(json.dumps({**inputs, **outputs, **accepted, **settings}, indent=2))
         return
     if arguments.preview:
         from data_prep.preview import show_preview
@@ -34,10 +35,24 @@ def main(arguments: argparse.Namespace) -> None:
             show_preview(arguments.input, config, arguments.max_bad_share, arguments.preview)
         return
     from data_prep.data_set import Paths
+    from data_prep.limits import Limits
     from data_prep.prepare import prepare
 
     paths = Paths(arguments.tokenizer, arguments.output_dir, token_store)
-    prepare(arguments.input, paths, config, arguments.max_bad_share, arguments.log_dir)
+    limits = Limits(
+        arguments.max_bad_share, arguments.allow_lost_tokens, arguments.allow_random_next
+    )
+    prepare(arguments.input, paths, config, limits, arguments.log_dir)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a share, 0 to 1")
+    return share
 
 
 if __name__ == "__main__":
@@ -52,6 +67,20 @@ if __name__ == "__main__":
         "--token_store",
         type=local_path,
         help="folder of encoded text, kept for other data sets (default: OUTPUT_DIR/token_store)",
+    )
+    parser.add_argument(
+        "--allow_lost_tokens",
+        type=_share,
+        metavar="SHARE",
+        help="share of the tokens that may be in no sample; a data set that loses more is not"
+        " finished (default: 0.05; 0.2 with --truncate_pairs true)",
+    )
+    parser.add_argument(
+        "--allow_random_next",
+        type=_share,
+        default=0.65,
+        metavar="SHARE",
+        help="likewise, share of the pairs whose second segment may be random (default: 0.65)",
     )
     parser.add_argument("--log_dir", type=local_path, help="folder that gets a log of every rank")
     parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")

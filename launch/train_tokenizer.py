@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     from data_prep.inputs import resolve_inputs
     from data_prep.sampling import sample_sentences
     from dist_bert import files
-    from dist_bert.tokenizer import Tokenizer, train_tokenizer
+    from dist_bert.tokenizer import Tokenizer, choose_normalization, train_tokenizer
 
     start = time.monotonic()
     written = [arguments.output_dir / name for name in ("tokenizer.model", "tokenizer.json")]
@@ -47,7 +47,12 @@ def main(arguments: argparse.Namespace) -> None:
     sentences = sample_sentences(inputs, text_config, config.max_sentences, arguments.max_bad_share)
     num_sentences = len(sentences)
     read_seconds = time.monotonic() - start
-    print(f"training on {num_sentences:,} sentences, read in {read_seconds:.1f} s", flush=True)
+    config = choose_normalization(sentences, config)
+    print(
+        f"training on {num_sentences:,} sentences, read in {read_seconds:.1f} s;"
+        f" normalization {config.normalization}",
+        flush=True,
+    )
     path = train_tokenizer(sentences, arguments.output_dir, config)
     record = {
         "fingerprint": Tokenizer(path).fingerprint,

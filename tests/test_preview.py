@@ -33,7 +33,7 @@ def test_documents_of_each_layout_come_in_turn(corpus: Path) -> None:
     assert names == ["a.txt", "c.jsonl", "b.txt", "c.jsonl", "c.jsonl"]
     assert shown[:7] == [
         f"{corpus}/a.txt (text)",
-        "  39 characters, 5 sentences",
+        "  39 characters, 5 sentences (median 6, longest 12 characters)",
         "  | a one.",
         "  | Two is here.",
         "  | Three!",
@@ -52,6 +52,33 @@ def test_the_end_counts_what_was_looked_at(corpus: Path) -> None:
         " content; name its field with --text_field (no))",
     ]
     assert previewed(corpus, 1)[-2:] == ["left out so far: none", "bad records so far: none"]
+
+
+def test_lengths_of_sentences_are_shown_and_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One is here. " * 3 + "\n\n" + "word " * 400)
+    (tmp_path / "b.txt").write_text("One is here. Two are there. ")
+    shown = previewed(tmp_path, 9)
+    assert "  2,041 characters, 5 sentences (median 12, longest 999 characters)" in shown
+    assert (
+        "of these: 7 sentences (median 12, longest 999 characters), 97% of the text in sentences of"
+        " more than 400" in shown
+    )
+    assert [line[:40] for line in shown if line.startswith("warning")] == [
+        "warning: few sentence ends are found. Do"
+    ]
+    (tmp_path / "c.txt").write_text("Only one.")
+    (tmp_path / "a.txt").write_text("Only one\0, too.")
+    (tmp_path / "d.txt").write_text("\ufeff \0 \u200b\n")
+    shown = previewed(tmp_path, 9)
+    assert [line[:46] for line in shown if line.startswith("warning")] == [
+        "warning: 67% of the documents are a single sen"
+    ]
+    assert shown[-3:] == [
+        "left out so far: 1 empty",
+        "characters removed so far: 2 nul, 1 zero_width",
+        "bad records so far: none",
+    ]
+    assert not any("of these" in line for line in previewed(tmp_path, 0))
 
 
 def test_a_given_layout_is_taken(corpus: Path) -> None:

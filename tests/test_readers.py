@@ -78,8 +78,8 @@ def real(name: str) -> Path:
 
 
 def characters(texts: Iterable[str]) -> str:
-    """All characters but white space: what must not get lost."""
-    return "".join("".join(texts).split())
+    """All characters but white space and those of no width: what must not get lost."""
+    return "".join("".join(texts).translate(dict.fromkeys((0x200B, 0xFEFF))).split())
 
 
 def test_a_text_file_is_a_document(tmp_path: Path) -> None:
@@ -307,7 +307,6 @@ def test_wikiextractor_documents_lose_their_title_and_nothing_else(
     documents = documents_of(write(tmp_path / "wiki_00", WIKI), layout)
     assert [text for text, _ in documents] == [
         "A firm of <old> times. It had ships.\n\nHistory.\n\nIt began in 1852.",
-        "",
         "Its text begins at once.",
     ]
     assert documents[0][1] == [

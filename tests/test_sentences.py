@@ -1,11 +1,18 @@
 """Sentence ends: a gold text with the hard cases, English and Chinese, and layouts of lines."""
 
 import random
+import re
 import textwrap
 import time
 
 import pytest
 
+from data_prep.punctuation import (
+    RARE_SENTENCE_TERMINALS,
+    RARE_TERMINAL_PUNCTUATION,
+    SENTENCE_TERMINALS,
+    TERMINAL_PUNCTUATION,
+)
 from data_prep.sentences import split_lines, split_sentences
 from tests.corpus import chinese_sentences, english_sentences
 
@@ -170,6 +177,9 @@ def test_chinese_gold_text(gold: list[str]) -> None:
         ("Really?! Yes.", ["Really?!", "Yes."]),
         ("I saw J. K. Rowe. He saw me.", ["I saw J. K. Rowe.", "He saw me."]),
         ("So did I. Peter did not.", ["So did I.", "Peter did not."]),
+        ("В г. Минске жил. Он умер.", ["В г. Минске жил.", "Он умер."]),
+        ("Er kam z. B. über Wien. Über Wien?", ["Er kam z. B. über Wien.", "Über Wien?"]),
+        ("又哭了。。真的", ["又哭了。。", "真的"]),
     ],
 )
 def test_single_rules(text: str, expected: list[str]) -> None:
@@ -188,9 +198,53 @@ def test_a_short_line_ends_a_paragraph_of_wrapped_text() -> None:
     assert "Chapter Two" in found
 
 
+# Three sentences in the marks of each script.
+SCRIPTS = {
+    "Hindi": ["वह घर गया।", "उसने खाना खाया ।", "क्या वह सोया?"],
+    "Bengali": ["সে বাড়ি গেল।", "সে খেল।", "সে কি ঘুমাল?"],
+    "Sanskrit": ["धर्मक्षेत्रे कुरुक्षेत्रे।", "मामकाः पाण्डवाश्चैव॥", "किमकुर्वत सञ्जय॥"],
+    "Urdu": ["وہ گھر گیا۔", "اس نے کھانا کھایا۔", "کیا وہ سو گیا؟"],
+    "Arabic": ["ذهب إلى البيت.", "أكل الطعام، ثم نام.", "هل نام؟"],
+    "Armenian": ["Նա գնաց տուն։", "Նա կերավ։", "Նա քնեց։"],
+    "Amharic": ["ወደ ቤት ሄደ።", "ምግብ በላ፡፡", "ተኛ፧"],
+    "Khmer": ["គាត់ទៅផ្ទះ។", "គាត់ញ៉ាំបាយ។", "គាត់គេង៕"],
+    "Burmese": ["သူအိမ်ပြန်သွားသည်။", "သူထမင်းစားသည်။", "သူအိပ်သည်။"],
+    "Tibetan": ["ཁོ་ནང་ལ་ཕྱིན།", "ཁོས་ཁ་ལག་བཟས། །", "ཁོ་གཉིད།"],
+    "Georgian": ["ის სახლში წავიდა.", "მან ჭამა.", "დაიძინა?"],
+    "Greek": ["Πήγε σπίτι.", "Έφαγε π.χ. ψωμί.", "Κοιμήθηκε!"],
+    "Russian": ["Он пошёл домой.", "Он ел, т. е. обедал.", "Он спал?"],
+    "Mongolian": ["ᠲᠡᠷᠡ ᠭᠡᠷ ᠲᠡᠭᠡᠨ ᠶᠠᠪᠤᠪᠠ᠃", "ᠲᠡᠷᠡ ᠢᠳᠡᠪᠡ᠃", "ᠤᠨᠲᠠᠪᠠ᠃"],
+    "Chakma": ["𑄃𑄟𑄢𑄴 𑄊𑄧𑄢𑄴𑅁", "𑄖𑄬 𑄈𑄬𑄣𑄧𑅁", "𑄖𑄬 𑄊𑄪𑄟𑄴 𑄉𑄬𑄣𑄧𑅃"],
+    "full-width": ["これは文である．", "値は３．１４である．", "次の文だ．"],
+}
+SPACELESS = ("Hindi", "Bengali", "Urdu", "Burmese", "Khmer", "Amharic", "full-width")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_sentences_end_in_every_script(script: str) -> None:
+    gold = SCRIPTS[script]
+    assert split_sentences(" ".join(gold)) == gold
+    if script in SPACELESS:
+        assert split_sentences("".join(gold)) == gold
+
+
+def test_the_marks_are_those_of_the_standard() -> None:
+    regex = pytest.importorskip("regex")
+    classes = {
+        "Sentence_Terminal": SENTENCE_TERMINALS + RARE_SENTENCE_TERMINALS,
+        "Terminal_Punctuation": TERMINAL_PUNCTUATION + RARE_TERMINAL_PUNCTUATION,
+    }
+    everything = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
+    for name, characters in classes.items():
+        assert re.findall(f"[{characters}]", everything) == regex.findall(
+            rf"\\p{{{name}}}".replace("\\\\", "\\"), everything
+        )
+    assert max(SENTENCE_TERMINALS + TERMINAL_PUNCTUATION) <= "\uffff"
+
+
 def test_no_character_is_lost_in_random_text() -> None:
     rng = random.Random(5)
-    alphabet = "abAB 12.。!?！？…”\"'」）) \n\n\n,，中文[]:;-"
+    alphabet = "abAB 12.。!?！？…”\"'」）) \n\n\n,，中文[]:;-।॥۔؟։።፡།𑅁．क"
     for _ in range(500):
         text = "".join(rng.choices(alphabet, k=rng.randrange(60)))
         sentences = split_sentences(text)
@@ -216,4 +270,6 @@ def test_splitting_is_fast_and_linear() -> None:
     assert len(text) / seconds > 5e6, "some 30 MB/s on an idle core"
     start = time.process_time()
     split_sentences("." * 200_000 + '"' * 200_000 + " ." * 200_000)
+    split_sentences("!" * 500_000 + "x")
+    split_sentences("a. " * 200_000)
     assert time.process_time() - start < 5.0

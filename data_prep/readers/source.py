@@ -50,6 +50,7 @@ class Tally:
         self.drops: Counter[str] = Counter()  # documents left out, by reason
         self.bad: Counter[str] = Counter()  # bad records, by reason
         self.mended: Counter[str] = Counter()  # places where what is no text was taken out
+        self.removed: Counter[str] = Counter()  # characters taken out of the text, by kind
         self.first_bad = ""
         self._path = path
         self._max_bad_share = max_bad_share

@@ -146,7 +146,7 @@ def test_other_ids_end_the_export_unless_they_are_allowed(
     compared = len(LINES) + 1 + len(hf_tokenizer.ODD_TEXTS)
     assert f"{compared:,} texts compared, 0 differ" in capsys.readouterr().out
     plain = tokenizers.normalizers.NFC()  # forgets full-width letters and spaces
-    monkeypatch.setattr("dist_bert.hf_tokenizer._normalizer", lambda table: plain)
+    monkeypatch.setattr("dist_bert.hf_tokenizer._normalizer", lambda spec: plain)
     with pytest.raises(UserError, match=r"of 520 texts have other token ids .* must be 0;"):
         export(run, exported.run_dir, tmp_path / "other", str(lines), False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["equal", "lines.txt"]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -121,8 +122,8 @@ def test_a_token_store_serves_other_settings(prepared: Prepared) -> None:
 @pytest.mark.parametrize(
     ("recipe", "share", "copies"),
     [
-        (["--copies", "3", "--balance_pairs", "true"], 0.5, 3),
-        (["--pair_objective", "sop", "--balance_pairs", "true", "--whole_words", "false"], 0.5, 1),
+        (["--copies", "3"], 0.5, 3),
+        (["--pair_objective", "sop", "--whole_words", "false"], 0.5, 1),
         (["--pair_objective", "none", "--mean_span_length", "3", "--masked_lm_prob", "0.4"], 0, 1),
     ],
 )
@@ -148,6 +149,70 @@ def test_recipes(
         assert abs(manifest.statistics["train"]["shares"]["masked"] - 0.4) < 0.005
 
 
+LIMITS: dict[
+    tuple[str, ...], tuple[str, str]
+] = {  # flags of a data set that is beyond a limit -> what is said, what accepts it
+    ("--truncate_pairs", "true", "--sequence_length", "19"): ("are in no sample", "lost_tokens"),
+    ("--balance_pairs", "false", "--sequence_length", "61"): (
+        "have a random second",
+        "random_next",
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", LIMITS, ids=lambda flags: flags[0])
+def test_a_limit_ends_a_preparation_and_its_flag_goes_on(
+    prepared: Prepared, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    sentences = [
+        f"The lantern near the bridge was old in the year {1_000 + i}." for i in range(600)
+    ]
+    documents = [[sentence] for sentence in sentences[:500]] + [sentences[500:550], sentences[550:]]
+    (tmp_path / "a.txt").write_text("\n\n".join("\n".join(lines) for lines in documents))
+    common: list[str | Path] = ["--input", "a.txt", "--format", "lines", "--output_dir", "out"]
+    common += ["--tokenizer", prepared.tokenizer, *flags]
+    problem, limit = LIMITS[flags]
+    made = prepare_shards(2, *common, cwd=tmp_path)
+    assert_one_line_error(made, problem)
+    assert not (tmp_path / "out" / MANIFEST_NAME).exists()
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert shards
+    found = re.search(rf"--allow_{limit} (0\.\d\d|1\.00)$", made.stderr.strip())
+    assert found, made.stderr
+    made = prepare_shards(1, *common, *found[0].split(), cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards, "nothing is made again"
+    verified = run_script(sys.executable, "launch/verify_shards.py", tmp_path / "out")
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_documents_of_single_sentences_are_balanced_and_all_kept(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    sentences = [
+        f"The lantern near the bridge was old in the year {1_000 + i}." for i in range(300)
+    ]
+    documents = [[sentence] for sentence in sentences[:280]] + [sentences[280:]]
+    (tmp_path / "a.txt").write_text("\n\n".join("\n".join(lines) for lines in documents))
+    made = prepare_shards(
+        2, "--input", "a.txt", "--format", "lines", "--output_dir", "out", "--tokenizer",
+        prepared.tokenizer, cwd=tmp_path,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    manifest = Manifest.load(tmp_path / "out")
+    shards = [
+        (split, ShardFile(tmp_path / "out", record, manifest.field_types))
+        for split in SPLITS
+        for record in manifest.splits[split]
+    ]
+    blocks = [shard.block(i) for _, shard in shards for i in range(len(shard.record.blocks))]
+    first = np.concatenate([block["document_ids"][:, 0] for block in blocks])
+    assert set(first.tolist()) == set(range(281))
+    for split in SPLITS:
+        assert manifest.statistics[split]["shares"]["random_next"] == 0.5
+        assert manifest.statistics[split]["shares"]["lost"] == 0
+
+
 def test_what_is_left_out_is_counted(prepared: Prepared, tmp_path: Path) -> None:
     texts = [f"This is text {i}. It has another sentence, number {i}." for i in range(1_000)]
     rows = [{"text": text, "language": "de" if i % 4 else "en"} for i, text in enumerate(texts)]
@@ -165,7 +230,12 @@ def test_what_is_left_out_is_counted(prepared: Prepared, tmp_path: Path) -> None
         )  # fmt: skip
         assert made.returncode == 0, made.stderr
         totals = Manifest.load(tmp_path / f"out{num_ranks}").totals
-        assert totals["drops"] == {"duplicate": 100, "other_language": 849, "too_short": 2}
+        assert totals["drops"] == {
+            "duplicate": 100,
+            "empty": 1,
+            "other_language": 849,
+            "too_short": 1,
+        }
         assert totals["bad_records"] == {"not_json": 1}
         assert totals["first_bad_records"][0].startswith("a.jsonl: line 78: is not JSON")
         assert totals["documents"] == 350
@@ -304,6 +374,8 @@ def test_a_finished_data_set_is_left_alone(prepared: Prepared) -> None:
         ({"a.txt": b"One. Two."}, ["--input", "*.txt"], "the corpus is a single document"),
         ({"a.txt": b"One.\n\nTwo.\n\nThree."}, ["--input", "*.txt", "--format", "lines"],
          "every document is a single sentence"),
+        ({"a.txt": b"One is here\nTwo is there\n" * 9}, ["--input", "*.txt"],
+         "--format sentences if a line is a sentence"),
         ({"a.txt": b"One. Two.", "b.txt": b"One. \xff", "c.txt": b"x. \xff"}, ["--input", "*.txt"],
          ".txt: byte "),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--tokenizer", "none"], "none: cannot be read"),
