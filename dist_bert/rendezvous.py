@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dist_bert.errors import NodeError, UserError
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _SCHEME = "dist-bert"
 _OWNER, _JOINED, _COMPLETE = "owner", "joined", "complete"  # keys of the store
@@ -118,7 +118,7 @@ def _address() -> tuple[str, int]:
 
 def _own_store(port: int, timeout: datetime.timedelta) -> "TCPStore":
     """Rank 0's store, with a note of whose it is."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         listening = listen(port)
@@ -196,7 +196,7 @@ def _connect(
 
     torch waits without a limit for the first answer of one that says nothing: hence the thread.
     """
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
     made: list[TCPStore] = []
 

@@ -149,10 +149,10 @@ def test_every_script_tells_in_one_line_that_the_port_is_taken(
 ) -> None:
     """Rank 0 as a task of srun has it; rank 1 never comes, which nobody waits for."""
     (tmp_path / "train.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n" * 20)
-    words = command.format(shards=data_set, tmp=tmp_path, run=encoder).split()
+    words: list[str | Path] = [*command.format(shards=data_set, tmp=tmp_path, run=encoder).split()]
     words += write_configs(tmp_path, 0, "fp32")[:2] * ("pretrain" in command)  # the model's
     if "evaluate" not in command:
-        words += ["--deepspeed_config", str(tmp_path / "deepspeed_config.json")]
+        words += ["--deepspeed_config", tmp_path / "deepspeed_config.json"]
     write_configs(tmp_path, stage=0, precision="fp32")
     step = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_ID": "1"}
     step |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": "7"}
