@@ -26,8 +26,11 @@ def whole_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # as the user knows it
+        with contextlib.suppress(OSError):  # of the folder: it is in the error already
+            temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
 
