@@ -154,8 +154,8 @@ class RunConfig:
     )
     init_from: str = setting(
         "",
-        "start a new run from these weights: a run's folder, or a folder or file in Hugging Face"
-        " layout; a run that has a checkpoint goes on from that",
+        "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
+        " or file in Hugging Face layout; a run that has a checkpoint goes on from that",
     )
     extend_positions: bool = setting(
         False, "with init_from: repeat its position embeddings where the model has more of them"
@@ -229,7 +229,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}): give the path of a JSON file"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, must hold a JSON object")

@@ -70,7 +70,7 @@ def finetune(plan: FinetunePlan, interrupts: Interrupts, console: Console) -> in
             console.say(summarize(plan.output_dir, [job.run.output_dir for job in plan.jobs]))
         return 0
 
-    return run_session(plan.jobs[0].run, console, body)
+    return run_session(plan.jobs[0].run, plan.output_dir, console, body)
 
 
 def _check_done(job: FinetuneJob) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from dist_bert import checkpoint, files
 from dist_bert.agreement import Agreement
-from dist_bert.checkpoint import TrainState
+from dist_bert.checkpoint import TrainState, all_ranks_agree
 from dist_bert.config import RunConfig
 from dist_bert.console import Console
 from dist_bert.data import MicroBatch, StepBatch
@@ -43,6 +43,7 @@ from dist_bert.progress import Progress
 from dist_bert.rank_log import open_rank_log
 from dist_bert.ranks import Ranks
 from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
+from dist_bert.run_lock import RunLock
 from dist_bert.run_record import open_run
 from dist_bert.watchdog import Watchdog
 
@@ -83,11 +84,14 @@ class Work:
     patience: int = 0
 
 
-def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int]) -> int:
+def run_session(
+    run: RunConfig, folder: str | Path, console: Console, body: Callable[[Watchdog], int]
+) -> int:
     """Joins the ranks of the launcher, does the work, and parts from them; called by every rank.
 
     Args:
         run: gives the limits of waiting.
+        folder: that is written to, by no other training at the same time.
         console: of this rank.
         body: the work; takes the watchdog, returns the exit code.
 
@@ -95,15 +99,23 @@ def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int
         The exit code.
 
     Raises:
-        UserError: of the body, raised by all ranks together.
+        UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
+            together.
     """
     watchdog = Watchdog(run.watchdog_minutes)
     heartbeat = None
+    unwritable: OSError | None = None
     try:
-        open_rank_log(Path(run.output_dir) / LOGS_NAME)
+        try:
+            open_rank_log(Path(run.output_dir) / LOGS_NAME)
+        except OSError as error:  # told below, by all ranks together
+            unwritable = error
         start_distributed(run.timeout_seconds)
         heartbeat = Heartbeat(run.heartbeat_seconds)
+        lock = _locked(folder, unwritable)
         code = body(watchdog)
+        if lock is not None:
+            lock.release()
         heartbeat.stop()
         dist.barrier()  # a rank that still beats would miss those that have left
     except UserError as error:  # raised by all ranks together; after any other one peers may hang
@@ -126,6 +138,22 @@ def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int
     return code
 
 
+def _locked(folder: str | Path, unwritable: OSError | None) -> RunLock | None:
+    """The lock of the folder, on rank 0; called by all ranks together.
+
+    Args:
+        folder: that is written to.
+        unwritable: what this rank met when it opened its log.
+
+    Raises:
+        UserError: on all ranks, if any cannot write there or another training does.
+    """
+    with all_ranks_agree("cannot start"):
+        if unwritable is not None:
+            raise unwritable
+        return RunLock(folder) if dist.get_rank() == 0 else None
+
+
 def train_run(
     job: Job, work: Work, interrupts: Interrupts, console: Console, watchdog: Watchdog
 ) -> int:
@@ -144,6 +172,7 @@ def train_run(
     try:
         watchdog.beat("loading the checkpoint")
         state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
+        checkpoint.settle(run.output_dir, state.step)
         watchdog.beat("starting the loop")
         stop = Agreement(lambda: interrupts.noted)
         parts = _Parts(job, work, engine, state, stop, watchdog, console)

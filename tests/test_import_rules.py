@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("slurm_environment",),
         ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
         ("origin", "pictures", "prefetch", "run_dir", "stopwatch", "stragglers", "text_batches"),
-        ("watchdog",),
+        ("run_lock", "watchdog"),
         ("diagnosis", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("environment",),
         ("model_card", "reporting", "weight_source", "sentence_pieces", "word_pieces"),

@@ -14,7 +14,8 @@ class FinetuneConfig:
     task: str = setting("pair_classification", "what is to be learnt", TASKS)
     checkpoint: str = setting(
         "runs/pretrain",
-        "the encoder: a pretraining run's folder, or a folder in Hugging Face layout",
+        "the encoder: a pretraining run's folder or one of its checkpoints, or a folder in Hugging"
+        " Face layout",
     )
     train: str = setting("", "labelled examples to learn from; see docs/finetuning.md for layouts")
     eval: str = setting(

@@ -1,6 +1,7 @@
 """Whole runs that are interrupted, hang, lose a rank or the launcher, or meet what is no number."""
 
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -161,6 +162,43 @@ def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start, tmp_path: Pat
     assert "in faulty_beat" in left and " error: rank 1: no progress for" in left
     assert "while in step 2, micro-step 3 of 3; the stacks above show where it is" in own
     assert "error: rank 0: lost another rank" in others
+
+
+@pytest.mark.slow
+def test_a_folder_has_one_training_at_a_time(start: Start, tmp_path: Path) -> None:
+    """Also where the second one has other settings; a holder that is killed has it no more."""
+    (holder,) = start("0|in step 6, micro-step 1|SIGSTOP", "run", num_ranks=1)
+    status = Path(f"/proc/{holder.pid}/stat")
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        assert holder.poll() is None
+        time.sleep(0.1)
+    run = tmp_path / "run"
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (output,) = ended(start(NO_FAULT, "run", "--warmup_steps", "1", num_ranks=1), 2)
+    assert f"another training is writing there (process {holder.pid} on {platform.node()}" in output
+    assert output.count("error: ") == 1 and "Traceback" not in output
+    log = run / "logs" / "rank-00000.log"  # of both
+    assert {path: path.read_bytes() for path in kept if path != log} == {
+        path: data for path, data in kept.items() if path != log
+    }
+    holder.kill()
+    holder.wait()
+    (output,) = ended(start(NO_FAULT, "run", num_ranks=1), 0)
+    assert "resumed at step 4 of 14" in output and "done: 14 steps" in output
+    assert (run / "lock").read_bytes() == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["/proc/run", "a_file/run"])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    start: Start, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    for num_ranks in (1, 2):
+        outputs = ended(start(NO_FAULT, folder, num_ranks=num_ranks), *([2] * num_ranks))
+        lines = [line for output in outputs for line in output.splitlines() if "error" in line]
+        assert len(lines) == 1 and lines[0].startswith("error: cannot start: "), outputs
+        assert folder.split("/")[1] in lines[0] and "Traceback" not in "".join(outputs)
 
 
 @pytest.mark.slow
