@@ -80,6 +80,7 @@ class PretrainingJob:
                 "fingerprint": self.manifest.fingerprint,
                 "config": self.manifest.config,
                 "tokenizer": self.manifest.tokenizer,
+                "random_next": self._random_next,
             },
         }
 
@@ -102,6 +103,15 @@ class PretrainingJob:
     def may_differ(self) -> list[str]:
         """Facts of the identity in which a checkpoint may differ, because the run says so."""
         return ["train_batch_size"] if self.run.change_batch_size else []
+
+    @property
+    def _random_next(self) -> float | None:
+        """Share of the held-out pairs that are random; None where there are no pairs."""
+        if self.manifest.config["pair_objective"] == "none":
+            return None
+        shares = self.manifest.statistics.get("validation", {}).get("shares", {})
+        share: float | None = shares.get("random_next")
+        return share
 
     def check_device(self, has_gpu: bool) -> None:
         """Refuses what works on GPUs alone.
