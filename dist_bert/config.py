@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dist_bert.errors import UserError
+from dist_bert.shipped import found
 
 T = TypeVar("T")
 
@@ -218,13 +219,13 @@ def raise_all(what: str, problems: list[str]) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
+    """Reads a JSON object from a file; configs/... may be one that comes with the package.
 
     Raises:
         UserError: the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(found(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}): give the path of a JSON file"

@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.deepspeed_flags import PEAK_LR, deepspeed_flags
 from dist_bert.errors import UserError
 from dist_bert.tasks.config import FinetuneConfig
 from dist_bert.tasks.examples import Example, TextExample, WordsExample
@@ -121,7 +122,13 @@ class FinetunePlan:
         """
         config = resolve(FinetuneConfig, arguments.config, flags_of(FinetuneConfig, arguments))
         read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
-        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size)
+        changes = deepspeed_flags(arguments)
+        if config.learning_rates and PEAK_LR in changes:
+            raise UserError(
+                f"learning_rates = {config.learning_rates}: leave out the other learning rate of"
+                " the command line"
+            )
+        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, changes)
         source = WeightSource.find(config.checkpoint, "--checkpoint")
         if source.tokenizer is None or not source.tokenizer.exists():
             raise UserError(

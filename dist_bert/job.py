@@ -15,6 +15,7 @@ from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.data import AHEAD_WINDOWS, WINDOW_BLOCKS
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.deepspeed_flags import deepspeed_flags
 from dist_bert.errors import UserError
 from dist_bert.run_dir import latest_checkpoint, step_of
 from dist_bert.shard_format import Manifest
@@ -211,7 +212,11 @@ class Examination:
         model = attempt(
             lambda: resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         )
-        deepspeed = attempt(lambda: DeepSpeedConfig.load(arguments.deepspeed_config, world_size))
+        deepspeed = attempt(
+            lambda: DeepSpeedConfig.load(
+                arguments.deepspeed_config, world_size, deepspeed_flags(arguments)
+            )
+        )
         source = None
         if run:
             place = (run.shards, run.local_cache, run.local_cache_gib)

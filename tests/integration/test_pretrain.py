@@ -318,6 +318,25 @@ def test_dry_run_prints_the_resolved_job(data_set: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def test_the_package_starts_behind_the_launcher_as_the_script_does(
+    data_set: Path, tmp_path: Path
+) -> None:
+    """From another folder, with a configuration that comes with the package."""
+    ended = run_script(
+        *launcher(2), "--module", "dist_bert", "pretrain", "--shards", data_set, "--dry_run",
+        "--deepspeed_config", "configs/zero1.json", "--model", "configs/model/bert_tiny.json",
+        "--lr", "0.25", "--deepspeed", "zero_optimization.stage=2", "--train_batch_size", "36",
+        "--train_micro_batch_size_per_gpu", "6", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    start, end = ended.stdout.index("\n{\n"), ended.stdout.rindex("\n}\n")
+    resolved = json.loads(ended.stdout[start : end + 3])
+    assert resolved["world_size"] == 2 and resolved["model"]["hidden_size"] == 128
+    assert resolved["deepspeed"]["optimizer"]["params"]["lr"] == 0.25
+    assert resolved["deepspeed"]["zero_optimization"]["stage"] == 2
+    assert resolved["deepspeed"]["gradient_accumulation_steps"] == 3
+
+
 @pytest.mark.slow
 def test_the_line_of_the_readme(data_set: Path, tmp_path: Path) -> None:
     """BERT-base starts from data/shards in the current folder, with nothing else given."""
