@@ -24,8 +24,8 @@ from dist_bert.hashing import hash64
 from dist_bert.inference import pinned
 from dist_bert.initial_weights import load_initial_weights
 from dist_bert.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
-from dist_bert.metrics import write_rows
 from dist_bert.model import BertForPreTraining
+from dist_bert.row_files import write_rows
 from dist_bert.run_dir import (
     BEST_NAME,
     CHECKPOINTS_NAME,

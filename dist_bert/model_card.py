@@ -3,11 +3,11 @@
 The licence is the user's to choose. Not for: exporting (`dist_bert.export`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_bert.row_files import rows_of
 from dist_bert.run_dir import METRICS_NAME
 
 _ACCURACY = "validation/nsp_accuracy"
@@ -108,12 +108,11 @@ def _scores(run_dir: Path, step: int, random_next: float | None) -> list[tuple[s
         step: of the checkpoint.
         random_next: share of the held-out pairs that are random; None where it is not known.
     """
-    path = run_dir / METRICS_NAME
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if '"validation/' in line]
-    found: dict[str, float] = next((row for row in rows[::-1] if row["step"] == step), {})
+    rows = rows_of(run_dir / METRICS_NAME, only_numbers=True)
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["step"] == step and any(name.startswith("validation/") for name in row):
+            found = row
     scores = {
         metric: (name, format(found[metric], form))
         for metric, (name, form) in _SCORES.items()

@@ -14,8 +14,9 @@ from dist_bert.checkpoint import TrainState
 from dist_bert.code_version import ROOT, code_version
 from dist_bert.interrupts import INTERRUPTED_NAME
 from dist_bert.job import Job
-from dist_bert.metrics import MetricsWriter, read_rows, write_rows
+from dist_bert.metrics import MetricsWriter
 from dist_bert.rank_log import now
+from dist_bert.row_files import read_rows, write_rows
 from dist_bert.run_dir import CONFIG_NAME, STARTS_NAME, TOKENIZER_NAME
 
 _VERSIONS_KEPT = ("torch", "deepspeed", "numpy", "sentencepiece")
@@ -47,7 +48,7 @@ def open_run(job: Job, state: TrainState) -> MetricsWriter:
         "commit": commit,
         "versions": versions,
     }
-    starts = [*read_rows(run_dir / STARTS_NAME), start]
+    starts = [*read_rows(run_dir / STARTS_NAME, ("time",)), start]
     write_rows(run_dir / STARTS_NAME, starts)  # whole: a line cut off by a kill would stay
     writer = MetricsWriter(run_dir, state.step)
     first = state.step + 1
@@ -72,6 +73,6 @@ def _code_block(language: str, text: str) -> str:
 def _as_table(starts: list[dict[str, Any]]) -> str:
     """All starts so far, a row each."""
     names = ("time", "step", "world_size", "zero_stage", "precision", "micro_batch_size", "commit")
-    rows = [" | ".join(str(start[name]) for name in names) for start in starts]
+    rows = [" | ".join(str(start.get(name, "")) for name in names) for start in starts]
     header = " | ".join(name.replace("_", " ") for name in names)
     return "\n".join(f"| {line} |" for line in (header, " | ".join("---" for _ in names), *rows))

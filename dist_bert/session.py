@@ -231,7 +231,8 @@ class _Parts:
         self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
         run = job.run
         is_first = dist.get_rank() == 0
-        self._writer = open_run(job, state) if is_first else None
+        with all_ranks_agree("cannot start"):
+            self._writer = open_run(job, state) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
         self.progress = Progress(
             engine,
@@ -367,7 +368,10 @@ def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) 
     """Rank 0 says that the run is done or, also in a file for batch scripts, interrupted."""
     if reason and dist.get_rank() == 0:
         text = f"stopped at step {state.step:,} of {run.num_train_steps:,}: {REASONS[reason]}"
-        files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
+        try:
+            files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
+        except OSError as error:  # of a full disk: the exit code says it, too
+            console.warn(f"{error.filename}: cannot be written ({error.strerror})")
         console.say(f"{text}; the same command goes on from the last checkpoint")
     elif not reason:
         console.say(

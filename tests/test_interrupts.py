@@ -41,13 +41,30 @@ def test_signals_are_noted_and_the_second_interrupt_ends_at_once() -> None:
         interrupts = Interrupts()
         interrupts.catch_signals()
         assert interrupts.noted == 0
-        for name in ("SIGUSR1", "SIGTERM", "SIGUSR1", "SIGTERM", "SIGINT", "SIGINT"):
+        for name in ("SIGUSR1", "SIGHUP", "SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT", "SIGINT"):
             os.kill(os.getpid(), getattr(signal, name))
             print(REASONS[interrupts.noted], flush=True)
         """
     )
-    assert ended.stdout.split() == ["SIGUSR1", "SIGTERM", "SIGTERM", "SIGTERM", "SIGINT"]
+    expected = ["SIGUSR1", "SIGHUP", "SIGHUP", "SIGTERM", "SIGTERM", "SIGINT"]
+    assert ended.stdout.split() == expected
     assert ended.returncode == -2
+
+
+def test_nohup_is_respected() -> None:
+    ended = run_program(
+        """
+        import os, signal
+        from dist_bert.interrupts import Interrupts
+
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        interrupts = Interrupts()
+        interrupts.catch_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(interrupts.noted)
+        """
+    )
+    assert (ended.stdout, ended.returncode) == ("0\n", 0)
 
 
 def test_time_limit() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import pty
 import signal
 import socket
 import subprocess
@@ -14,7 +15,8 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
-from tests.integration.conftest import BIN, ROOT, environment, launcher, run_script
+from dist_bert.run_dir import latest_checkpoint
+from tests.integration.conftest import BIN, ROOT, environment, launcher, run_script, small_disk
 from tests.integration.test_pretrain import write_configs
 
 SCRIPT = "tests/integration/faulty_pretrain.py"
@@ -199,6 +201,61 @@ def test_a_folder_that_cannot_be_made_is_one_line(
         lines = [line for output in outputs for line in output.splitlines() if "error" in line]
         assert len(lines) == 1 and lines[0].startswith("error: cannot start: "), outputs
         assert folder.split("/")[1] in lines[0] and "Traceback" not in "".join(outputs)
+
+
+@pytest.mark.slow
+def test_a_lost_terminal_saves_and_ends_the_run(data_set: Path, tmp_path: Path) -> None:
+    """As a lost ssh session: the terminal is gone, and with it what could be written to."""
+    flags = write_configs(tmp_path, stage=2, precision="bf16")
+    script = ["launch/pretrain.py", *flags, "--shards", data_set, "--output_dir", tmp_path / "run"]
+    ours, theirs = pty.openpty()
+    command = [str(part) for part in (*launcher(2), *script, "--num_train_steps", "100000")]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command], cwd=ROOT, env=environment(),
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    output = b""
+    while b"saved step 4 " not in output:
+        output += os.read(ours, 4_096)
+    session = process.pid
+    os.close(ours)
+    process.wait()
+    while members_of(session):
+        time.sleep(0.1)
+    told = (tmp_path / "run/interrupted").read_text()
+    assert told.startswith("stopped at step ") and told.endswith("of 100,000: SIGHUP\n")
+    saved = int(told.split()[3])
+    assert latest_checkpoint(tmp_path / "run") == tmp_path / f"run/checkpoints/step-{saved:09d}"
+    assert f"saved step {saved} in" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_between_two_saves_does_not_end_the_run(
+    start: Start, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "30m"):
+        (process,) = start("0|in step 6, micro-step 1|SIGSTOP", "disk/run", num_ranks=1)
+        status = Path(f"/proc/{process.pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            assert process.poll() is None
+            time.sleep(0.1)
+        filler = tmp_path / "disk" / "filler"
+        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4_096))
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        output = ""
+        while "training goes on" not in output:
+            output += process.stdout.readline()
+        filler.unlink()
+        output += ended([process], 0)[0]
+        run = tmp_path / "disk" / "run"
+        assert "No space left on device: training goes on; what is missing is written" in output
+        assert "metrics are written again: nothing is missing" in output
+        assert [row["step"] for row in read_metrics(run) if "train/loss" in row] == [*range(1, 15)]
+        assert "metrics are written again" in (run / "log.txt").read_text()
 
 
 @pytest.mark.slow

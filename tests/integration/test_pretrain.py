@@ -11,9 +11,10 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics, read_rows
+from dist_bert.metrics import read_metrics
 from dist_bert.model import unpad
 from dist_bert.reader import SampleReader
+from dist_bert.row_files import read_rows
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import Manifest
 from dist_bert.tokenizer import MASK_ID
