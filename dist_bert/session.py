@@ -232,7 +232,7 @@ class _Parts:
         run = job.run
         is_first = dist.get_rank() == 0
         with all_ranks_agree("cannot start"):
-            self._writer = open_run(job, state) if is_first else None
+            self._writer = open_run(job, state, console.say) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
         self.progress = Progress(
             engine,

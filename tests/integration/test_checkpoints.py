@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from dist_bert.checkpoint_files import CheckpointReader, write_state
 from dist_bert.inference import TrainedRun
 from dist_bert.metrics import read_metrics
+from dist_bert.row_files import read_rows
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.weight_source import WeightSource
 from tests.integration.conftest import (
@@ -136,6 +137,17 @@ def test_another_batch_size_goes_on_at_the_next_sample(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
     assert samples == [36, 72, 108, 144, 198, 252, 306]
+    changes = {
+        "run.num_train_steps": [24, 7],
+        "run.change_batch_size": [False, True],
+        "deepspeed.train_batch_size": [36, 54],
+        "deepspeed.zero_optimization.stage": [2, 1],
+        "deepspeed.gradient_accumulation_steps": [6, 18],
+        "world_size": [2, 1],
+    }
+    assert read_rows(run_dir / "starts.jsonl")[-1]["changes"] == changes
+    told = ", ".join(f"{n} {json.dumps(a)} -> {json.dumps(b)}" for n, (a, b) in changes.items())
+    assert f"resumed with other settings: {told}\n" in ended.stdout
 
 
 def test_best_and_final_weights(undisturbed: Path) -> None:

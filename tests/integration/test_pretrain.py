@@ -124,6 +124,7 @@ def assert_each_step_once(run_dir: Path, starts_at: list[int]) -> None:
     for name, curve in told.items():
         assert shown[name] == pytest.approx(curve, rel=1e-6)  # TensorBoard keeps float32
     starts = read_rows(run_dir / "starts.jsonl")
+    assert all(start["changes"] == {} for start in starts)
     assert [start["step"] for start in starts] == starts_at
     told_texts = texts(run_dir)
     first_steps = {step + 1 for step in starts_at}
