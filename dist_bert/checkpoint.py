@@ -34,6 +34,7 @@ from dist_bert.run_dir import (
     LATEST_NAME,
     WEIGHTS_NAME,
     checkpoints_newest_first,
+    latest_checkpoint,
     lowest_loss,
     named_checkpoint,
     step_of,
@@ -124,6 +125,7 @@ def load(
     """
     reader = _newest_whole(run_dir)
     if reader is None:
+        latest_checkpoint(run_dir)  # refuses a run whose checkpoints are gone
         return TrainState()
     check_identity(reader, identity, may_differ)
     if dist.get_rank() == 0:

@@ -150,6 +150,17 @@ class RunConfig:
     max_skipped_steps: int = setting(
         10, "non-finite steps in a row after which the run goes back to its last checkpoint once"
     )
+    spike_threshold: float = setting(
+        8.0,
+        "a loss so many median absolute deviations above the median of the last 100 steps is a"
+        " spike, which is told and recorded; 0 = off",
+    )
+    on_spike: str = setting(
+        "record",
+        "skip = leave the update of a spike out; roll_back = also take back the updates since the"
+        " last checkpoint, once until the next; both wait for the device once a step",
+        ("record", "skip", "roll_back"),
+    )
     change_batch_size: bool = setting(
         False, "go on from a checkpoint of another train_batch_size, at exactly the next sample"
     )
@@ -187,6 +198,7 @@ class RunConfig:
                 ("watchdog_minutes", 0),
                 ("heartbeat_seconds", 0),
                 ("max_skipped_steps", 1),
+                ("spike_threshold", 0),
                 ("local_cache_gib", 0),
             )
             if getattr(self, name) < least
@@ -207,6 +219,8 @@ class RunConfig:
             problems.append(f"min_lr_ratio = {self.min_lr_ratio}: must be 0 to 1")
         if self.extend_positions and not self.init_from:
             problems.append("extend_positions = True: does nothing without init_from")
+        if self.on_spike != "record" and not self.spike_threshold:
+            problems.append(f"on_spike = {self.on_spike}: does nothing with spike_threshold 0")
         if self.local_cache_gib and not self.local_cache:
             problems.append("local_cache_gib: does nothing without local_cache")
         raise_all("run", problems)

@@ -36,6 +36,8 @@ _PRETRAINING = (
     "extend_positions",
     "change_batch_size",
     "compile_layers",
+    "spike_threshold",
+    "on_spike",
 )
 _MAX_CLASSES = 1_000  # more are a mistake in label_column
 _QUESTION_LENGTH, _OTHER_LENGTH = 384, 128

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from dist_bert.rank_log import last_words
+from dist_bert.rank_log import keep, last_words
 
 INTERRUPTED_EXIT_CODE = 85  # saved, and to be started again; free in sysexits.h and in shells
 INTERRUPTED_NAME = "interrupted"  # file in the run's folder: some launchers drop the exit code
@@ -114,7 +114,8 @@ def end_with_error(error: Exception) -> NoReturn:
     """Shows an error and ends the process at once, which ends the other ranks' waiting for it.
 
     An ordinary exit would first wait for threads and collectives that never end. A rank that only
-    lost another one tells so in a line: the other one's traceback is what to read.
+    lost another one tells so in a line: the other one's traceback is what to read. So does one that
+    met a full disk, or a file that the system refuses; the traceback is in its log.
     """
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER):
         end_at_once(
@@ -122,6 +123,9 @@ def end_with_error(error: Exception) -> NoReturn:
             f" ({str(error).splitlines()[0]})"
         )
     text = "".join(traceback.format_exception(error)).rstrip()
+    if isinstance(error, OSError) and error.filename:  # of the file system: the file tells enough
+        keep(text)
+        end_at_once(f"{error.filename}: {error.strerror}")
     last_words(f"error: rank {os.environ.get('RANK', '0')} failed:\n{text}")
     os._exit(FAULT_EXIT_CODE)
 

@@ -45,6 +45,7 @@ from dist_bert.ranks import Ranks
 from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
 from dist_bert.run_lock import RunLock
 from dist_bert.run_record import open_run
+from dist_bert.spikes import LossSpikes
 from dist_bert.watchdog import Watchdog
 
 Batches = Iterator[MicroBatch]
@@ -194,6 +195,8 @@ def train_run(
                 validate=parts.validate,
                 save=parts.save,
                 roll_back=parts.roll_back,
+                spikes=parts.spikes,
+                act_on_spike=parts.act_on_spike,
             )
         batches.close()
         watchdog.beat("ending")
@@ -234,6 +237,10 @@ class _Parts:
         with all_ranks_agree("cannot start"):
             self._writer = open_run(job, state, console.say) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
+        told = [LossSpikes.of_rows(run.spike_threshold, self._rows)]
+        dist.broadcast_object_list(told, src=0)  # so that all ranks act on a spike together
+        (spikes,) = told
+        self.spikes = spikes if run.on_spike != "record" else None
         self.progress = Progress(
             engine,
             job.model,
@@ -243,6 +250,7 @@ class _Parts:
             console,
             Ranks(run.output_dir, console),
             _skipped_steps(self._rows),
+            None if self.spikes else spikes,
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
@@ -317,7 +325,6 @@ class _Parts:
         Raises:
             UserError: that did not help, or there is no checkpoint.
         """
-        self.progress.flush()
         run = self._job.run
         size = self._job.deepspeed.batch_shape.global_batch_size
         first = state.samples - run.max_skipped_steps * size
@@ -327,17 +334,31 @@ class _Parts:
         )
         advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
         if self._has_rolled_back:
+            self.progress.flush()
             raise UserError(f"{problem}, also after going back to a checkpoint: {advice}")
-        if latest_checkpoint(run.output_dir) is None:
+        if not self._go_back(problem):
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
-        self._watchdog.beat("going back to a checkpoint")
+
+    def act_on_spike(self, state: TrainState, spike: float) -> None:
+        """Goes back to the last checkpoint, once until the next, where the run is to do so."""
+        if self._job.run.on_spike == "roll_back" and not self._has_rolled_back:
+            self._go_back(f"step {state.step:,}: the loss is {spike:.2f} times the running median")
+
+    def _go_back(self, problem: str) -> bool:
+        """Takes the weights of the last checkpoint; returns whether there is one."""
+        self.progress.flush()
         job = self._job
-        from_state = checkpoint.load(self._engine, run.output_dir, job.identity(), job.may_differ)
+        if latest_checkpoint(job.run.output_dir) is None:
+            return False
+        self._watchdog.beat("going back to a checkpoint")
+        place = job.run.output_dir
+        from_state = checkpoint.load(self._engine, place, job.identity(), job.may_differ)
         self._has_rolled_back = True
         self._console.say(
             f"{problem}: going on behind them with the weights of step {from_state.step:,};"
             f" the updates since then are taken back"
         )
+        return True
 
     def _watched(self, batches: Iterator[MicroBatch], doing: str) -> Iterator[MicroBatch]:
         for number, batch in enumerate(batches, start=1):

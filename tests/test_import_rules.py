@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
         ("rank_log",),
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "kernels", "shipped"),
+        ("spikes",),
         ("slurm_environment",),
         ("agreement", "cli", "code_version", "config", "console", "guard", "heartbeat", "masking"),
         (

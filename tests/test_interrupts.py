@@ -227,3 +227,22 @@ def test_limits_have_ranges(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(UserError, match=f"{name} = .*must be at least"):
         RunConfig(**change)
+
+
+def test_a_refused_file_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
+    ended = run_program(
+        f"""
+        from pathlib import Path
+        from dist_bert.interrupts import end_with_error
+        from dist_bert.rank_log import open_rank_log
+
+        open_rank_log(Path({str(tmp_path)!r}))
+        try:
+            open("/proc/none/file", "w")
+        except OSError as error:
+            end_with_error(error)
+        """
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: rank 0: /proc/none/file: No such file or directory\n"
+    assert "Traceback" in (tmp_path / "rank-00000.log").read_text()

@@ -134,6 +134,7 @@ class FinetuneConfig:
             validation_interval=interval,
             checkpoint_interval=interval,
             keep_checkpoints=1,
+            spike_threshold=0.0,  # of few examples, losses jump as a matter of course
             max_minutes=self.max_minutes,
             activation_checkpointing=self.activation_checkpointing,
         )

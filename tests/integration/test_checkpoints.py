@@ -137,7 +137,7 @@ def test_another_batch_size_goes_on_at_the_next_sample(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
     assert samples == [36, 72, 108, 144, 198, 252, 306]
-    changes = {
+    changes: dict[str, list[Any]] = {
         "run.num_train_steps": [24, 7],
         "run.change_batch_size": [False, True],
         "deepspeed.train_batch_size": [36, 54],

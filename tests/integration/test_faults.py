@@ -281,6 +281,27 @@ def test_a_diverging_run_goes_back_once_then_stops(start: Start, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["record", "skip", "roll_back"])
+def test_a_loss_that_jumps_is_recorded_and_acted_on(
+    start: Start, tmp_path: Path, what: str
+) -> None:
+    """On two ranks, of which one alone has the jump; all act on it together."""
+    flags = ("--num_train_steps", "34", "--on_spike", what, "--checkpoint_interval", "24")
+    outputs = ended(start("0|in step (28|30),|jump", "run", *flags), 0, 0)
+    output = outputs[0]
+    rows = [row for row in read_metrics(tmp_path / "run") if "train/skipped_steps" in row]
+    assert [row["step"] for row in rows] == list(range(1, 35))
+    spikes = {row["step"]: row["train/spike"] for row in rows if "train/spike" in row}
+    assert spikes.keys() == {28, 30} and all(2 < spike < 8 for spike in spikes.values())
+    assert output.count("times the median of the steps before (spike_threshold)") == 2
+    num_skipped = 0 if what == "record" else 2
+    assert rows[-1]["train/skipped_steps"] == num_skipped
+    assert output.count("skipped, its loss is a spike (samples ") == num_skipped
+    told = "going on behind them with the weights of step 24; the updates since then are taken back"
+    assert output.count(told) == (what == "roll_back"), "once until the next checkpoint"
+
+
+@pytest.mark.slow
 def test_skipped_steps_leave_no_trace(data_set: Path, tmp_path: Path) -> None:
     """For ZeRO 0 to 3 in float32 and bfloat16; also that going back to a checkpoint takes all."""
     made = run_script(
