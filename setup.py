@@ -1,9 +1,11 @@
 """Packages `dist_bert` (training) and `data_prep` (offline); the scripts are in launch/."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 # What some corpora need, each for itself: `pip install dist-bert[zstd,mediawiki]`, or all of it.
@@ -24,6 +26,19 @@ REMOTE = ["fsspec>=2025.3", "aiohttp>=3.11"]
 ALL_CORPORA = [package for packages in CORPORA.values() for package in packages]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
 
+
+class BuildWithScripts(build_py):
+    """Puts launch/ and configs/ into the package of a wheel; a checkout has them beside it."""
+
+    def run(self) -> None:  # noqa: D102
+        super().run()
+        if not self.editable_mode:
+            for name in ("launch", "configs"):
+                ignored = shutil.ignore_patterns("__pycache__")
+                goal = Path(self.build_lib) / "dist_bert" / name
+                shutil.copytree(HERE / name, goal, ignore=ignored, dirs_exist_ok=True)
+
+
 setup(
     name="dist-bert",
     version=VERSION,
@@ -32,6 +47,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dist_bert*", "data_prep*"]),
+    cmdclass={"build_py": BuildWithScripts},
+    entry_points={"console_scripts": ["dist-bert = dist_bert.__main__:main"]},
     python_requires=">=3.11,<3.14",
     classifiers=[
         "Operating System :: POSIX :: Linux",

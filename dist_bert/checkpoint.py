@@ -19,18 +19,26 @@ import torch
 import torch.distributed as dist
 
 from dist_bert import files, fragments
-from dist_bert.checkpoint_files import CheckpointReader, FragmentFile, export_weights
-from dist_bert.config import read_json
+from dist_bert.checkpoint_files import (
+    CheckpointReader,
+    FragmentFile,
+    export_weights,
+    write_state,
+)
 from dist_bert.errors import UserError
 from dist_bert.run_dir import (
+    ASIDE_PREFIX,
     BEST_NAME,
     CHECKPOINTS_NAME,
     DAMAGED_PREFIX,
     LATEST_NAME,
-    STATE_NAME,
     WEIGHTS_NAME,
     checkpoints_newest_first,
+    latest_checkpoint,
+    lowest_loss,
+    named_checkpoint,
     step_of,
+    warn_of_pointer,
 )
 
 _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.console`
@@ -71,14 +79,14 @@ def save(
     name = f"step-{state.step:09d}"
     partial = folder / f".{name}.partial"
     failure = f"cannot save step {state.step:,}"
-    with _all_ranks_agree(failure):
+    with all_ranks_agree(failure):
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
     own = fragments.fragments(engine)
     if fragments.is_replicated(engine):
         own = own[dist.get_rank() :: dist.get_world_size()]
-    with _all_ranks_agree(failure, partial):
+    with all_ranks_agree(failure, partial):
         written = FragmentFile.write(partial, dist.get_rank(), own)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, dataclasses.asdict(written))
@@ -90,12 +98,12 @@ def save(
         "shapes": {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()},
         "files": gathered,
     }
-    with _all_ranks_agree(failure, partial):
+    with all_ranks_agree(failure, partial):
         if dist.get_rank() == 0:
-            files.write_json(partial / STATE_NAME, contents, indent=None)
+            write_state(partial, contents)
             is_best = validation_loss is not None and validation_loss < best_validation(run_dir)[0]
             _publish(partial, folder / name, is_best)
-            _remove_old(folder, keep)
+            _remove_old(run_dir, keep)
 
 
 def load(
@@ -117,8 +125,11 @@ def load(
     """
     reader = _newest_whole(run_dir)
     if reader is None:
+        latest_checkpoint(run_dir)  # refuses a run whose checkpoints are gone
         return TrainState()
     check_identity(reader, identity, may_differ)
+    if dist.get_rank() == 0:
+        warn_of_pointer(run_dir, LATEST_NAME, reader.folder)
     fragments.create_states(engine)
     for fragment in fragments.fragments(engine):
         for what, values in fragment.tensors.items():
@@ -128,14 +139,38 @@ def load(
     return TrainState(**reader.contents["state"])
 
 
+def settle(run_dir: str | Path, step: int) -> None:
+    """Makes the checkpoint that was resumed the latest one, before anything is trained.
+
+    Newer ones belong to a course of training that was given up: they are put aside, so that none of
+    them is taken for this one's. What killed saves have left is removed.
+
+    Raises:
+        UserError: on all ranks, if the folder cannot be written to.
+    """
+    folder = Path(run_dir) / CHECKPOINTS_NAME
+    with all_ranks_agree(f"cannot resume at step {step:,}"):
+        if dist.get_rank() == 0 and step:
+            _point(folder, LATEST_NAME, folder / f"step-{step:09d}")
+            for path in checkpoints_newest_first(run_dir):
+                if step_of(path) > step:
+                    _LOG.warning("%s is newer than step %s: put aside", path, f"{step:,}")
+                    _put_aside(path, ASIDE_PREFIX)
+            if (folder / BEST_NAME).exists() and not named_checkpoint(run_dir, BEST_NAME):
+                _point(folder, BEST_NAME, lowest_loss(run_dir))
+        if dist.get_rank() == 0:
+            for left in folder.glob(".step-*"):
+                shutil.rmtree(left)
+
+
 def best_validation(run_dir: str | Path) -> tuple[float, int]:
     """Loss and step of the checkpoint that `best` names; infinite and 0 where there is none."""
-    folder = Path(run_dir) / CHECKPOINTS_NAME
-    pointer = folder / BEST_NAME
-    best = folder / pointer.read_text().strip() if pointer.exists() else None
-    if best is None or not (best / STATE_NAME).exists():
-        return math.inf, 0
-    return read_json(best / STATE_NAME)["validation_loss"], step_of(best)
+    best = named_checkpoint(run_dir, BEST_NAME)
+    try:
+        loss = CheckpointReader(best).contents["validation_loss"] if best else None
+    except UserError:
+        loss = None
+    return (math.inf, 0) if best is None or loss is None else (loss, step_of(best))
 
 
 def examine(
@@ -195,15 +230,27 @@ def raise_differences(place: Path, saved: dict[str, Any], current: dict[str, Any
 
 
 def write_weights(run_dir: str | Path) -> None:
-    """Writes the latest checkpoint's weights as RUN/model.safetensors, in float32; on rank 0."""
-    if dist.get_rank() == 0:
-        export_weights(checkpoints_newest_first(run_dir)[0], Path(run_dir) / WEIGHTS_NAME)
-    dist.barrier()
+    """Writes the latest checkpoint's weights as RUN/model.safetensors, in float32; on rank 0.
+
+    Raises:
+        UserError: on all ranks, if they cannot be written.
+    """
+    with all_ranks_agree(f"cannot write {WEIGHTS_NAME}"):
+        if dist.get_rank() == 0:
+            export_weights(checkpoints_newest_first(run_dir)[0], Path(run_dir) / WEIGHTS_NAME)
 
 
 @contextlib.contextmanager
-def _all_ranks_agree(what: str, partial: Path | None = None) -> Iterator[None]:
-    """Ends a piece of work on all ranks together, with the first one's mistake if there is any."""
+def all_ranks_agree(what: str, partial: Path | None = None) -> Iterator[None]:
+    """Ends a piece of work on all ranks together, with the first one's mistake if there is any.
+
+    Args:
+        what: could not be done, for the message.
+        partial: folder that is removed where there is a mistake.
+
+    Raises:
+        UserError: on all ranks, if any meets one or an error of the file system.
+    """
     problem = ""
     try:
         yield
@@ -230,7 +277,7 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
-    damaged = []
+    damaged: dict[Path, str] = {}
     for path in checkpoints_newest_first(run_dir):
         problem = ""
         try:
@@ -239,16 +286,17 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
         except UserError as error:
             problem = str(error)
         problem = _first_problem(problem)
-        if not problem:
-            return reader
-        damaged.append(f"{path.name}: {problem}")
+        if problem:
+            damaged[path] = f"{path.name}: {problem}"
+            continue
         if dist.get_rank() == 0:
-            _LOG.warning("%s is damaged and put aside: %s", path, damaged[-1])
-            path.rename(path.with_name(f"{DAMAGED_PREFIX}{path.name}"))
-    if damaged:
-        raise UserError(
-            f"{run_dir}: no checkpoint is whole ({'; '.join(damaged)}); give another --output_dir"
-        )
+            for other, told in damaged.items():
+                _LOG.warning("%s is damaged and put aside: %s", other, told)
+                _put_aside(other, DAMAGED_PREFIX)
+        return reader
+    if damaged:  # they stay where they are: the next start must not take the run for a new one
+        told = "; ".join(damaged.values())
+        raise UserError(f"{run_dir}: no checkpoint is whole ({told}); give another --output_dir")
     return None
 
 
@@ -271,13 +319,27 @@ def _publish(partial: Path, final: Path, is_best: bool) -> None:
     partial.rename(final)
     files.fsync(final.parent)
     for pointer in (LATEST_NAME, *([BEST_NAME] if is_best else [])):
-        files.write_bytes(final.parent / pointer, f"{final.name}\n".encode())
+        _point(final.parent, pointer, final)
 
 
-def _remove_old(folder: Path, keep: int) -> None:
-    """Removes all but the newest checkpoints and the best one."""
-    best = folder / BEST_NAME
-    kept = {best.read_text().strip()} if best.exists() else set()
-    for path in sorted(folder.glob("step-*"))[:-keep]:
-        if path.name not in kept:
+def _point(folder: Path, pointer: str, checkpoint: Path | None) -> None:
+    """Lets `latest` or `best` name a checkpoint, or be gone."""
+    if checkpoint is None:
+        (folder / pointer).unlink(missing_ok=True)
+    else:
+        files.write_bytes(folder / pointer, f"{checkpoint.name}\n".encode())
+
+
+def _put_aside(checkpoint: Path, prefix: str) -> None:
+    """Takes a checkpoint out of use; replaces one of the same step that was put aside before."""
+    aside = checkpoint.with_name(f"{prefix}{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def _remove_old(run_dir: str | Path, keep: int) -> None:
+    """Removes all but the latest checkpoint, the newest before it, and the best one."""
+    best = named_checkpoint(run_dir, BEST_NAME)
+    for path in checkpoints_newest_first(run_dir)[keep:]:
+        if path != best:
             shutil.rmtree(path)

@@ -2,7 +2,8 @@
 
     step-000001000/fragments-00000.safetensors    "exp_avg/encoder.layers.0.qkv.weight/589824", ...
                    fragments-00001.safetensors
-                   state.json                     position, identity, and what the files hold
+                   state.json                     position, identity, and what the files hold, with
+                                                  sums of the files and of itself
 
 A fragment is a run of the elements of a flattened tensor, named by what it is, the parameter, and
 its first element. Which rank wrote it does not matter: any run of elements is put together from
@@ -23,9 +24,10 @@ from torch import Tensor
 from dist_bert import files
 from dist_bert.config import read_json
 from dist_bert.errors import UserError
-from dist_bert.run_dir import STATE_NAME
+from dist_bert.run_dir import STATE_NAME, step_of
 
 WEIGHT = "weight"  # what a fragment is, beside the names of the optimizer's state
+_SUM = "fingerprint"  # of all other contents of a state.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +94,18 @@ class CheckpointReader:
         """Reads what the checkpoint holds.
 
         Raises:
-            UserError: there is no readable `state.json`, or one of another format.
+            UserError: there is no readable `state.json`, it is not what was written there, or it
+                has another format.
         """
         self.folder = folder
         self.contents: dict[str, Any] = read_json(folder / STATE_NAME)
-        if "files" not in self.contents:
+        if not self.contents.keys() >= {_SUM, "files"}:
             raise UserError(f"{folder}: was written by another version of this program")
+        if self.contents.pop(_SUM) != files.fingerprint(self.contents):
+            raise UserError(f"{folder / STATE_NAME} has changed since it was written (fingerprint)")
+        step = self.contents["state"]["step"]
+        if step != step_of(folder):
+            raise UserError(f"{folder / STATE_NAME} is that of step {step:,}")
         self.files = [FragmentFile(**value) for value in self.contents["files"]]
         self._fragments: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for file in self.files:
@@ -126,7 +134,14 @@ class CheckpointReader:
         return values
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights in float32 and in their shapes, by the parameters' names."""
+        """All weights in float32 and in their shapes, by the parameters' names.
+
+        Raises:
+            UserError: a file is not what was written.
+        """
+        for file in self.files:
+            if problem := file.problem(self.folder):
+                raise UserError(f"{self.folder}: is damaged ({problem}); give another checkpoint")
         shapes: dict[str, list[int]] = self.contents["shapes"]
         return {
             name: self.read(WEIGHT, name, 0, torch.Size(shape).numel()).view(shape)
@@ -137,6 +152,12 @@ class CheckpointReader:
         if name not in self._open:
             self._open[name] = safe_open(self.folder / name, framework="pt")
         return self._open[name]
+
+
+def write_state(folder: Path, contents: dict[str, Any]) -> None:
+    """Writes `state.json`, with a sum of itself."""
+    summed = {**contents, _SUM: files.fingerprint(contents)}
+    files.write_json(folder / STATE_NAME, summed, indent=None)
 
 
 def export_weights(checkpoint: Path, path: Path) -> None:

@@ -92,6 +92,8 @@ def run(
 ) -> NoReturn:
     """Runs a script's main function and exits: 0, its own code, or 2 and a line for a `UserError`.
 
+    So, too, for a file that the system refuses to make, read or write.
+
     Every rank of a launch sees the same mistake, so only the first one tells it, but for a
     `NodeError`.
     """
@@ -120,6 +122,11 @@ def _exit_code_of(
     except BrokenPipeError:  # what reads our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
         code = _BROKEN_PIPE_EXIT_CODE
+    except OSError as error:  # a file that was named cannot be made, read or written
+        if arguments.debug or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        code = USER_ERROR_EXIT_CODE
     return code or 0
 
 

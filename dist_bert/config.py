@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dist_bert.errors import UserError
+from dist_bert.shipped import found
 
 T = TypeVar("T")
 
@@ -149,13 +150,24 @@ class RunConfig:
     max_skipped_steps: int = setting(
         10, "non-finite steps in a row after which the run goes back to its last checkpoint once"
     )
+    spike_threshold: float = setting(
+        8.0,
+        "a loss so many median absolute deviations above the median of the last 100 steps is a"
+        " spike, which is told and recorded; 0 = off",
+    )
+    on_spike: str = setting(
+        "record",
+        "skip = leave the update of a spike out; roll_back = also take back the updates since the"
+        " last checkpoint, once until the next; both wait for the device once a step",
+        ("record", "skip", "roll_back"),
+    )
     change_batch_size: bool = setting(
         False, "go on from a checkpoint of another train_batch_size, at exactly the next sample"
     )
     init_from: str = setting(
         "",
-        "start a new run from these weights: a run's folder, or a folder or file in Hugging Face"
-        " layout; a run that has a checkpoint goes on from that",
+        "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
+        " or file in Hugging Face layout; a run that has a checkpoint goes on from that",
     )
     extend_positions: bool = setting(
         False, "with init_from: repeat its position embeddings where the model has more of them"
@@ -186,6 +198,7 @@ class RunConfig:
                 ("watchdog_minutes", 0),
                 ("heartbeat_seconds", 0),
                 ("max_skipped_steps", 1),
+                ("spike_threshold", 0),
                 ("local_cache_gib", 0),
             )
             if getattr(self, name) < least
@@ -206,6 +219,8 @@ class RunConfig:
             problems.append(f"min_lr_ratio = {self.min_lr_ratio}: must be 0 to 1")
         if self.extend_positions and not self.init_from:
             problems.append("extend_positions = True: does nothing without init_from")
+        if self.on_spike != "record" and not self.spike_threshold:
+            problems.append(f"on_spike = {self.on_spike}: does nothing with spike_threshold 0")
         if self.local_cache_gib and not self.local_cache:
             problems.append("local_cache_gib: does nothing without local_cache")
         raise_all("run", problems)
@@ -218,18 +233,18 @@ def raise_all(what: str, problems: list[str]) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
+    """Reads a JSON object from a file; configs/... may be one that comes with the package.
 
     Raises:
         UserError: the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(found(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}): give the path of a JSON file"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, must hold a JSON object")

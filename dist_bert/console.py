@@ -5,15 +5,17 @@ of the others are gathered now and then (`dist_bert.ranks`), and rank 0 shows ea
 for: the errors that end a process (`dist_bert.cli`, `dist_bert.interrupts`).
 """
 
+import errno
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from dist_bert import rank_log
+from dist_bert.files import Appender
 
 # Loggers whose warnings are for the user. DeepSpeed's has a handler of its own, which prints a
 # time, a level and a place of its code before every message.
@@ -31,7 +33,7 @@ class Console:
         """Begins without a bar and without a log file."""
         self._rank = int(os.environ.get("RANK", "0"))
         self._bar: Any = None
-        self._log: IO[str] | None = None
+        self._log: Appender | None = None
         self._early: list[str] = []  # what was said before there was a log file
         self._counts: dict[str, int] = {}  # how often this rank has warned so
         self._unshared: list[str] = []  # of another rank than 0: what it has not heard yet
@@ -46,8 +48,9 @@ class Console:
 
     def open_log(self, path: Path) -> None:
         """Appends to a file from now on, beginning with what was said so far; on rank 0."""
-        self._log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - until `close`
-        self._log.writelines(self._early)
+        self._log = Appender(path)
+        self._log.write("".join(self._early).encode())
+        self._log.flush()  # what a full disk does not take yet comes with a later line
         self._early = []
 
     def start_bar(self, num_steps: int, step: int) -> None:
@@ -127,7 +130,10 @@ class Console:
     def advance(self) -> None:
         """One step more on the bar."""
         if self._bar is not None:
-            self._bar.update()
+            try:
+                self._bar.update()
+            except OSError as error:
+                self._survive(error)
 
     def tell_progress(self, place: str, figures: str) -> None:
         """The figures of a log interval: behind the bar, or as a line that begins with the place.
@@ -139,8 +145,11 @@ class Console:
         if self._bar is None:
             self.say(f"{place}  {figures}")
         else:
-            self._bar.set_postfix_str(figures)
             self.note(f"{place}  {figures}")
+            try:
+                self._bar.set_postfix_str(figures)
+            except OSError as error:
+                self._survive(error)
 
     def close(self) -> None:
         """Takes the bar away and ends the file, so that what follows has its own line."""
@@ -152,18 +161,31 @@ class Console:
             self._log = None
 
     def _print(self, text: str, stream: TextIO) -> None:
-        if self._bar is None:
-            print(text, file=stream, flush=True)
-        else:
-            self._bar.write(text, file=stream)
-            stream.flush()
+        try:
+            if self._bar is None:
+                print(text, file=stream, flush=True)
+            else:
+                self._bar.write(text, file=stream)
+                stream.flush()
+        except OSError as error:
+            self._survive(error)
 
     def _keep(self, text: str) -> None:
         line = f"{rank_log.now()} {text}\n"
         if self._log is None:
             self._early.append(line)
         else:
-            self._log.write(line)
+            self._log.write(line.encode(errors="backslashreplace"))
+            self._log.flush()
+
+    def _survive(self, error: OSError) -> None:
+        """What cannot be printed is in RUN/log.txt; without terminal or reader, no more is printed.
+
+        A full disk, to which the output may go, leaves lines out as long as it is full.
+        """
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            self._bar = None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _show_warning(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_bert.config import raise_all, read_json
 from dist_bert.data import BatchShape
+from dist_bert.deepspeed_flags import with_values
 from dist_bert.deepspeed_release import require_sound_release
 from dist_bert.errors import UserError
 
@@ -85,21 +86,22 @@ class DeepSpeedConfig:
 
     @classmethod
     def load(
-        cls, path: str | Path, world_size: int, sizes: Mapping[str, int | None] | None = None
+        cls, path: str | Path, world_size: int, changes: Mapping[str, Any] | None = None
     ) -> "DeepSpeedConfig":
         """Reads and checks a DeepSpeed JSON.
 
         Args:
             path: of the JSON file.
             world_size: number of data-parallel ranks, from the launcher.
-            sizes: batch sizes that replace those of the file; None leaves one as it is.
+            changes: values that replace those of the file, by their keys, a.b.c.
 
         Raises:
             UserError: all that is wrong with it, at once; or with the release of DeepSpeed.
         """
         require_sound_release()
-        given = {name: size for name, size in (sizes or {}).items() if size is not None}
-        return cls.from_values({**read_json(path), **given}, str(path), world_size)
+        origin = f"{path} (with the flags' {', '.join(changes)})" if changes else str(path)
+        values = with_values(read_json(path), changes or {})
+        return cls.from_values(values, origin, world_size)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], origin: str, world_size: int) -> "DeepSpeedConfig":

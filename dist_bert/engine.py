@@ -8,6 +8,7 @@ and accumulation, and one global batch has one gradient (docs/numerics.md).
 import dataclasses
 import datetime
 import importlib
+import math
 import os
 import time
 import warnings
@@ -34,6 +35,7 @@ from dist_bert.hashing import hash64
 from dist_bert.inference import sum_of_shares, to_device
 from dist_bert.optim import lr_share, parameter_groups
 from dist_bert.slurm_environment import take_over_ranks
+from dist_bert.spikes import LossSpikes
 from dist_bert.stopwatch import Span, moment
 
 
@@ -48,7 +50,8 @@ class StepRecord:
     lr: float
     data_wait_seconds: float
     forward_spans: Sequence[Span] = ()  # of the micro-steps; none where they hold collectives
-    is_skipped: bool = False  # loss or gradient was not finite: nothing was updated
+    is_skipped: bool = False  # loss or gradient was not finite, or a spike: nothing was updated
+    spike: float = 0.0  # loss by the running median where it was a spike, if spikes are acted on
 
 
 def start_distributed(timeout_seconds: float = 1_800.0) -> None:
@@ -134,6 +137,8 @@ def train(
     validate: Callable[[TrainState], bool],
     save: Callable[[TrainState], None],
     roll_back: Callable[[TrainState], None],
+    spikes: LossSpikes | None = None,
+    act_on_spike: Callable[[TrainState, float], None] | None = None,
 ) -> TrainState:
     """Trains until `run.num_train_steps`, an agreed stop, or a validation that tells to end.
 
@@ -156,6 +161,8 @@ def train(
             `checkpoint_interval` steps and after the last one, but not while steps are skipped:
             what follows them would depend on how many there were.
         roll_back: called when too many steps in a row were skipped.
+        spikes: tells the steps whose updates are left out because their loss jumps; None = none.
+        act_on_spike: called behind such a step, with its multiple of the running median.
 
     Returns:
         Where the run stands now.
@@ -164,12 +171,14 @@ def train(
     skipped = SkippedSteps(engine)
     save_is_due, goes_on = False, True
     while state.step < run.num_train_steps and goes_on and not stop.reason:
-        record = _train_step(engine, batches, state, run, peak_lr, skipped, stop, beat)
+        record = _train_step(engine, batches, state, run, peak_lr, skipped, stop, beat, spikes)
         state = record.state
         report(record)
         if skipped.in_a_row >= run.max_skipped_steps:
             roll_back(state)
             skipped = SkippedSteps(engine)
+        elif record.spike and act_on_spike is not None:
+            act_on_spike(state, record.spike)
         if validation_is_due(state.step, run) and not stop.reason:
             goes_on = validate(state)
         save_is_due |= state.step % run.checkpoint_interval == 0 or state.step == 1
@@ -189,6 +198,7 @@ def _train_step(
     skipped: SkippedSteps,
     stop: Agreement,
     beat: Callable[[str], None],
+    spikes: LossSpikes | None,
 ) -> StepRecord:
     """One global batch; the arguments are those of `train`."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -201,6 +211,7 @@ def _train_step(
         group["lr"] = lr
     spans: list[Span] = []
     metrics = torch.zeros(len(engine.module.metric_names), device=engine.device)
+    loss_so_far, spike = torch.zeros((), device=engine.device), 0.0
     for micro_step, micro_batch in enumerate(batch.micro_batches):
         beat(f"in step {step:,}, micro-step {micro_step + 1} of {len(batch.micro_batches)}")
         if micro_step == len(batch.micro_batches) - 1:
@@ -210,6 +221,12 @@ def _train_step(
         start = moment(engine.device)
         loss, shares = engine(**to_device(micro_batch, engine.device))
         spans.append((start, moment(engine.device)))
+        if spikes is not None:
+            loss_so_far += loss.detach()
+            if micro_step == len(batch.micro_batches) - 1:
+                dist.all_reduce(loss_so_far)
+                spike = spikes.measure(float(loss_so_far))  # waits for the device
+                loss = loss * math.nan if spike else loss  # the guard leaves the update out
         # DeepSpeed averages gradients over ranks; shares want their sum.
         engine.backward(loss * gradient_factor(loss, world_size), scale_wrt_gas=False)
         engine.step()  # updates the weights after the last micro-step, else only counts
@@ -225,6 +242,7 @@ def _train_step(
         # At stage 3 each layer's weights are gathered: all ranks take as long as the slowest one.
         spans if engine.zero_optimization_stage() < 3 else (),
         is_skipped=skipped.count(),
+        spike=spike,
     )
 
 

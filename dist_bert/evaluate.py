@@ -90,6 +90,8 @@ class Evaluation:
     by_kind: dict[str, Scores]  # one of KINDS; no next-sentence scores
     unigram_loss: float  # of the training pieces' distribution, on the same positions
     majority_accuracy: float  # of always answering the most frequent training piece
+    nsp_entropy: float | None = None  # nats: of knowing how frequent each label is, and no more
+    nsp_majority_accuracy: float | None = None  # of always answering the more frequent label
 
     def figures(self) -> dict[str, Any]:
         """All of it for a JSON file."""
@@ -99,12 +101,20 @@ class Evaluation:
             **self.scores.figures(),
             "unigram_loss": self.unigram_loss,
             "majority_accuracy": self.majority_accuracy,
+            **self._pair_baselines(),
             "by_length": [
                 {"min_tokens": fewest, "max_tokens": most, **scores.figures()}
                 for (fewest, most), scores in self.by_length.items()
             ],
             "by_kind": {kind: scores.figures() for kind, scores in self.by_kind.items()},
         }
+
+    def _pair_baselines(self) -> dict[str, float]:
+        values = {
+            "nsp_entropy": self.nsp_entropy,
+            "nsp_majority_accuracy": self.nsp_majority_accuracy,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate(run: TrainedRun, shards: str | Path | ShardSource, max_samples: int = 0) -> Evaluation:
@@ -139,13 +149,15 @@ def evaluate(run: TrainedRun, shards: str | Path | ShardSource, max_samples: int
     model = copy.deepcopy(run.model).to(DTYPES[run.precision])
     own = [score(model, columns, run.device) for columns in _own_batches(reader, blocks, rows)]
     sums = _gathered(own)
-    stored = reader.gather(blocks, rows, ("masked_lm_labels", "num_masked"))
+    has_pairs = reader.has_pairs and not run.missing_heads
+    fields = ("masked_lm_labels", "num_masked", "next_sentence_label")
+    stored = reader.gather(blocks, rows, fields)
     is_label = np.arange(stored["masked_lm_labels"].shape[1]) < stored["num_masked"][:, None]
     counts = piece_counts(
         SampleReader(source, manifest, "train"), run.tokenizer.vocab_size, _MAX_BASELINE_BLOCKS
     )
     unigram_loss, majority_accuracy = unigram_baseline(counts, stored["masked_lm_labels"][is_label])
-    has_pairs = reader.has_pairs and not run.missing_heads
+    entropy, majority = pair_baseline(stored["next_sentence_label"]) if has_pairs else (None, None)
     return Evaluation(
         step=run.step,
         num_documents=np.unique(sums["document_id"]).size,
@@ -154,6 +166,8 @@ def evaluate(run: TrainedRun, shards: str | Path | ShardSource, max_samples: int
         by_kind=scores_by_kind(sums),
         unigram_loss=unigram_loss,
         majority_accuracy=majority_accuracy,
+        nsp_entropy=entropy,
+        nsp_majority_accuracy=majority,
     )
 
 
@@ -265,6 +279,20 @@ def unigram_baseline(counts: NDArray[np.int64], labels: NDArray[np.integer]) -> 
     """
     log_share = np.log(counts + 1.0) - math.log(counts.sum() + counts.size)
     return float(-log_share[labels].mean()), float((labels == counts.argmax()).mean())
+
+
+def pair_baseline(labels: NDArray[np.integer]) -> tuple[float, float]:
+    """What can be scored without looking at the samples, half of which need not have either label.
+
+    Args:
+        labels: (B,) next-sentence labels, 0 or 1.
+
+    Returns:
+        Entropy of the labels in nats, and the share of the more frequent one.
+    """
+    shares = np.bincount(labels, minlength=2) / labels.size
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum()), float(shares.max())
 
 
 def _first_samples(

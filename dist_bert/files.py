@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHUNK_BYTES = 1 << 20
+_MAX_PENDING_BYTES = 64 << 20  # that wait for room on a full disk: 100,000 steps or more
 
 
 @contextlib.contextmanager
@@ -26,8 +27,11 @@ def whole_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # as the user knows it
+        with contextlib.suppress(OSError):  # of the folder: it is in the error already
+            temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
 
@@ -65,6 +69,51 @@ def names_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+class Appender:
+    """A file that is added to. A full disk makes it late, instead of ending the program.
+
+    What cannot be written stays in memory, up to a limit, for the next `flush`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Touches nothing yet.
+
+        Args:
+            path: of the file, which may exist.
+        """
+        self._path = path
+        self._descriptor: int | None = None
+        self._pending = bytearray()
+        self.num_dropped = 0  # calls of `write` whose data found no room in memory
+
+    def write(self, data: bytes) -> None:
+        """Adds to what the next `flush` writes."""
+        if len(self._pending) + len(data) <= _MAX_PENDING_BYTES:
+            self._pending += data
+        else:
+            self.num_dropped += 1
+
+    def flush(self) -> str:
+        """Writes what can be written; returns why something cannot, "" where all is done."""
+        try:
+            if self._descriptor is None:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+                self._descriptor = os.open(self._path, flags, 0o666)
+            while self._pending:
+                del self._pending[: os.write(self._descriptor, self._pending)]
+        except OSError as error:
+            return f"{self._path}: {error.strerror}"
+        return ""
+
+    def close(self) -> str:
+        """Writes what can be written and ends the file; returns as `flush` does."""
+        problem = self.flush()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        return problem
 
 
 def fsync(path: str | Path) -> None:

@@ -25,8 +25,8 @@ from dist_bert.hashing import hash64
 from dist_bert.inference import pinned
 from dist_bert.initial_weights import load_initial_weights
 from dist_bert.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
-from dist_bert.metrics import write_rows
 from dist_bert.model import BertForPreTraining
+from dist_bert.row_files import write_rows
 from dist_bert.run_dir import (
     BEST_NAME,
     CHECKPOINTS_NAME,
@@ -71,7 +71,7 @@ def finetune(plan: FinetunePlan, interrupts: Interrupts, console: Console) -> in
             console.say(summarize(plan.output_dir, [job.run.output_dir for job in plan.jobs]))
         return 0
 
-    return run_session(plan.jobs[0].run, console, body)
+    return run_session(plan.jobs[0].run, plan.output_dir, console, body)
 
 
 def _check_done(job: FinetuneJob) -> None:

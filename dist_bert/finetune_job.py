@@ -14,6 +14,7 @@ import numpy as np
 
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.deepspeed_flags import PEAK_LR, deepspeed_flags
 from dist_bert.errors import UserError
 from dist_bert.tasks.config import FinetuneConfig
 from dist_bert.tasks.examples import REGRESSION_TASKS, Example
@@ -36,6 +37,8 @@ _PRETRAINING = (
     "extend_positions",
     "change_batch_size",
     "compile_layers",
+    "spike_threshold",
+    "on_spike",
 )
 _MAX_CLASSES = 1_000  # more are a mistake in label_column
 _QUESTION_LENGTH, _OTHER_LENGTH = 384, 128
@@ -122,7 +125,13 @@ class FinetunePlan:
         """
         config = resolve(FinetuneConfig, arguments.config, flags_of(FinetuneConfig, arguments))
         read = resolve(ReadConfig, None, flags_of(ReadConfig, arguments))
-        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size)
+        changes = deepspeed_flags(arguments)
+        if config.learning_rates and PEAK_LR in changes:
+            raise UserError(
+                f"learning_rates = {config.learning_rates}: leave out the other learning rate of"
+                " the command line"
+            )
+        deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, changes)
         source = WeightSource.find(config.checkpoint, "--checkpoint")
         if source.tokenizer is None or not source.tokenizer.exists():
             raise UserError(

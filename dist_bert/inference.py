@@ -19,9 +19,9 @@ from dist_bert.model import BertForPreTraining
 from dist_bert.run_dir import (
     CONFIG_NAME,
     LATEST_NAME,
-    STATE_NAME,
     TOKENIZER_NAME,
     require_weights,
+    run_folder,
 )
 from dist_bert.stored_weights import read_stored
 from dist_bert.tokenizer import Tokenizer
@@ -43,32 +43,36 @@ class TrainedRun:
     missing_heads: tuple[str, ...] = ()  # that an imported model lacks: random ones stand there
 
     @classmethod
-    def load(cls, run_dir: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
+    def load(cls, place: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
         """Loads the weights onto this process's device.
 
         Args:
-            run_dir: the folder of the run, or of a model in Hugging Face layout with our tokenizer,
-                as launch/import_model.py and launch/export_model.py write it.
-            pointer: which checkpoint, `latest` or `best` (of the lowest validation loss).
+            place: the folder of the run, one of its checkpoints, or the folder of a model in
+                Hugging Face layout with our tokenizer, as launch/import_model.py and
+                launch/export_model.py write it.
+            pointer: which checkpoint of a run's folder, `latest` or `best` (of the lowest
+                validation loss).
 
         Raises:
-            UserError: there is neither a checkpoint nor a model in the folder.
+            UserError: there is neither a checkpoint nor a model in the folder, or it is damaged.
         """
-        path = require_weights(run_dir, pointer)
+        path = require_weights(place, pointer)
+        run_dir = run_folder(path)
         device = run_device()
         if not path.is_dir():
-            return cls._of_file(Path(run_dir), device)
-        resolved = read_json(Path(run_dir) / CONFIG_NAME)
+            return cls._of_file(path.parent, device)
+        reader = CheckpointReader(path)
+        resolved = read_json(run_dir / CONFIG_NAME)
         config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             model = BertForPreTraining(config)
-        model.load_state_dict(read_weights(path), assign=True)
+        model.load_state_dict(reader.weights(), assign=True)
         return cls(
             model.to(device).eval(),
             config,
-            Tokenizer(Path(run_dir) / TOKENIZER_NAME),
+            Tokenizer(run_dir / TOKENIZER_NAME),
             precision=precision_of(resolved["deepspeed"]),
-            step=read_json(path / STATE_NAME)["state"]["step"],
+            step=reader.contents["state"]["step"],
             device=device,
         )
 

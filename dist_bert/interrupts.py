@@ -14,14 +14,17 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from dist_bert.rank_log import last_words
+from dist_bert.rank_log import keep, last_words
 
 INTERRUPTED_EXIT_CODE = 85  # saved, and to be started again; free in sysexits.h and in shells
 INTERRUPTED_NAME = "interrupted"  # file in the run's folder: some launchers drop the exit code
 FAULT_EXIT_CODE = 1
 
 # A rank notes the number of its reason; where ranks noted several, the highest is told.
-REASONS = ("", "max_minutes are over", "the launcher is gone", "SIGUSR1", "SIGTERM", "SIGINT")
+REASONS = (
+    *("", "max_minutes are over", "the launcher is gone"),
+    *("SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT"),
+)
 _LAUNCHER_GONE = REASONS.index("the launcher is gone")
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
@@ -50,10 +53,13 @@ class Interrupts:
     def catch_signals(self) -> None:
         """Turns SIGTERM, SIGUSR1 and the first SIGINT into notes, even where they were ignored.
 
-        The second SIGINT ends the process at once, whatever it is doing.
+        SIGHUP, of a terminal or an ssh session that is gone, is noted too, unless it was ignored:
+        that is what nohup is for. The second SIGINT ends the process at once, whatever it is doing.
         """
         for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             signal.signal(getattr(signal, name), self._note_signal)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._note_signal)
 
     def follow_launcher(self) -> None:
         """Ends this process soon after the launcher that started it, if one did."""
@@ -71,9 +77,13 @@ class Interrupts:
     def _follow(self, links: list[tuple[int, int | None]]) -> None:
         while all(_parent_of(process) == parent for process, parent in links):
             time.sleep(_POLL_SECONDS)
-        seconds = _STOPPING_ORPHAN_SECONDS if self.noted else _ORPHAN_SECONDS
+        was_asked = self.noted
         self._noted = max(self._noted, _LAUNCHER_GONE)
+        seconds = _ORPHAN_SECONDS
         time.sleep(seconds)
+        if was_asked or self._noted > _LAUNCHER_GONE:  # SIGHUP reaches launcher and ranks at once
+            seconds = _STOPPING_ORPHAN_SECONDS
+            time.sleep(seconds - _ORPHAN_SECONDS)
         end_at_once(f"the launcher is gone, and this process did not stop within {seconds:.0f} s")
 
 
@@ -104,7 +114,8 @@ def end_with_error(error: Exception) -> NoReturn:
     """Shows an error and ends the process at once, which ends the other ranks' waiting for it.
 
     An ordinary exit would first wait for threads and collectives that never end. A rank that only
-    lost another one tells so in a line: the other one's traceback is what to read.
+    lost another one tells so in a line: the other one's traceback is what to read. So does one that
+    met a full disk, or a file that the system refuses; the traceback is in its log.
     """
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER):
         end_at_once(
@@ -112,6 +123,9 @@ def end_with_error(error: Exception) -> NoReturn:
             f" ({str(error).splitlines()[0]})"
         )
     text = "".join(traceback.format_exception(error)).rstrip()
+    if isinstance(error, OSError) and error.filename:  # of the file system: the file tells enough
+        keep(text)
+        end_at_once(f"{error.filename}: {error.strerror}")
     last_words(f"error: rank {os.environ.get('RANK', '0')} failed:\n{text}")
     os._exit(FAULT_EXIT_CODE)
 

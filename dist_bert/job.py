@@ -15,6 +15,7 @@ from dist_bert import files
 from dist_bert.config import ModelConfig, RunConfig, flags_of, raise_all, resolve
 from dist_bert.data import AHEAD_WINDOWS, WINDOW_BLOCKS
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.deepspeed_flags import deepspeed_flags
 from dist_bert.errors import UserError
 from dist_bert.run_dir import latest_checkpoint, step_of
 from dist_bert.shard_format import Manifest
@@ -80,6 +81,7 @@ class PretrainingJob:
                 "fingerprint": self.manifest.fingerprint,
                 "config": self.manifest.config,
                 "tokenizer": self.manifest.tokenizer,
+                "random_next": self._random_next,
             },
         }
 
@@ -102,6 +104,15 @@ class PretrainingJob:
     def may_differ(self) -> list[str]:
         """Facts of the identity in which a checkpoint may differ, because the run says so."""
         return ["train_batch_size"] if self.run.change_batch_size else []
+
+    @property
+    def _random_next(self) -> float | None:
+        """Share of the held-out pairs that are random; None where there are no pairs."""
+        if self.manifest.config["pair_objective"] == "none":
+            return None
+        shares = self.manifest.statistics.get("validation", {}).get("shares", {})
+        share: float | None = shares.get("random_next")
+        return share
 
     def check_device(self, has_gpu: bool) -> None:
         """Refuses what works on GPUs alone.
@@ -201,7 +212,11 @@ class Examination:
         model = attempt(
             lambda: resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         )
-        deepspeed = attempt(lambda: DeepSpeedConfig.load(arguments.deepspeed_config, world_size))
+        deepspeed = attempt(
+            lambda: DeepSpeedConfig.load(
+                arguments.deepspeed_config, world_size, deepspeed_flags(arguments)
+            )
+        )
         source = None
         if run:
             place = (run.shards, run.local_cache, run.local_cache_gib)

@@ -1,17 +1,23 @@
 """Where a run's numbers go: TensorBoard and `metrics.jsonl`, by rank 0 alone, x = optimizer step.
 
 Answers to fixed sentences go to TensorBoard and `predictions.jsonl`. After a resume nothing doubles
-back: rows after the checkpoint are dropped from the files, and TensorBoard is told to purge them.
-Names: docs/architecture.md.
+back: rows after the checkpoint are dropped from the files, and TensorBoard is told to purge them. A
+disk that is full between two checkpoints does not end a run: what is missing is written when there
+is room again. Names: docs/architecture.md.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dist_bert import files
+from dist_bert.files import Appender
+from dist_bert.row_files import drop_rows_after, read_rows
 from dist_bert.run_dir import METRICS_NAME, PREDICTIONS_NAME, TENSORBOARD_NAME
+
+_LOG = logging.getLogger("dist_bert")
+PREDICTION_KEYS = ("text", "expected", "answers")  # of a row, beside its step
 
 
 class MetricsWriter:
@@ -24,45 +30,58 @@ class MetricsWriter:
             run_dir: the run's folder.
             resumed_step: last optimizer step that stays; 0 for a fresh run.
         """
-        from torch.utils.tensorboard import SummaryWriter  # 2 s: not for ranks that write nothing
+        from dist_bert.board import Board  # 2 s: not for ranks that write nothing
 
-        self._rows = _open_rows(Path(run_dir) / METRICS_NAME, resumed_step)
-        self._predictions = _open_rows(Path(run_dir) / PREDICTIONS_NAME, resumed_step)
-        self._board = SummaryWriter(
-            str(Path(run_dir) / TENSORBOARD_NAME), purge_step=resumed_step + 1, flush_secs=30
-        )
+        metrics, predictions = Path(run_dir) / METRICS_NAME, Path(run_dir) / PREDICTIONS_NAME
+        drop_rows_after(metrics, resumed_step, only_numbers=True)
+        drop_rows_after(predictions, resumed_step, needed=PREDICTION_KEYS)
+        self._rows, self._predictions = Appender(metrics), Appender(predictions)
+        self._board = Board(Path(run_dir) / TENSORBOARD_NAME, resumed_step + 1)
+        self._is_late = False  # something waits for room on the disk
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One row of the file and one point on each curve."""
-        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+        self._rows.write(f"{json.dumps({'step': step, **values})}\n".encode())
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.scalar(step, name, value)
 
     def mark(self, step: int, name: str, value: float) -> None:
         """A point on a curve of TensorBoard alone: what is no metric of a step."""
-        self._board.add_scalar(name, value, step)
+        self._board.scalar(step, name, value)
 
     def predictions(self, step: int, rows: Sequence[dict[str, Any]], markdown: str) -> None:
         """Answers to the fixed sentences: rows of their file, and a table for TensorBoard."""
         for row in rows:
-            self._predictions.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+            line = json.dumps({"step": step, **row}, ensure_ascii=False)
+            self._predictions.write(f"{line}\n".encode())
         self.text(step, "predictions", markdown)
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A text for TensorBoard's text page."""
-        self._board.add_text(name, markdown, step)
+        self._board.text(step, name, markdown)
 
     def flush(self) -> None:
-        """Makes everything written so far visible to readers."""
-        self._rows.flush()
-        self._predictions.flush()
-        self._board.flush()
+        """Makes everything written so far visible to readers, or warns that it has to wait."""
+        self._tell([file.flush() for file in self._files])
 
     def close(self) -> None:
         """Ends all files."""
-        self._rows.close()
-        self._predictions.close()
-        self._board.close()
+        self._tell([file.close() for file in self._files])
+
+    @property
+    def _files(self) -> tuple[Appender, ...]:
+        return self._rows, self._predictions, self._board.file
+
+    def _tell(self, problems: Sequence[str]) -> None:
+        """Says once that the disk is full, and once that it is no longer."""
+        problem = next(filter(None, problems), "")
+        if problem and not self._is_late:
+            _LOG.warning("%s: training goes on; what is missing is written when it can be", problem)
+        elif self._is_late and not problem:
+            dropped = sum(file.num_dropped for file in self._files)
+            lost = f"all but {dropped:,} records" if dropped else "nothing is missing"
+            _LOG.warning("metrics are written again: %s", lost)
+        self._is_late = bool(problem)
 
 
 def scores_of(metrics: dict[str, float], has_pairs: bool) -> dict[str, float]:
@@ -72,24 +91,4 @@ def scores_of(metrics: dict[str, float], has_pairs: bool) -> dict[str, float]:
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The rows of a run's `metrics.jsonl`, oldest first."""
-    return read_rows(Path(run_dir) / METRICS_NAME)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of lines, without a last one cut off by a kill; none without a file."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a whole file of lines."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_bytes(path, "".join(lines).encode())
-
-
-def _open_rows(path: Path, resumed_step: int) -> IO[str]:
-    """Opens a file for more rows, without those that come after a step."""
-    write_rows(path, [row for row in read_rows(path) if row["step"] <= resumed_step])
-    return open(path, "a", encoding="utf-8")
+    return read_rows(Path(run_dir) / METRICS_NAME, only_numbers=True)

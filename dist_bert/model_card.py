@@ -3,18 +3,19 @@
 The licence is the user's to choose. Not for: exporting (`dist_bert.export`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_bert.row_files import rows_of
 from dist_bert.run_dir import METRICS_NAME
 
+_ACCURACY = "validation/nsp_accuracy"
 _SCORES = {  # metric -> (name, format)
     "validation/mlm_loss": ("masked LM loss (nats)", ".4f"),
     "validation/mlm_accuracy": ("masked LM accuracy", ".2%"),
     "validation/nsp_loss": ("next sentence loss (nats)", ".4f"),
-    "validation/nsp_accuracy": ("next sentence accuracy", ".2%"),
+    _ACCURACY: ("next sentence accuracy", ".2%"),
 }
 
 TOKENIZER_NOTES = {  # by whether it has word pieces
@@ -47,7 +48,7 @@ def model_card(
         has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
         check: what the export has compared, a line.
     """
-    scores = _scores(run_dir, step)
+    scores = _scores(run_dir, step, resolved.get("shards", {}).get("random_next"))
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n"
         "# license: choose one; the text that the model was trained on matters, too\n---",
@@ -99,19 +100,29 @@ def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _scores(run_dir: Path, step: int) -> list[tuple[str, str]]:
-    """What the validation at a step found; empty if there was none."""
-    path = run_dir / METRICS_NAME
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if '"validation/' in line]
-    found: dict[str, float] = next((row for row in rows[::-1] if row["step"] == step), {})
-    return [
-        (name, format(found[metric], form))
+def _scores(run_dir: Path, step: int, random_next: float | None) -> list[tuple[str, str]]:
+    """What the validation at a step found; empty if there was none.
+
+    Args:
+        run_dir: of the run.
+        step: of the checkpoint.
+        random_next: share of the held-out pairs that are random; None where it is not known.
+    """
+    rows = rows_of(run_dir / METRICS_NAME, only_numbers=True)
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["step"] == step and any(name.startswith("validation/") for name in row):
+            found = row
+    scores = {
+        metric: (name, format(found[metric], form))
         for metric, (name, form) in _SCORES.items()
         if metric in found
-    ]
+    }
+    if _ACCURACY in scores and random_next is not None:
+        majority = max(random_next, 1 - random_next)
+        name, told = scores[_ACCURACY]
+        scores[_ACCURACY] = (name, f"{told} (always the more frequent label: {majority:.2%})")
+    return list(scores.values())
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -52,7 +52,7 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
         checkpoint.write_weights(run.output_dir)
         return 0
 
-    return run_session(run, console, body)
+    return run_session(run, run.output_dir, console, body)
 
 
 def _work(

@@ -21,6 +21,7 @@ from dist_bert.flops import training_flops
 from dist_bert.metrics import MetricsWriter, scores_of
 from dist_bert.predictions import Prediction, as_table
 from dist_bert.ranks import Ranks
+from dist_bert.spikes import LossSpikes
 
 _USUAL_MFU = 0.4  # what launch/plan.py assumes
 _SLOW_MFU = _USUAL_MFU / 5
@@ -41,6 +42,7 @@ class Progress:
         ranks: Ranks,
         peak_flops: float,
         num_skipped: int = 0,
+        spikes: LossSpikes | None = None,
     ) -> None:
         """Starts the clock.
 
@@ -55,6 +57,7 @@ class Progress:
             peak_flops: operations per second that all devices together can do, for MFU; only rank
                 0 needs it.
             num_skipped: steps that were skipped so far, on rank 0.
+            spikes: tells those that are only recorded; None where records tell them.
         """
         self._engine = engine
         self._model = model
@@ -66,6 +69,7 @@ class Progress:
         self._num_skipped = num_skipped
         self._peak_flops = peak_flops
         self._warned: set[str] = set()
+        self._spikes = spikes
         self._pending: list[StepRecord] = []
         self._is_first_step = True
         self._interval_start = time.perf_counter()
@@ -80,8 +84,9 @@ class Progress:
         if record.is_skipped and self._writer is not None:
             self._num_skipped += 1
             first = record.state.samples - record.batch.num_samples
+            why = "its loss is a spike" if record.spike else "loss or gradient is not finite"
             self._console.say(
-                f"step {step:,}: skipped, loss or gradient is not finite (samples {first:,} to"
+                f"step {step:,}: skipped, {why} (samples {first:,} to"
                 f" {record.state.samples - 1:,} of the stream; {self._num_skipped:,} steps skipped"
                 " in all)"
             )
@@ -106,6 +111,7 @@ class Progress:
             for record, values in zip(self._pending, metrics, strict=True):
                 num_skipped += record.is_skipped
                 row = {**self._step_values(record, values), "train/skipped_steps": num_skipped}
+                row.update(self._spike(record, row["train/loss"]))
                 self._writer.scalars(record.state.step, _finite({**row, **common}))
             self._writer.flush()
             self._tell({**self._step_values(self._pending[-1], metrics[-1]), **common})
@@ -144,6 +150,19 @@ class Progress:
         if self._engine.fp16_enabled():
             values["train/loss_scale"] = float(self._engine._get_optimizer_loss_scale())
         return values
+
+    def _spike(self, record: StepRecord, loss: float) -> dict[str, float]:
+        """What a row has more where the loss jumps; told at the same time."""
+        spike = record.spike
+        if self._spikes is not None and math.isfinite(loss):
+            spike = self._spikes.measure(loss)
+        if not spike:
+            return {}
+        self._console.say(
+            f"warning: step {record.state.step:,}: the loss {loss:.4f} is {spike:.2f} times the"
+            " median of the steps before (spike_threshold)"
+        )
+        return {"train/spike": spike}
 
     def _with_loss(self, metrics: dict[str, float]) -> dict[str, float]:
         """The model's metrics as far as the data has them, behind the loss that is trained on."""

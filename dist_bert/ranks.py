@@ -59,7 +59,10 @@ class Ranks:
         if dist.get_rank() == 0:
             of_nodes = nodes(environment)
             found = {"time": rank_log.now(), "nodes": of_nodes}
-            files.write_json(Path(run_dir) / ENVIRONMENT_NAME, found)
+            try:
+                files.write_json(Path(run_dir) / ENVIRONMENT_NAME, found)
+            except OSError as error:  # of a full disk: it is not worth the run
+                console.warn(f"{error.filename}: cannot be written ({error.strerror})")
             if problems := differences(of_nodes):
                 console.warn(f"nodes differ: {'; '.join(problems)}")
         gather_warnings(console)

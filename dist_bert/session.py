@@ -14,7 +14,7 @@ from torch import nn
 
 from dist_bert import checkpoint, files
 from dist_bert.agreement import Agreement
-from dist_bert.checkpoint import TrainState
+from dist_bert.checkpoint import TrainState, all_ranks_agree
 from dist_bert.config import RunConfig
 from dist_bert.console import Console
 from dist_bert.data import MicroBatch, StepBatch
@@ -43,7 +43,9 @@ from dist_bert.progress import Progress
 from dist_bert.rank_log import open_rank_log
 from dist_bert.ranks import Ranks, total_peak_flops
 from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
+from dist_bert.run_lock import RunLock
 from dist_bert.run_record import kept_peak, open_run
+from dist_bert.spikes import LossSpikes
 from dist_bert.watchdog import Watchdog
 
 Batches = Iterator[MicroBatch]
@@ -83,11 +85,14 @@ class Work:
     patience: int = 0
 
 
-def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int]) -> int:
+def run_session(
+    run: RunConfig, folder: str | Path, console: Console, body: Callable[[Watchdog], int]
+) -> int:
     """Joins the ranks of the launcher, does the work, and parts from them; called by every rank.
 
     Args:
         run: gives the limits of waiting.
+        folder: that is written to, by no other training at the same time.
         console: of this rank.
         body: the work; takes the watchdog, returns the exit code.
 
@@ -95,15 +100,23 @@ def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int
         The exit code.
 
     Raises:
-        UserError: of the body, raised by all ranks together.
+        UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
+            together.
     """
     watchdog = Watchdog(run.watchdog_minutes)
     heartbeat = None
+    unwritable: OSError | None = None
     try:
-        open_rank_log(Path(run.output_dir) / LOGS_NAME)
+        try:
+            open_rank_log(Path(run.output_dir) / LOGS_NAME)
+        except OSError as error:  # told below, by all ranks together
+            unwritable = error
         start_distributed(run.timeout_seconds)
         heartbeat = Heartbeat(run.heartbeat_seconds)
+        lock = _locked(folder, unwritable)
         code = body(watchdog)
+        if lock is not None:
+            lock.release()
         heartbeat.stop()
         dist.barrier()  # a rank that still beats would miss those that have left
     except UserError as error:  # raised by all ranks together; after any other one peers may hang
@@ -126,6 +139,22 @@ def run_session(run: RunConfig, console: Console, body: Callable[[Watchdog], int
     return code
 
 
+def _locked(folder: str | Path, unwritable: OSError | None) -> RunLock | None:
+    """The lock of the folder, on rank 0; called by all ranks together.
+
+    Args:
+        folder: that is written to.
+        unwritable: what this rank met when it opened its log.
+
+    Raises:
+        UserError: on all ranks, if any cannot write there or another training does.
+    """
+    with all_ranks_agree("cannot start"):
+        if unwritable is not None:
+            raise unwritable
+        return RunLock(folder) if dist.get_rank() == 0 else None
+
+
 def train_run(
     job: Job, work: Work, interrupts: Interrupts, console: Console, watchdog: Watchdog
 ) -> int:
@@ -144,6 +173,7 @@ def train_run(
     try:
         watchdog.beat("loading the checkpoint")
         state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
+        checkpoint.settle(run.output_dir, state.step)
         watchdog.beat("starting the loop")
         stop = Agreement(lambda: interrupts.noted)
         parts = _Parts(job, work, engine, state, stop, watchdog, console)
@@ -165,6 +195,8 @@ def train_run(
                 validate=parts.validate,
                 save=parts.save,
                 roll_back=parts.roll_back,
+                spikes=parts.spikes,
+                act_on_spike=parts.act_on_spike,
             )
         batches.close()
         watchdog.beat("ending")
@@ -208,8 +240,13 @@ class _Parts:
         device["peak_flops"] = total_peak_flops(engine.device, job.deepspeed.precision)
         if is_first:
             device["peak_flops"] = kept_peak(run.output_dir, device)
-        self._writer = open_run(job, state, device) if is_first else None
+        with all_ranks_agree("cannot start"):
+            self._writer = open_run(job, state, device, console.say) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
+        told = [LossSpikes.of_rows(run.spike_threshold, self._rows)]
+        dist.broadcast_object_list(told, src=0)  # so that all ranks act on a spike together
+        (spikes,) = told
+        self.spikes = spikes if run.on_spike != "record" else None
         self.progress = Progress(
             engine,
             job.model,
@@ -220,6 +257,7 @@ class _Parts:
             Ranks(run.output_dir, console),
             device["peak_flops"],
             _skipped_steps(self._rows),
+            None if self.spikes else spikes,
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
@@ -294,7 +332,6 @@ class _Parts:
         Raises:
             UserError: that did not help, or there is no checkpoint.
         """
-        self.progress.flush()
         run = self._job.run
         size = self._job.deepspeed.batch_shape.global_batch_size
         first = state.samples - run.max_skipped_steps * size
@@ -304,17 +341,31 @@ class _Parts:
         )
         advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
         if self._has_rolled_back:
+            self.progress.flush()
             raise UserError(f"{problem}, also after going back to a checkpoint: {advice}")
-        if latest_checkpoint(run.output_dir) is None:
+        if not self._go_back(problem):
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
-        self._watchdog.beat("going back to a checkpoint")
+
+    def act_on_spike(self, state: TrainState, spike: float) -> None:
+        """Goes back to the last checkpoint, once until the next, where the run is to do so."""
+        if self._job.run.on_spike == "roll_back" and not self._has_rolled_back:
+            self._go_back(f"step {state.step:,}: the loss is {spike:.2f} times the running median")
+
+    def _go_back(self, problem: str) -> bool:
+        """Takes the weights of the last checkpoint; returns whether there is one."""
+        self.progress.flush()
         job = self._job
-        from_state = checkpoint.load(self._engine, run.output_dir, job.identity(), job.may_differ)
+        if latest_checkpoint(job.run.output_dir) is None:
+            return False
+        self._watchdog.beat("going back to a checkpoint")
+        place = job.run.output_dir
+        from_state = checkpoint.load(self._engine, place, job.identity(), job.may_differ)
         self._has_rolled_back = True
         self._console.say(
             f"{problem}: going on behind them with the weights of step {from_state.step:,};"
             f" the updates since then are taken back"
         )
+        return True
 
     def _watched(self, batches: Iterator[MicroBatch], doing: str) -> Iterator[MicroBatch]:
         for number, batch in enumerate(batches, start=1):
@@ -345,7 +396,10 @@ def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) 
     """Rank 0 says that the run is done or, also in a file for batch scripts, interrupted."""
     if reason and dist.get_rank() == 0:
         text = f"stopped at step {state.step:,} of {run.num_train_steps:,}: {REASONS[reason]}"
-        files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
+        try:
+            files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
+        except OSError as error:  # of a full disk: the exit code says it, too
+            console.warn(f"{error.filename}: cannot be written ({error.strerror})")
         console.say(f"{text}; the same command goes on from the last checkpoint")
     elif not reason:
         console.say(

@@ -32,19 +32,37 @@ class Text(NamedTuple):
 
     @classmethod
     def given(cls, text: str) -> "Text":
-        """A text from the command line."""
-        return cls(text, f"text {text if len(text) <= 60 else text[:60] + '...'!r}")
+        """A text from the command line.
+
+        Raises:
+            UserError: it is not UTF-8.
+        """
+        name = f"text {text if len(text) <= 60 else text[:60] + '...'!r}"
+        return cls(require_utf8(text, name), name)
+
+
+def require_utf8(argument: str, name: str) -> str:
+    """An argument of the command line, where it is text.
+
+    Raises:
+        UserError: its bytes are not UTF-8; Python keeps those as halves of surrogate pairs.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: is not UTF-8; convert it") from None
+    return argument
 
 
 def given_texts(texts: list[str], path: str | None) -> Iterator[Text]:
     """The texts of a command line: typed there, or the lines of its --input.
 
     Raises:
-        UserError: it has both or neither.
+        UserError: it has both or neither, or a text that is not UTF-8.
     """
     if bool(texts) == (path is not None):
         raise UserError("give either texts or --input FILE with one text a line")
-    return read_texts(path) if path is not None else map(Text.given, texts)
+    return read_texts(path) if path is not None else iter(list(map(Text.given, texts)))
 
 
 def read_texts(path: str) -> Iterator[Text]:

@@ -11,7 +11,14 @@ from typing import Any
 from dist_bert import files
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.errors import UserError
-from dist_bert.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, TOKENIZER_NAME, latest_checkpoint
+from dist_bert.run_dir import (
+    CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    latest_checkpoint,
+    require_checkpoint,
+    run_folder,
+)
 
 PUBLISHED_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -46,16 +53,17 @@ class WeightSource:
         """Tells what lies at a path.
 
         Args:
-            path: a run's folder, or a folder, safetensors file or index in Hugging Face layout. A
-                run that has ended may have its weights file alone.
+            path: a run's folder or one of its checkpoints, or a folder, safetensors file or index
+                in Hugging Face layout. A run that has ended may have its weights file alone.
             flag: that names the path, for messages.
 
         Raises:
             UserError: there are no weights, or they are of a kind that cannot be read.
         """
         path = Path(path)
-        if (path / CHECKPOINTS_NAME).is_dir():
-            return cls._of_run(path, flag)
+        run = run_folder(path)
+        if (run / CHECKPOINTS_NAME).is_dir():
+            return cls._of_run(path, run, flag)
         folder = path if path.is_dir() else path.parent
         config = folder / CONFIG_NAME
         tensor_files = _tensor_files(path, flag)
@@ -68,14 +76,14 @@ class WeightSource:
         return cls(path, None, tensor_files, model, known_tokenizer, is_published)
 
     @classmethod
-    def _of_run(cls, path: Path, flag: str) -> "WeightSource":
-        checkpoint = latest_checkpoint(path)
-        if checkpoint is None:
+    def _of_run(cls, path: Path, run: Path, flag: str) -> "WeightSource":
+        if latest_checkpoint(run) is None:
             raise UserError(
                 f"{flag} {path}: has no checkpoint yet: give a run that has saved at least once"
             )
-        model = _model_of_run(path / CONFIG_NAME)
-        return cls(path, checkpoint, (), model, path / TOKENIZER_NAME, is_published=False)
+        checkpoint = require_checkpoint(path)
+        model = _model_of_run(run / CONFIG_NAME)
+        return cls(path, checkpoint, (), model, run / TOKENIZER_NAME, is_published=False)
 
     def problems(
         self, model: ModelConfig, tokenizer: dict[str, Any], extend_positions: bool
@@ -131,7 +139,9 @@ def _model_of_run(path: Path) -> ModelConfig:
 def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:
     """The safetensors files at a path; only the path itself where that is a file."""
     if not path.exists():
-        raise UserError(f"{flag} {path}: does not exist: give a run's folder or weights")
+        raise UserError(
+            f"{flag} {path}: does not exist: give a run's folder, one of its checkpoints or weights"
+        )
     if path.suffix == ".safetensors":
         return (path,)
     if (path / PUBLISHED_NAME).exists():

@@ -127,7 +127,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         "train_batch_size": arguments.train_batch_size,
         "train_micro_batch_size_per_gpu": arguments.micro_batch_size,
     }
-    deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, sizes)
+    given = {name: size for name, size in sizes.items() if size is not None}
+    deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, given)
     manifest = Manifest.load(arguments.shards)
     reader = SampleReader(arguments.shards, manifest, "train")
     tokenizer = Tokenizer(Path(arguments.shards) / TOKENIZER_NAME)

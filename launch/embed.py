@@ -44,10 +44,12 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
         return
     from dist_bert.inference import TrainedRun
-    from dist_bert.text_batches import given_texts
+    from dist_bert.text_batches import given_texts, require_utf8
 
     texts = given_texts(arguments.text, arguments.input)
-    trained = TrainedRun.load(arguments.checkpoint, pointer)
+    if arguments.word is not None:
+        require_utf8(arguments.word, "--word")
+    trained = TrainedRun.load(checkpoint)
     if arguments.attention:
         show_attention(trained, list(itertools.islice(texts, 2)), arguments)
     else:
@@ -245,7 +247,10 @@ if __name__ == "__main__":
         "--input", metavar="FILE", help="file of sentences, one a line; - for stdin"
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
+        "--checkpoint",
+        required=True,
+        metavar="RUN_DIR",
+        help="folder of a run or model, or RUN/checkpoints/step-N",
     )
     parser.add_argument(
         "--best",

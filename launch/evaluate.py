@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.shard_source import ShardSource
 
     source = ShardSource(arguments.shards, arguments.local_cache, arguments.local_cache_gib)
-    result = evaluate(TrainedRun.load(arguments.checkpoint, pointer), source, arguments.max_samples)
+    result = evaluate(TrainedRun.load(checkpoint), source, arguments.max_samples)
     if is_first_rank():
         print_result(result)
         if arguments.json:
@@ -73,8 +73,10 @@ def print_result(result: "Evaluation") -> None:
         ),
     ]
     if scores.nsp_accuracy is not None and scores.nsp_loss is not None:
-        rows.append(("NSP loss (nats)", scores.nsp_loss, "0.6931  chance", ".4f"))
-        rows.append(("NSP accuracy", scores.nsp_accuracy, "50.00%  chance", ".2%"))
+        entropy, majority = result.nsp_entropy, result.nsp_majority_accuracy
+        told = [f"{entropy:.4f}  entropy of the labels", f"{majority:.2%}  more frequent label"]
+        rows.append(("NSP loss (nats)", scores.nsp_loss, told[0], ".4f"))
+        rows.append(("NSP accuracy", scores.nsp_accuracy, told[1], ".2%"))
     print(f"{'':<17}{'score':>9}   {'95 % interval':<19}  baseline")
     for name, estimate, baseline, form in rows:
         interval = "one document: none"
@@ -113,7 +115,10 @@ def _cell(estimate: "Estimate | None", name: str) -> str:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
+        "--checkpoint",
+        required=True,
+        metavar="RUN_DIR",
+        help="folder of a run or model, or RUN/checkpoints/step-N",
     )
     parser.add_argument(
         "--shards", required=True, metavar="DIR", help="folder or URL of prepared shards"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dist_bert.cli import Parser, local_path, run
 from dist_bert.config import read_json
-from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_weights
+from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_weights, run_folder
 from dist_bert.weight_source import WeightSource
 
 
@@ -43,10 +43,10 @@ def _export_pretrained(arguments: argparse.Namespace) -> None:
 
     source = WeightSource.find(arguments.checkpoint, "--checkpoint")
     check_export(source.model, arguments.output_dir)
-    trained = TrainedRun.load(arguments.checkpoint, pointer)
+    trained = TrainedRun.load(checkpoint)
     num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     print(f"exporting  {checkpoint}: {num_parameters / 1e6:.1f} M parameters", flush=True)
-    export(trained, arguments.checkpoint, arguments.output_dir, *_settings(arguments))
+    export(trained, run_folder(arguments.checkpoint), arguments.output_dir, *_settings(arguments))
     print(
         f'{arguments.output_dir}: load it with AutoModel.from_pretrained("{arguments.output_dir}")'
     )
@@ -76,7 +76,11 @@ def _settings(arguments: argparse.Namespace) -> tuple[str | None, bool, bool]:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=local_path, required=True, metavar="RUN_DIR", help="folder of a run"
+        "--checkpoint",
+        type=local_path,
+        required=True,
+        metavar="RUN_DIR",
+        help="folder of a run, or RUN/checkpoints/step-N",
     )
     parser.add_argument(
         "--output_dir", type=local_path, required=True, metavar="DIR", help="is missing or empty"

@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.text_batches import given_texts
 
     texts = given_texts(arguments.text, arguments.input)
-    trained = TrainedRun.load(arguments.checkpoint, pointer)
+    trained = TrainedRun.load(checkpoint)
     for text, masks in fill_masks(trained, texts, arguments.top_k):
         if arguments.json:
             answers = [[dataclasses.asdict(answer) for answer in mask] for mask in masks]
@@ -42,7 +42,10 @@ if __name__ == "__main__":
     parser.add_argument("text", nargs="*", help="text with at least one [MASK]")
     parser.add_argument("--input", metavar="FILE", help="file of texts, one a line; - for stdin")
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN_DIR", help="folder of a run or model"
+        "--checkpoint",
+        required=True,
+        metavar="RUN_DIR",
+        help="folder of a run or model, or RUN/checkpoints/step-N",
     )
     parser.add_argument(
         "--best",

@@ -17,6 +17,7 @@ import os
 from dist_bert.cli import Parser, is_first_rank, run_rank
 from dist_bert.config import add_flags
 from dist_bert.console import Console
+from dist_bert.deepspeed_flags import add_deepspeed_flags
 from dist_bert.interrupts import Interrupts
 from dist_bert.tasks.config import FinetuneConfig
 from dist_bert.tasks.readers import ReadConfig
@@ -45,14 +46,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--deepspeed_config",
-        default="configs/finetune_zero1.json",
-        help="DeepSpeed JSON (default: %(default)s)",
-    )
     parser.add_argument("--config", metavar="FILE", help="JSON of a FinetuneConfig's fields")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved jobs and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
+    add_deepspeed_flags(parser, "configs/finetune_zero1.json")
     add_flags(parser, FinetuneConfig)
     add_flags(parser, ReadConfig)
     run_rank(main, parser.parse_args())

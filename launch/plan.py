@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.cli import Parser, run
-from dist_bert.config import ModelConfig, RunConfig, add_flags, flags_of, read_json, resolve
+from dist_bert.config import (
+    ModelConfig,
+    RunConfig,
+    add_flags,
+    flags_of,
+    resolve,
+)
+from dist_bert.deepspeed_flags import add_deepspeed_flags, deepspeed_flags
 from dist_bert.errors import UserError
 from dist_bert.flops import PEAK_BF16_FLOPS
-
-_BATCH_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -30,10 +35,8 @@ def main(arguments: argparse.Namespace) -> None:
 
     run_config = resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments))
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
-    given = {name: getattr(arguments, name) for name in _BATCH_SIZES}
-    values = read_json(arguments.deepspeed_config)
-    values.update({name: value for name, value in given.items() if value is not None})
-    deepspeed = DeepSpeedConfig.from_values(values, arguments.deepspeed_config, arguments.gpus)
+    changes = deepspeed_flags(arguments)
+    deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
     layout = ZeroLayout.of(model, deepspeed)
     workload = _workload(arguments, run_config)
     if workload.sequence_length > model.max_position_embeddings:
@@ -165,8 +168,6 @@ def make_parser() -> Parser:
     add("--mfu", type=_share, default=0.4, help="assumed of a GPU while it computes (default: 0.4)")
     add("--run", metavar="RUN_DIR", help="take the MFU that this run has measured instead")
     add("--sequence_length", type=_count, help="plan without shards, for full samples of so many")
-    for name in _BATCH_SIZES:
-        add(f"--{name}", type=_count, help="instead of the DeepSpeed JSON's")
     add(
         "--link_gbytes_per_second",
         type=_positive,
@@ -191,11 +192,11 @@ def make_parser() -> Parser:
         default=1.0,
         help="at which all ranks together write a checkpoint (default: 1)",
     )
-    add("--deepspeed_config", default="configs/zero2.json", help="(default: %(default)s)")
     add("--model", metavar="FILE", help="model JSON (default: bert_base's values)")
     add("--config", metavar="FILE", help="run JSON (default: the flags' defaults)")
     add("--json", metavar="FILE", help="also write the plan here")
     add("--dry_run", action="store_true", help="print the resolved settings and stop")
+    add_deepspeed_flags(parser, "configs/zero2.json")
     add_flags(parser, RunConfig)
     add_flags(parser, ModelConfig)
     return parser

@@ -13,6 +13,7 @@ import os
 from dist_bert.cli import Parser, is_first_rank, run_rank
 from dist_bert.config import ModelConfig, RunConfig, add_flags
 from dist_bert.console import Console
+from dist_bert.deepspeed_flags import add_deepspeed_flags
 from dist_bert.interrupts import Interrupts
 
 
@@ -43,11 +44,6 @@ def main(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--deepspeed_config",
-        default="configs/zero2.json",
-        help="DeepSpeed JSON (default: %(default)s)",
-    )
-    parser.add_argument(
         "--model",
         metavar="FILE",
         help="model JSON (default: configs/model/bert_base.json's values)",
@@ -60,6 +56,7 @@ if __name__ == "__main__":
         help="try everything that the run will do, in about a minute, list all problems and stop",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
+    add_deepspeed_flags(parser, "configs/zero2.json")
     add_flags(parser, RunConfig)
     add_flags(parser, ModelConfig)
     run_rank(main, parser.parse_args())

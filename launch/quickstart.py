@@ -354,6 +354,7 @@ def _summary(step_seconds: dict[str, float], model: Model) -> dict[str, Any]:
         "validation_mlm_accuracy": scores["mlm_accuracy"],
         "majority_accuracy": scores["majority_accuracy"],
         "validation_nsp_accuracy": scores["nsp_accuracy"],
+        "nsp_majority_accuracy": scores["nsp_majority_accuracy"],
         "tokens_per_second": sum(rates) / len(rates),
         "step_seconds": step_seconds,
     }
@@ -365,15 +366,21 @@ def _print_summary(summary: dict[str, Any]) -> None:
     scores = (
         ("MLM loss (nats)", "validation_mlm_loss", "unigram_loss", "unigram distribution", ".3f"),
         ("MLM accuracy", "validation_mlm_accuracy", "majority_accuracy", "commonest piece", ".1%"),
-        ("NSP accuracy", "validation_nsp_accuracy", None, "chance", ".1%"),
+        (
+            "NSP accuracy",
+            "validation_nsp_accuracy",
+            "nsp_majority_accuracy",
+            "commoner label",
+            ".1%",
+        ),
     )
     print(f"\nmodel    {summary['model']}\ntraining {summary['training']}\n")
     for name in counts:
         print(f"{name.replace('_', ' '):<20}{summary[name]:>12,.0f}")
     print(f"\n{'':<20}{'held out':>12}{'baseline':>12}")
     for title, name, baseline_name, baseline_title, form in scores:
-        baseline = summary[baseline_name] if baseline_name else 0.5
-        print(f"{title:<20}{summary[name]:>12{form}}{baseline:>12{form}}  {baseline_title}")
+        baseline = f"{summary[baseline_name]:>12{form}}  {baseline_title}"
+        print(f"{title:<20}{summary[name]:>12{form}}{baseline}")
     print()
     for name, value in seconds.items():
         print(f"{name.replace('_', ' '):<24}{value:>6.0f} s")

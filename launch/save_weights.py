@@ -28,7 +28,11 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=local_path, required=True, metavar="RUN", help="folder of the run"
+        "--checkpoint",
+        type=local_path,
+        required=True,
+        metavar="RUN",
+        help="folder of the run, or RUN/checkpoints/step-N",
     )
     parser.add_argument(
         "--output", type=local_path, required=True, metavar="FILE", help="is replaced"

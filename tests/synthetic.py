@@ -159,7 +159,7 @@ def write_run(
     """A run's folder as pretraining leaves it, with one checkpoint; returns the model in it."""
     import torch
 
-    from dist_bert.checkpoint_files import WEIGHT, Fragment, FragmentFile
+    from dist_bert.checkpoint_files import WEIGHT, Fragment, FragmentFile, write_state
     from dist_bert.model import BertForPreTraining
 
     torch.manual_seed(3)
@@ -177,7 +177,7 @@ def write_run(
         "shapes": {name: list(parameter.shape) for name, parameter in parameters.items()},
         "files": [dataclasses.asdict(FragmentFile.write(checkpoint, 0, fragments))],
     }
-    files.write_json(checkpoint / "state.json", contents)
+    write_state(checkpoint, contents)
     (run_dir / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n")
     config = {"model": dataclasses.asdict(model), "deepspeed": deepspeed}
     files.write_json(run_dir / "config.json", config)

@@ -192,3 +192,23 @@ def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
         "bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -n 1', sys.executable, program
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("0\n", "", 141)
+
+
+def test_a_file_that_the_system_refuses_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_file").touch()
+
+    def main(arguments: argparse.Namespace) -> None:
+        (tmp_path / "a_file" / "folder").mkdir(parents=True)
+
+    assert outcome(main) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/a_file/folder: Not a directory\n"
+    with pytest.raises(NotADirectoryError):
+        run(main, argparse.Namespace(debug=True))
+
+    def fail_without_a_file(arguments: argparse.Namespace) -> None:
+        raise OSError("ours")
+
+    with pytest.raises(OSError, match="ours"):
+        run(fail_without_a_file, argparse.Namespace(debug=False))

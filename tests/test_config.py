@@ -19,6 +19,7 @@ from dist_bert.config import (
     setting,
 )
 from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.deepspeed_flags import add_deepspeed_flags, deepspeed_flags, with_values
 from dist_bert.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -238,3 +239,48 @@ def test_every_deepspeed_file_loads(path: Path, world_size: int) -> None:
 )
 def test_every_run_file_resolves(path: Path) -> None:
     resolve(RunConfig, path)
+
+
+def deepspeed_values(*flags: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_deepspeed_flags(parser, "configs/zero2.json")
+    return deepspeed_flags(parser.parse_args(flags))
+
+
+def test_flags_replace_values_of_the_deepspeed_json() -> None:
+    assert deepspeed_values() == {}
+    values = deepspeed_values(
+        "--lr", "3e-4", "--train_batch_size", "48", "--train_micro_batch_size_per_gpu", "6",
+        "--deepspeed", "zero_optimization.stage=3", "--deepspeed", "bf16.enabled=true",
+        "--deepspeed", "optimizer.type=Adam", "--deepspeed", "optimizer.params.betas=[0.9, 0.98]",
+        "--deepspeed", "optimizer.params.text=a=b",
+    )  # fmt: skip
+    given: dict[str, Any] = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "eps": 1e-6}}}
+    before = json.dumps(given)
+    assert with_values(given, values) == {
+        "optimizer": {
+            "type": "Adam",
+            "params": {"lr": 3e-4, "eps": 1e-6, "betas": [0.9, 0.98], "text": "a=b"},
+        },
+        "train_batch_size": 48,
+        "train_micro_batch_size_per_gpu": 6,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": True},
+    }
+    assert json.dumps(given) == before
+
+
+def test_values_that_cannot_be_set_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, message in (
+        ("stage", "must be KEY=VALUE, such as optimizer.params.lr=1e-4"),
+        ("=3", "must be KEY=VALUE"),
+        ("optimizer..lr=3", "must be KEY=VALUE"),
+        ("bf16.enabled=False", "JSON has true, false and null"),
+    ):
+        with pytest.raises(SystemExit):
+            deepspeed_values("--deepspeed", wrong)
+        assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"optimizer\.params\.lr: is given twice"):
+        deepspeed_values("--lr", "1e-3", "--deepspeed", "optimizer.params.lr=1e-4")
+    with pytest.raises(UserError, match=r"optimizer\.type is 'AdamW', no JSON object"):
+        with_values({"optimizer": {"type": "AdamW"}}, {"optimizer.type.name": 1})

@@ -15,7 +15,7 @@ from dist_bert.confidence import Estimate, student_t
 from dist_bert.config import ModelConfig
 from dist_bert.data import piece_counts
 from dist_bert.errors import UserError
-from dist_bert.evaluate import KINDS, Scores, evaluate, kinds_of, unigram_baseline
+from dist_bert.evaluate import KINDS, Scores, evaluate, kinds_of, pair_baseline, unigram_baseline
 from dist_bert.inference import TrainedRun
 from dist_bert.reader import SampleReader
 from dist_bert.tokenizer import train_tokenizer
@@ -195,6 +195,24 @@ def test_baselines_are_those_of_the_training_pieces_on_the_same_positions(traine
     most = max(counts.values())
     commonest = min(piece for piece, count in counts.items() if count == most)
     assert result.majority_accuracy == labels.count(commonest) / len(labels)
+    pairs = [
+        int(label)
+        for block in trained.data_set.blocks["validation"]
+        for label in block["next_sentence_label"]
+    ]
+    share = sum(pairs) / len(pairs)
+    assert share not in (0.0, 0.5, 1.0)
+    figures = result.figures()
+    assert figures["nsp_majority_accuracy"] == max(share, 1 - share)
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert figures["nsp_entropy"] == pytest.approx(entropy, rel=1e-12)
+
+
+def test_the_pair_baseline_by_hand() -> None:
+    entropy, majority = pair_baseline(np.array([1, 0, 1, 1, 1], np.uint8))
+    assert majority == 0.8
+    assert entropy == pytest.approx(-(0.2 * math.log(0.2) + 0.8 * math.log(0.8)), rel=1e-12)
+    assert pair_baseline(np.array([1, 1])) == (0.0, 1.0)
 
 
 def test_a_data_set_of_single_segments_has_no_next_sentence_scores(
@@ -208,7 +226,7 @@ def test_a_data_set_of_single_segments_has_no_next_sentence_scores(
     expected = means(scored_one_by_one(dataclasses.replace(trained, data_set=single), 19))
     assert result.scores.mlm_loss.value == pytest.approx(expected["mlm_loss"], rel=1e-5)
     assert result.scores.nsp_loss is None and result.scores.nsp_accuracy is None
-    assert "nsp_loss" not in result.figures()
+    assert not any(name.startswith("nsp_") for name in result.figures())
 
 
 def test_evaluation_uses_the_precision_of_training(tmp_path: Path, trained: Trained) -> None:

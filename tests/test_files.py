@@ -117,3 +117,11 @@ def test_the_fingerprint_is_frozen() -> None:
     assert files.fingerprint({"ß": True, "a": [1, 2.5, None]}) == (
         hashlib.sha256(canonical).hexdigest()
     )
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a_file").touch()
+    for path in (tmp_path / "missing" / "x.json", tmp_path / "a_file" / "x.json"):
+        with pytest.raises(OSError) as caught:
+            files.write_json(path, {})
+        assert caught.value.filename == str(path)

@@ -34,13 +34,30 @@ def test_signals_are_noted_and_the_second_interrupt_ends_at_once() -> None:
         interrupts = Interrupts()
         interrupts.catch_signals()
         assert interrupts.noted == 0
-        for name in ("SIGUSR1", "SIGTERM", "SIGUSR1", "SIGTERM", "SIGINT", "SIGINT"):
+        for name in ("SIGUSR1", "SIGHUP", "SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT", "SIGINT"):
             os.kill(os.getpid(), getattr(signal, name))
             print(REASONS[interrupts.noted], flush=True)
         """
     )
-    assert ended.stdout.split() == ["SIGUSR1", "SIGTERM", "SIGTERM", "SIGTERM", "SIGINT"]
+    expected = ["SIGUSR1", "SIGHUP", "SIGHUP", "SIGTERM", "SIGTERM", "SIGINT"]
+    assert ended.stdout.split() == expected
     assert ended.returncode == -2
+
+
+def test_nohup_is_respected() -> None:
+    ended = run_program(
+        """
+        import os, signal
+        from dist_bert.interrupts import Interrupts
+
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        interrupts = Interrupts()
+        interrupts.catch_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(interrupts.noted)
+        """
+    )
+    assert (ended.stdout, ended.returncode) == ("0\n", 0)
 
 
 def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +232,22 @@ def test_limits_have_ranges(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(UserError, match=f"{name} = .*must be at least"):
         RunConfig(**change)
+
+
+def test_a_refused_file_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
+    ended = run_program(
+        f"""
+        from pathlib import Path
+        from dist_bert.interrupts import end_with_error
+        from dist_bert.rank_log import open_rank_log
+
+        open_rank_log(Path({str(tmp_path)!r}))
+        try:
+            open("/proc/none/file", "w")
+        except OSError as error:
+            end_with_error(error)
+        """
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: rank 0: /proc/none/file: No such file or directory\n"
+    assert "Traceback" in (tmp_path / "rank-00000.log").read_text()

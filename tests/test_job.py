@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dist_bert.config import ModelConfig, RunConfig, add_flags
+from dist_bert.deepspeed_flags import add_deepspeed_flags
 from dist_bert.errors import UserError
 from dist_bert.job import Examination, PretrainingJob
 from tests.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
@@ -38,8 +39,9 @@ def make_job(
 ) -> PretrainingJob:
     """The job of a command line, with three JSON files and the shards of `folder`."""
     parser = argparse.ArgumentParser()
-    for name in ("deepspeed_config", "model", "config"):
+    for name in ("model", "config"):
         parser.add_argument(f"--{name}")
+    add_deepspeed_flags(parser, "")
     add_flags(parser, RunConfig)
     add_flags(parser, ModelConfig)
     arguments = [
@@ -80,8 +82,28 @@ def test_what_is_resolved_is_json_with_every_setting(tmp_path: Path, data_set: D
             "fingerprint": data_set.manifest.fingerprint,
             "config": data_set.manifest.config,
             "tokenizer": data_set.manifest.tokenizer,
+            "random_next": None,  # the statistics of made-up shards are empty
         },
     }
+
+
+def test_flags_for_the_deepspeed_json_are_recorded_as_if_they_stood_there(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    flags = ("--lr", "0.5", "--train_batch_size", "18", "--deepspeed", "gradient_clipping=0.25")
+    recorded = make_job(tmp_path, *flags).resolved()["deepspeed"]
+    assert recorded == {
+        **DEEPSPEED,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.5}},
+        "train_batch_size": 18,
+        "gradient_accumulation_steps": 3,
+        "gradient_clipping": 0.25,
+    }
+    message = refusal(tmp_path, "--deepspeed", "gradient_cliping=0.25")
+    assert (
+        "d.json (with the flags' gradient_cliping) configuration: unknown key gradient_cli"
+        in message
+    )
 
 
 def test_identity_is_json_and_names_what_a_checkpoint_depends_on(

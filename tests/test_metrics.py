@@ -1,6 +1,8 @@
 """metrics.jsonl and TensorBoard tell the same, and nothing doubles back after a resume."""
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from dist_bert.metrics import MetricsWriter, read_metrics, read_rows, scores_of
+from dist_bert.metrics import MetricsWriter, read_metrics, scores_of
+from dist_bert.row_files import read_rows
 
 Curve = dict[int, float]
 
@@ -104,21 +107,20 @@ def test_texts_are_written(tmp_path: Path) -> None:
     assert event.tensor_proto.string_val == [b"```json\n{}\n```"]
 
 
-def test_answers_and_marks_after_a_checkpoint_are_dropped_like_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = time.time()
+def test_answers_and_marks_after_a_checkpoint_are_dropped_like_metrics(tmp_path: Path) -> None:
     for number, resumed_step in enumerate((0, 6, 6, 3)):
-        monkeypatch.setattr("time.time", lambda number=number: start + 3 * number)
         writer = MetricsWriter(tmp_path, resumed_step)
         writer.mark(resumed_step + 1, "progress/restarts", number)
         writer.text(resumed_step + 1, "starts", f"start {number}")
         for step in range(resumed_step + 1, 9):
-            writer.predictions(step, [{"text": f"{number} ü"}], f"table {number}")
+            row = {"text": f"{number} ü", "expected": [], "answers": []}
+            writer.predictions(step, [row], f"table {number}")
         writer.close()
     rows = read_rows(tmp_path / "predictions.jsonl")
     numbers = {step: 0 if step <= 3 else 3 for step in range(1, 9)}
-    assert rows == [{"step": step, "text": f"{n} ü"} for step, n in numbers.items()]
+    assert [(row["step"], row["text"]) for row in rows] == [
+        (step, f"{n} ü") for step, n in numbers.items()
+    ]
     assert curves(tmp_path) == {"progress/restarts": {1: 0, 4: 3}}
     assert texts(tmp_path) == {
         "predictions": {step: f"table {number}" for step, number in numbers.items()},
@@ -126,15 +128,17 @@ def test_answers_and_marks_after_a_checkpoint_are_dropped_like_metrics(
     }
 
 
+@pytest.mark.parametrize("seconds", [3, 0, -3_600])  # the clock may have gone back
 @pytest.mark.parametrize("resumed_step", [0, 1, 5, 7, 8])
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(
-    tmp_path: Path, resumed_step: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, resumed_step: int, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = MetricsWriter(tmp_path, 0)
     write_steps(writer, range(1, 9))
     writer.close()
-    later = time.time() + 3  # TensorBoard reads files in the order of the second in their names
-    monkeypatch.setattr("time.time", lambda: later)
+    # TensorBoard reads files in the order of the second in their names.
+    second = time.time() + seconds
+    monkeypatch.setattr("time.time", lambda: second)
     writer = MetricsWriter(tmp_path, resumed_step)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, resumed_step + 1))
     write_steps(writer, range(resumed_step + 1, 11), run=0.5)
@@ -165,3 +169,52 @@ def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     MetricsWriter(tmp_path, 0).close()
     assert read_metrics(tmp_path) == []
+
+
+def test_a_full_disk_makes_curves_late_and_nothing_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = 3_000
+    write = os.write
+
+    def write_while_there_is_room(descriptor: int, data: bytes) -> int:
+        nonlocal room
+        if room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(descriptor, data[:room])  # a part, as a disk that becomes full
+        room -= written
+        return written
+
+    monkeypatch.setattr("dist_bert.files.os.write", write_while_there_is_room)
+    writer = MetricsWriter(tmp_path, 0)
+    for step in range(1, 41):
+        write_steps(writer, range(step, step + 1))
+        writer.flush()
+    assert room == 0 and 3 < len(read_metrics(tmp_path)) < 40
+    (record,) = caplog.records
+    assert "jsonl: No space left on device: training goes on" in record.getMessage()
+    room = 1_000_000
+    writer.flush()
+    assert caplog.records[1].getMessage() == "metrics are written again: nothing is missing"
+    write_steps(writer, range(41, 44))
+    writer.close()
+    assert len(caplog.records) == 2
+    rows = [{"step": step, **values_at(step)} for step in range(1, 44)]
+    assert read_metrics(tmp_path) == rows
+    assert curves(tmp_path) == rows_as_curves(tmp_path)
+
+
+def test_what_waits_for_room_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dist_bert.files._MAX_PENDING_BYTES", 1_000)
+    writer = MetricsWriter(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").mkdir()  # cannot be written to, either
+    for step in range(1, 41):
+        writer.scalars(step, {"loss": 0.5})
+        writer.flush()
+    (tmp_path / "metrics.jsonl").rmdir()
+    writer.close()
+    rows = read_metrics(tmp_path)
+    assert rows == [{"step": step, "loss": 0.5} for step in range(1, len(rows) + 1)]
+    assert f"all but {40 - len(rows)} records" in caplog.text and 20 < len(rows) < 40

@@ -365,18 +365,29 @@ def test_a_run_whose_steps_were_all_skipped(tmp_path: Path) -> None:
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
     empty = write_run(tmp_path / "empty", [])
     (tmp_path / "folder").mkdir()
-    damaged = write_run(tmp_path / "damaged", [train_row(1)])
-    (damaged / "metrics.jsonl").write_text('{"step": 1}\nno json\n{"step": 3}\n')
     for run, problem in (
         (tmp_path / "folder", "is no run (has no config.json)"),
         (tmp_path / "nowhere", "is no run (has no config.json)"),
         (empty, "no step is written down yet"),
-        (damaged, "metrics.jsonl: line 2 is damaged; remove it"),
     ):
         with pytest.raises(UserError, match=re.escape(problem)):
             read_histories([str(run)])
     with pytest.raises(UserError, match="is given twice"):
-        read_histories([str(damaged), f"{damaged}/"])
+        read_histories([str(empty), f"{empty}/"])
+
+
+def test_damaged_lines_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "run", [train_row(step) for step in (1, 2, 3, 4)])
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1:3] = ["no json", '{"step": 3, "train/loss": Infinity, "train/lr": "low"}']
+    path.write_text("\n".join(lines) + "\n")
+    (run / "predictions.jsonl").write_bytes(b'{"step": 4}\n\x00\n')
+    history = read_history(run, "run")
+    assert history.train["step"].tolist() == [1, 4] and history.predictions == []
+    assert "metrics.jsonl: 2 damaged lines are left out, the first is line 2" in caplog.text
+    assert "predictions.jsonl: 2 damaged lines are left out, the first is line 1" in caplog.text
+    assert "Infinity" not in page([history])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

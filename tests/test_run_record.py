@@ -1,12 +1,48 @@
-"""What a start leaves in the run's folder."""
+"""What a start leaves in the run's folder, and says of settings that the last one did not have."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from dist_bert.metrics import write_rows
+from dist_bert.row_files import write_rows
 from dist_bert.run_dir import STARTS_NAME
-from dist_bert.run_record import kept_peak
+from dist_bert.run_record import _changes, kept_peak
+
+SETTINGS = {
+    "run": {"warmup_steps": 3, "schedule": "linear", "output_dir": "runs/a"},
+    "deepspeed": {"optimizer": {"params": {"lr": 1e-3, "betas": [0.9, 0.999]}}},
+    "world_size": 2,
+    "commit": "f00d",
+}
+
+
+def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SETTINGS))
+    assert _changes(path, SETTINGS) == {}
+    other = {
+        "run": {"warmup_steps": 3, "schedule": "cosine", "output_dir": "runs/b", "new": 1},
+        "deepspeed": {"optimizer": {"params": {"lr": 2e-3, "betas": [0.9, 0.98]}}},
+        "commit": "beef",
+    }
+    assert _changes(path, other) == {
+        "run.schedule": ("linear", "cosine"),
+        "run.new": (None, 1),
+        "deepspeed.optimizer.params.lr": (1e-3, 2e-3),
+        "deepspeed.optimizer.params.betas": ([0.9, 0.999], [0.9, 0.98]),
+        "world_size": (2, None),
+    }
+
+
+def test_a_damaged_config_is_no_reason_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\x00")
+    assert _changes(path, SETTINGS) == {}
+    assert "how the settings differ from the last start's is not known" in caplog.text
+
 
 CPU = {"device": "the CPU (some)", "threads": 1, "arithmetic": "bf16", "world_size": 2}
 

@@ -9,7 +9,14 @@ import torch
 from dist_bert import text_batches
 from dist_bert.errors import UserError
 from dist_bert.model import unpad
-from dist_bert.text_batches import Text, encoder_input, given_texts, map_in_batches, read_texts
+from dist_bert.text_batches import (
+    Text,
+    encoder_input,
+    given_texts,
+    map_in_batches,
+    read_texts,
+    require_utf8,
+)
 
 
 def test_lines_are_texts(tmp_path: Path) -> None:
@@ -81,3 +88,10 @@ def test_the_encoders_input_is_that_of_padded_texts() -> None:
             assert got[name] == value
         else:
             assert torch.equal(got[name], value) and got[name].dtype == value.dtype, name
+
+
+def test_arguments_that_are_not_utf8_are_refused() -> None:
+    typed = b"caf\xe9 [MASK]".decode(errors="surrogateescape")  # as Python gives them
+    with pytest.raises(UserError, match=r"text 'caf.udce9 \[MASK\]': is not UTF-8"):
+        given_texts(["fine", typed], None)
+    assert require_utf8("café", "--word") == "café"

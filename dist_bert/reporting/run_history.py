@@ -5,10 +5,9 @@ No torch. Not for: writing them (`dist_bert.metrics`).
 """
 
 import dataclasses
-import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from dist_bert.config import read_json
 from dist_bert.errors import UserError
 from dist_bert.interrupts import INTERRUPTED_NAME
+from dist_bert.metrics import PREDICTION_KEYS
+from dist_bert.row_files import read_rows, rows_of
 from dist_bert.run_dir import (
     CONFIG_NAME,
     ENVIRONMENT_NAME,
@@ -104,7 +105,7 @@ def read_history(run_dir: str | Path, name: str) -> RunHistory:
     """Reads one run.
 
     Raises:
-        UserError: the folder is no run, the run has no step yet, or a line is damaged.
+        UserError: the folder is no run, or the run has no step yet.
     """
     folder = Path(run_dir)
     for needed in (CONFIG_NAME, METRICS_NAME):
@@ -126,29 +127,12 @@ def read_history(run_dir: str | Path, name: str) -> RunHistory:
         config=read_json(folder / CONFIG_NAME),
         train=train,
         validation=validation,
-        starts=list(_objects(starts)) if starts.exists() else None,
-        predictions=list(_objects(folder / PREDICTIONS_NAME)),
+        starts=read_rows(starts, ("time",)) if starts.exists() else None,
+        predictions=read_rows(folder / PREDICTIONS_NAME, PREDICTION_KEYS),
         nodes=read_json(environment)["nodes"] if environment.exists() else [],
         interruption=interruption.read_text("utf-8").strip() if interruption.exists() else "",
         written=os.path.getmtime(folder / METRICS_NAME),
     )
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file's whole lines; the last may be being written, or be cut off."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            if not (isinstance(value, dict) and "step" in value):
-                raise UserError(f"{path}: line {number:,} is damaged; remove it")
-            yield value
 
 
 def _columns(path: Path) -> tuple[Columns, Columns]:
@@ -156,7 +140,7 @@ def _columns(path: Path) -> tuple[Columns, Columns]:
     train: dict[str, array[float]] = {}
     validation: dict[str, array[float]] = {}
     num_train = num_validation = 0
-    for row in _objects(path):
+    for row in rows_of(path, only_numbers=True):
         if any(name.startswith("validation/") for name in row):
             _append(validation, row, num_validation)
             num_validation += 1

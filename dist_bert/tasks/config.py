@@ -14,7 +14,8 @@ class FinetuneConfig:
     task: str = setting("pair_classification", "what is to be learnt", TASKS)
     checkpoint: str = setting(
         "runs/pretrain",
-        "the encoder: a pretraining run's folder, or a folder in Hugging Face layout",
+        "the encoder: a pretraining run's folder or one of its checkpoints, or a folder in Hugging"
+        " Face layout",
     )
     train: str = setting("", "labelled examples to learn from; see docs/finetuning.md for layouts")
     eval: str = setting(
@@ -133,6 +134,7 @@ class FinetuneConfig:
             validation_interval=interval,
             checkpoint_interval=interval,
             keep_checkpoints=1,
+            spike_threshold=0.0,  # of few examples, losses jump as a matter of course
             max_minutes=self.max_minutes,
             activation_checkpointing=self.activation_checkpointing,
         )

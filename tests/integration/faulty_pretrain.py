@@ -1,8 +1,8 @@
 """launch/pretrain.py with a fault on one rank, as the variable FAULT says: RANK|PLACE|WHAT.
 
 PLACE matches the beginning of what the watchdog is told, e.g. `in step (5|6), micro-step 2`. WHAT
-is `hang`, `raise`, `nan`, `orphan`, or a signal that the rank sends to itself. So the product needs
-no hooks for its faults.
+is `hang`, `raise`, `nan`, `jump` (the loss, to eight times), `orphan`, or a signal that the rank
+sends to itself. So the product needs no hooks for its faults.
 """
 
 import os
@@ -25,7 +25,7 @@ def faulty_beat(watchdog: Watchdog, doing: str) -> None:
     global is_there
     beat(watchdog, doing)
     is_there = os.environ.get("RANK", "0") == RANK and re.match(PLACE, doing) is not None
-    if not is_there or WHAT == "nan":
+    if not is_there or WHAT in ("nan", "jump"):
         return
     if WHAT == "raise":
         raise ValueError("an injected fault")
@@ -41,7 +41,10 @@ def faulty_beat(watchdog: Watchdog, doing: str) -> None:
 
 def faulty_to_device(*arguments: Any) -> dict[str, Any]:
     batch = to_device(*arguments)
-    return {**batch, "num_masked": float("nan")} if is_there and WHAT == "nan" else batch
+    if not is_there or WHAT not in ("nan", "jump"):
+        return batch
+    factors = {"nan": float("nan"), "jump": 1 / 8}  # the loss is a sum divided by these
+    return {**batch, **{n: batch[n] * factors[WHAT] for n in ("num_masked", "num_samples")}}
 
 
 if __name__ == "__main__":

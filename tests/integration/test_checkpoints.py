@@ -4,13 +4,17 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
-from dist_bert.checkpoint_files import CheckpointReader
+from dist_bert.checkpoint_files import CheckpointReader, write_state
+from dist_bert.inference import TrainedRun
 from dist_bert.metrics import read_metrics
+from dist_bert.row_files import read_rows
 from dist_bert.run_dir import latest_checkpoint
+from dist_bert.weight_source import WeightSource
 from tests.integration.conftest import (
     BIN,
     TINY_MODEL,
@@ -132,6 +136,17 @@ def test_another_batch_size_goes_on_at_the_next_sample(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
     assert samples == [36, 72, 108, 144, 198, 252, 306]
+    changes: dict[str, list[Any]] = {
+        "run.num_train_steps": [24, 7],
+        "run.change_batch_size": [False, True],
+        "deepspeed.train_batch_size": [36, 54],
+        "deepspeed.zero_optimization.stage": [2, 1],
+        "deepspeed.gradient_accumulation_steps": [6, 18],
+        "world_size": [2, 1],
+    }
+    assert read_rows(run_dir / "starts.jsonl")[-1]["changes"] == changes
+    told = ", ".join(f"{n} {json.dumps(a)} -> {json.dumps(b)}" for n, (a, b) in changes.items())
+    assert f"resumed with other settings: {told}\n" in ended.stdout
 
 
 def test_best_and_final_weights(undisturbed: Path) -> None:
@@ -173,11 +188,11 @@ def test_the_best_checkpoint_is_kept(data_set: Path, undisturbed: Path, tmp_path
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     back_to(8, run_dir)
-    path = run_dir / "checkpoints" / "step-000000008" / "state.json"
-    contents = json.loads(path.read_text())
+    path = run_dir / "checkpoints" / "step-00000008" / "state.json"
+    contents = CheckpointReader(path.parent).contents
     assert contents["validation_loss"] > 1
-    path.write_text(json.dumps({**contents, "validation_loss": 0.5}))
-    (run_dir / "checkpoints" / "best").write_text("step-000000008\n")
+    write_state(path.parent, {**contents, "validation_loss": 0.5})
+    (run_dir / "checkpoints" / "best").write_text("step-00000008\n")
     start = command(tmp_path / "config", data_set, ranks=1, stage=1, keep_checkpoints=2)
     ended = run_script(*start, run_dir)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -203,6 +218,82 @@ def test_a_damaged_checkpoint_is_put_aside(
     assert "resumed at step 8 of 16" in ended.stdout
     assert losses(run_dir) == losses(undisturbed)
     assert (run_dir / "checkpoints" / "damaged-step-000000012").exists()
+
+
+@pytest.mark.slow
+def test_going_back_by_hand_gives_up_what_is_newer(
+    data_set: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """`latest` is written by hand; all that is kept in use is of the new course."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    folder = run_dir / "checkpoints"
+    for step in (8, 12, 16):  # 20 and 24 stay, and with them `best`
+        shutil.rmtree(folder / f"step-{step:09d}")
+    assert (folder / "best").read_text() > "step-000000012"
+    (folder / ".step-000000003.partial").mkdir()  # of a save that was killed
+    (folder / "latest").write_text("step-000000004\n")
+    changes: dict[str, Any] = {
+        "num_train_steps": 6,
+        "keep_checkpoints": 1,
+        "validation_interval": 5,
+    }
+    start = command(tmp_path / "config", data_set, ranks=1, stage=1, **changes)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "resumed at step 4 of 6" in ended.stdout
+    assert "step-000000024 is newer than step 4: put aside" in ended.stdout
+    there = {path.name for path in folder.iterdir()}
+    asides = {"aside-step-000000020", "aside-step-000000024"}
+    assert there == {"latest", "best", "step-000000006", *asides}
+    assert (folder / "latest").read_text() == (folder / "best").read_text() == "step-000000006\n"
+    exported = load_file(run_dir / "model.safetensors")
+    weights = CheckpointReader(folder / "step-000000006").weights()
+    assert all((exported[name] == weights[name].numpy()).all() for name in weights)
+
+
+@pytest.mark.slow
+def test_a_changed_state_and_a_damaged_pointer_are_survived(
+    data_set: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    back_to(12, run_dir)
+    folder = run_dir / "checkpoints"
+    (folder / "latest").write_bytes(b"\xff\x00")
+    (folder / "best").write_bytes(b"")
+    path = folder / "step-000000012" / "state.json"
+    contents = json.loads(path.read_text())
+    contents["state"]["samples"] -= 36  # would train on a batch twice
+    path.write_text(json.dumps(contents))
+    start = command(tmp_path / "config", data_set, ranks=2, stage=2)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "step-000000012 is damaged and put aside" in ended.stdout
+    assert "latest: names no checkpoint that is there; step-000000008 is used" in ended.stdout
+    assert "resumed at step 8 of 24" in ended.stdout
+    assert losses(run_dir) == losses(undisturbed)
+    # Where none is whole, all stay where they are: neither this start nor the next begins anew.
+    for path in folder.glob("step-*/state.json"):
+        path.write_text("{}")
+    for _ in range(2):
+        ended = run_script(*start, run_dir)
+        assert ended.returncode != 0 and "no checkpoint is whole" in ended.stderr, ended.stderr
+
+
+def test_a_checkpoint_is_used_by_itself(undisturbed: Path, tmp_path: Path) -> None:
+    given = undisturbed / "checkpoints" / "step-8"
+    script: list[str | Path] = [BIN / "python", "launch/save_weights.py", "--checkpoint", given]
+    ended = run_script(*script, "--output", tmp_path / "weights.safetensors")
+    assert ended.returncode == 0, ended.stderr
+    weights = CheckpointReader(undisturbed / "checkpoints" / "step-000000008").weights()
+    saved = load_file(tmp_path / "weights.safetensors")
+    assert all((saved[name] == weights[name].numpy()).all() for name in weights)
+    run, source = TrainedRun.load(given), WeightSource.find(given)
+    assert run.step == 8 and source.checkpoint == given.with_name("step-000000008")
+    assert source.model == run.config
+    found = {name: value.numpy() for name, value in run.model.state_dict().items()}
+    assert all((found[name] == saved[name]).all() for name in saved)
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from dist_bert.code_version import code_fingerprint
+from dist_bert.device import arithmetic, num_cores
+from dist_bert.figures import cpu_model
 from dist_bert.metrics import read_metrics
 from tests.integration.conftest import BIN, deepspeed_launcher, environment
 from tests.integration.test_pretrain import write_configs
@@ -82,8 +84,8 @@ SLOW = (
 def test_the_exact_lines_of_two_ranks(noisy: tuple[Path, str, str]) -> None:
     run_dir, stdout, stderr = noisy
     expected = [
-        "starting from step 0 of 6: 36 samples a step = 2 ranks x 3 micro-steps x 6, ZeRO 2, bf16,"
-        " on the CPU",
+        "starting from step 0 of 6: 36 samples a step = 2 ranks x 3 micro-steps x 6, ZeRO 2,"
+        f" {arithmetic('bf16', 'cpu')}, {on_cpu(num_cores() // 2)}",
         steps(1),
         f"saved step 1 in {run_dir}/checkpoints",
         *ODD,
@@ -140,6 +142,12 @@ def test_the_environment_is_kept_without_secrets(noisy: tuple[Path, str, str]) -
     assert "geheim" not in text and "nobody" not in text
 
 
+def on_cpu(threads: int) -> str:
+    """The end of the first line."""
+    many = f", {threads} threads a rank" if threads > 1 else ""
+    return f"on the CPU ({cpu_model()}){many}"
+
+
 def plain(line: str) -> str:
     """A line with # for every figure."""
     line = re.sub(r"samples, [\d,]+ tokens", "samples, TOKENS tokens", line)
@@ -169,7 +177,7 @@ def test_a_terminal_shows_one_bar(data_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     assert [plain(line) for line in terminal.screen()] == [
         "starting from step 0 of 7: 36 samples a step = 1 ranks x 6 micro-steps x 6, ZeRO 0, fp32,"
-        " on the CPU",
+        f" {on_cpu(int(environment()['OMP_NUM_THREADS']))}",
         f"saved step 1 in {folder}",
         f"saved step 4 in {folder}",
         f"validation at step 7  {LOSS}",

@@ -58,10 +58,12 @@ def exported(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
         "fingerprint": "f00d",
         "config": manifest["config"],
         "tokenizer": manifest["tokenizer"],
+        "random_next": 0.375,
     }
     run = {"shards": str(data_set), "num_train_steps": 29}
     files.write_json(folder / "run/config.json", {**config, "run": run, "shards": shards})
-    row = {"step": 17, "validation/loss": 3.0, "validation/mlm_loss": 2.5}
+    scores = {"loss": 3.0, "mlm_loss": 2.5, "nsp_accuracy": 0.75}
+    row = {"step": 17, **{f"validation/{name}": score for name, score in scores.items()}}
     (folder / "run/metrics.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "new").mkdir()  # empty: may be there
     made = run_script(*SCRIPT, "--checkpoint", folder / "run", "--output_dir", folder / "new")
@@ -75,6 +77,7 @@ def test_the_export_says_what_it_compared(exported: Exported) -> None:
     card = (exported.folder / "README.md").read_text(encoding="utf-8")
     for fact in ("| optimizer steps | 17 |", "`f00d`", "| sequence_length | 53 |", "2.5000"):
         assert fact in card
+    assert "75.00% (always the more frequent label: 62.50%)" in card
     assert "texts compared, 0 differ" in card
     assert {path.name for path in exported.folder.iterdir()} == {
         "README.md", "config.json", "model.safetensors", "special_tokens_map.json",

@@ -1,8 +1,12 @@
 """Whole runs that are interrupted, hang, lose a rank or the launcher, or meet what is no number."""
 
 import contextlib
+import os
+import platform
+import pty
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,12 +16,15 @@ import torch
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.metrics import read_metrics
 from dist_bert.rendezvous import free_port
+from dist_bert.run_dir import latest_checkpoint
 from tests.integration.conftest import (
     BIN,
+    ROOT,
     deepspeed_launcher,
     environment,
     launcher,
     run_script,
+    small_disk,
 )
 from tests.integration.test_pretrain import write_configs
 from tests.processes import finish, slowness, started, wait_until
@@ -162,6 +169,99 @@ def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_folder_has_one_training_at_a_time(start: Start, tmp_path: Path) -> None:
+    """Also where the second one has other settings; a holder that is killed has it no more."""
+    (holder,) = start("0|in step 6, micro-step 1|SIGSTOP", "run", num_ranks=1)
+    status = Path(f"/proc/{holder.pid}/stat")
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        assert holder.poll() is None
+        time.sleep(0.1)
+    run = tmp_path / "run"
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (output,) = ended(start(NO_FAULT, "run", "--warmup_steps", "1", num_ranks=1), 2)
+    assert f"another training is writing there (process {holder.pid} on {platform.node()}" in output
+    assert output.count("error: ") == 1 and "Traceback" not in output
+    log = run / "logs" / "rank-00000.log"  # of both
+    assert {path: path.read_bytes() for path in kept if path != log} == {
+        path: data for path, data in kept.items() if path != log
+    }
+    holder.kill()
+    holder.wait()
+    (output,) = ended(start(NO_FAULT, "run", num_ranks=1), 0)
+    assert "resumed at step 4 of 14" in output and "done: 14 steps" in output
+    assert (run / "lock").read_bytes() == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["/proc/run", "a_file/run"])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    start: Start, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    for num_ranks in (1, 2):
+        outputs = ended(start(NO_FAULT, folder, num_ranks=num_ranks), *([2] * num_ranks))
+        lines = [line for output in outputs for line in output.splitlines() if "error" in line]
+        assert len(lines) == 1 and lines[0].startswith("error: cannot start: "), outputs
+        assert folder.split("/")[1] in lines[0] and "Traceback" not in "".join(outputs)
+
+
+@pytest.mark.slow
+def test_a_lost_terminal_saves_and_ends_the_run(data_set: Path, tmp_path: Path) -> None:
+    """As a lost ssh session: the terminal is gone, and with it what could be written to."""
+    flags = write_configs(tmp_path, stage=2, precision="bf16")
+    script = ["launch/pretrain.py", *flags, "--shards", data_set, "--output_dir", tmp_path / "run"]
+    ours, theirs = pty.openpty()
+    command = [str(part) for part in (*launcher(2), *script, "--num_train_steps", "100000")]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command], cwd=ROOT, env=environment(),
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    output = b""
+    while b"saved step 4 " not in output:
+        output += os.read(ours, 4_096)
+    session = process.pid
+    os.close(ours)
+    process.wait()
+    wait_until(lambda: not members_of(session), "all of the session have ended")
+    told = (tmp_path / "run/interrupted").read_text()
+    assert told.startswith("stopped at step ") and told.endswith("of 100,000: SIGHUP\n")
+    saved = int(told.split()[3])
+    assert latest_checkpoint(tmp_path / "run") == tmp_path / f"run/checkpoints/step-{saved:09d}"
+    assert f"saved step {saved} in" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_between_two_saves_does_not_end_the_run(
+    start: Start, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "30m"):
+        (process,) = start("0|in step 6, micro-step 1|SIGSTOP", "disk/run", num_ranks=1)
+        status = Path(f"/proc/{process.pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            assert process.poll() is None
+            time.sleep(0.1)
+        filler = tmp_path / "disk" / "filler"
+        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4_096))
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        output = ""
+        while "training goes on" not in output:
+            line = process.stdout.readline()
+            assert line, output
+            output += line
+        filler.unlink()
+        output += ended([process], 0)[0]
+        run = tmp_path / "disk" / "run"
+        assert "No space left on device: training goes on; what is missing is written" in output
+        assert "metrics are written again: nothing is missing" in output
+        assert [row["step"] for row in read_metrics(run) if "train/loss" in row] == [*range(1, 15)]
+        assert "metrics are written again" in (run / "log.txt").read_text()
+
+
+@pytest.mark.slow
 def test_a_diverging_run_goes_back_once_then_stops(start: Start, tmp_path: Path) -> None:
     steps = "in step (3|6|7|9|10|11|12),"
     (output,) = ended(start(f"0|{steps}|nan", "run", "--max_skipped_steps", "2", num_ranks=1), 2)
@@ -181,6 +281,27 @@ def test_a_diverging_run_goes_back_once_then_stops(start: Start, tmp_path: Path)
     rows = [row for row in read_metrics(tmp_path / "run") if "train/skipped_steps" in row]
     assert [row["train/skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 7]
     assert ["train/loss" in row for row in rows].count(False) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["record", "skip", "roll_back"])
+def test_a_loss_that_jumps_is_recorded_and_acted_on(
+    start: Start, tmp_path: Path, what: str
+) -> None:
+    """On two ranks, of which one alone has the jump; all act on it together."""
+    flags = ("--num_train_steps", "34", "--on_spike", what, "--checkpoint_interval", "24")
+    outputs = ended(start("0|in step (28|30),|jump", "run", *flags), 0, 0)
+    output = outputs[0]
+    rows = [row for row in read_metrics(tmp_path / "run") if "train/skipped_steps" in row]
+    assert [row["step"] for row in rows] == list(range(1, 35))
+    spikes = {row["step"]: row["train/spike"] for row in rows if "train/spike" in row}
+    assert spikes.keys() == {28, 30} and all(2 < spike < 8 for spike in spikes.values())
+    assert output.count("times the median of the steps before (spike_threshold)") == 2
+    num_skipped = 0 if what == "record" else 2
+    assert rows[-1]["train/skipped_steps"] == num_skipped
+    assert output.count("skipped, its loss is a spike (samples ") == num_skipped
+    told = "going on behind them with the weights of step 24; the updates since then are taken back"
+    assert output.count(told) == (what == "roll_back"), "once until the next checkpoint"
 
 
 @pytest.mark.slow

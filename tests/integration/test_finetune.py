@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from dist_bert.inference import TrainedRun
 from dist_bert.metrics import read_metrics
+from dist_bert.run_lock import RunLock
 from tests import labelled
 from tests.integration.conftest import (
     assert_one_line_error,
@@ -86,6 +87,10 @@ def test_killed_and_resumed_on_two_ranks_scores_the_same(
     assert (whole / "confusion.png").exists()
     again = run_script(*launcher(2), *arguments, "--output_dir", killed)
     assert again.returncode == 0 and "not run again" in again.stdout
+    lock = RunLock(killed)  # as another training has it
+    other = run_script(*launcher(2), *arguments, "--output_dir", killed)
+    assert other.returncode != 0 and "another training is writing there" in other.stderr
+    lock.release()
     other = run_script(
         sys.executable, *arguments, "--output_dir", killed, "--learning_rates", "1e-3"
     )

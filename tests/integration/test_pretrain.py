@@ -11,9 +11,10 @@ import torch
 
 from dist_bert.checkpoint_files import CheckpointReader
 from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics, read_rows
+from dist_bert.metrics import read_metrics
 from dist_bert.model import unpad
 from dist_bert.reader import SampleReader
+from dist_bert.row_files import read_rows
 from dist_bert.run_dir import latest_checkpoint
 from dist_bert.shard_format import Manifest
 from dist_bert.tokenizer import MASK_ID
@@ -127,6 +128,7 @@ def assert_each_step_once(run_dir: Path, starts_at: list[int]) -> None:
     for name, curve in told.items():
         assert shown[name] == pytest.approx(curve, rel=1e-6)  # TensorBoard keeps float32
     starts = read_rows(run_dir / "starts.jsonl")
+    assert all(start["changes"] == {} for start in starts)
     assert [start["step"] for start in starts] == starts_at
     told_texts = texts(run_dir)
     first_steps = {step + 1 for step in starts_at}
@@ -325,6 +327,25 @@ def test_dry_run_prints_the_resolved_job(data_set: Path, tmp_path: Path) -> None
     assert resolved["model"]["hidden_size"] == 48 and resolved["model"]["hidden_act"] == "gelu"
     assert resolved["deepspeed"]["gradient_accumulation_steps"] == 6
     assert not (tmp_path / "run").exists()
+
+
+def test_the_package_starts_behind_the_launcher_as_the_script_does(
+    data_set: Path, tmp_path: Path
+) -> None:
+    """From another folder, with a configuration that comes with the package."""
+    ended = run_script(
+        *launcher(2), "--module", "dist_bert", "pretrain", "--shards", data_set, "--dry_run",
+        "--deepspeed_config", "configs/zero1.json", "--model", "configs/model/bert_tiny.json",
+        "--lr", "0.25", "--deepspeed", "zero_optimization.stage=2", "--train_batch_size", "36",
+        "--train_micro_batch_size_per_gpu", "6", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    start, end = ended.stdout.index("\n{\n"), ended.stdout.rindex("\n}\n")
+    resolved = json.loads(ended.stdout[start : end + 3])
+    assert resolved["world_size"] == 2 and resolved["model"]["hidden_size"] == 128
+    assert resolved["deepspeed"]["optimizer"]["params"]["lr"] == 0.25
+    assert resolved["deepspeed"]["zero_optimization"]["stage"] == 2
+    assert resolved["deepspeed"]["gradient_accumulation_steps"] == 3
 
 
 @pytest.mark.slow
