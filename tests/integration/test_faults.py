@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -19,7 +20,6 @@ from dist_bert.rendezvous import free_port
 from dist_bert.run_dir import latest_checkpoint
 from tests.integration.conftest import (
     BIN,
-    ROOT,
     deepspeed_launcher,
     environment,
     launcher,
@@ -211,19 +211,16 @@ def test_a_lost_terminal_saves_and_ends_the_run(data_set: Path, tmp_path: Path) 
     flags = write_configs(tmp_path, stage=2, precision="bf16")
     script = ["launch/pretrain.py", *flags, "--shards", data_set, "--output_dir", tmp_path / "run"]
     ours, theirs = pty.openpty()
-    command = [str(part) for part in (*launcher(2), *script, "--num_train_steps", "100000")]
-    process = subprocess.Popen(
-        ["setsid", "--ctty", *command], cwd=ROOT, env=environment(),
-        stdin=theirs, stdout=theirs, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    output = b""
-    while b"saved step 4 " not in output:
-        output += os.read(ours, 4_096)
-    session = process.pid
-    os.close(ours)
-    process.wait()
-    wait_until(lambda: not members_of(session), "all of the session have ended")
+    command = ["setsid", "--ctty", "--wait", *deepspeed_launcher(2), *script]
+    command += ["--num_train_steps", "100000"]
+    with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        output = b""
+        while b"saved step 4 " not in output:
+            output += os.read(ours, 4_096)
+        (leader,) = psutil.Process(process.pid).children()  # of the terminal's session
+        os.close(ours)
+        wait_until(lambda: not members_of(leader.pid), "all of the session have ended")
     told = (tmp_path / "run/interrupted").read_text()
     assert told.startswith("stopped at step ") and told.endswith("of 100,000: SIGHUP\n")
     saved = int(told.split()[3])
