@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
     texts = given_texts(arguments.text, arguments.input)
     trained = TrainedRun.load(arguments.checkpoint, pointer)
     if arguments.picture:
-        texts = show_comparison(trained, texts, arguments)
+        texts = iter(show_comparison(trained, texts, arguments))
     for text, masks in fill_masks(trained, texts, arguments.top_k):
         if arguments.json:
             answers = [[dataclasses.asdict(answer) for answer in mask] for mask in masks]
