@@ -4,6 +4,7 @@ The folder appears only when it has been loaded back and found to do what the ru
 logits, equal token ids. Not for: fine-tuned runs (`dist_bert.finetuned_export`).
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,8 @@ from typing import Any
 import numpy as np
 
 from dist_bert import files
-from dist_bert.config import ModelConfig, read_json
-from dist_bert.errors import UserError
-from dist_bert.hf_folder import (
-    check_new_folder,
-    load_model,
-    load_tokenizer,
-    write_model,
-    write_tokenizer,
-)
+from dist_bert.config import read_json
+from dist_bert.hf_folder import load_model, load_tokenizer, write_model, write_tokenizer
 from dist_bert.inference import TrainedRun
 from dist_bert.masking import restore
 from dist_bert.model_card import model_card
@@ -32,21 +26,6 @@ from dist_bert.tokenizer import Tokenizer
 _NUM_SAMPLES = 2_048  # of the shards, whose texts are compared
 
 
-def check_export(config: ModelConfig, output_dir: Path) -> None:
-    """Finds out before anything slow whether a run can be exported to a folder.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if config.hidden_act != config.mlm_hidden_act:
-        raise UserError(
-            f"mlm_hidden_act = {config.mlm_hidden_act}: differs from hidden_act ="
-            f" {config.hidden_act}, and transformers has one activation for both, so it would"
-            " compute other answers; train with both alike to export"
-        )
-    check_new_folder(output_dir)
-
-
 def export(
     run: TrainedRun,
     run_dir: Path,
@@ -57,10 +36,13 @@ def export(
 ) -> None:
     """Writes the folder, loads it back, compares, and prints what it finds.
 
+    transformers has one activation for the layers and the MLM head. Where the run has two, the
+    folder holds the encoder, the pooler and the NSP head, and a line says why.
+
     Args:
         run: loaded from `run_dir`.
         run_dir: for its configuration, scores and tokenizer.
-        output_dir: is missing or empty; `check_export` has passed.
+        output_dir: is missing or empty; `check_new_folder` has passed.
         sample_text: file of texts, one a line; None = those of the run's shards.
         allow_differences: whether texts with other token ids are only told.
         with_onnx: whether `model.onnx` is written too.
@@ -70,6 +52,9 @@ def export(
     """
     from dist_bert.hf_equality import check_ids, check_outputs
 
+    if no_mlm_head := _why_no_mlm_head(run):
+        print(f"no MLM head: {no_mlm_head}", flush=True)
+        run = dataclasses.replace(run, missing_heads=(*run.missing_heads, "MLM head"))
     resolved = read_json(run_dir / CONFIG_NAME)
     texts = _sample_texts(resolved, run.tokenizer, sample_text)
     with files.whole_folder(output_dir) as folder:
@@ -91,8 +76,24 @@ def export(
             print(f"onnx       {equal_onnx}", flush=True)
             check += f" ONNX: {equal_onnx}."
         name = output_dir.absolute().name
-        card = model_card(name, resolved, run.step, run_dir, run.tokenizer.has_word_pieces, check)
+        card = model_card(
+            name, resolved, run.step, run_dir, run.tokenizer.has_word_pieces, check, no_mlm_head
+        )
         files.write_bytes(folder / "README.md", card.encode())
+
+
+def _why_no_mlm_head(run: TrainedRun) -> str:
+    """The reason why an export lacks the MLM head; empty if it has one."""
+    if "MLM head" in run.missing_heads:
+        return "the model has none, because it was saved for another task"
+    config = run.config
+    if config.mlm_hidden_act != config.hidden_act:
+        return (
+            f"its activation is {config.mlm_hidden_act} (mlm_hidden_act), that of the layers"
+            f" {config.hidden_act} (hidden_act), and transformers has one for both, with which it"
+            " would give other answers"
+        )
+    return ""
 
 
 def _sample_texts(

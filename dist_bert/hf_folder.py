@@ -52,7 +52,7 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
 
     Args:
         state_dict: ours; it may lack heads.
-        config: whose activations are alike, as there is one name for both.
+        config: whose activations are alike if there is an MLM head: there is one name for both.
         folder: is there.
     """
     published = to_published(state_dict, config)
@@ -159,9 +159,9 @@ def load_tokenizer(folder: Path) -> Any:
 
 def _architecture(published: Mapping[str, Tensor]) -> str:
     """The class whose weights these are."""
-    if "cls.predictions.bias" not in published:
-        return "BertModel"
     has_pairs = "cls.seq_relationship.weight" in published
+    if "cls.predictions.bias" not in published:
+        return "BertForNextSentencePrediction" if has_pairs else "BertModel"
     return "BertForPreTraining" if has_pairs else "BertForMaskedLM"
 
 

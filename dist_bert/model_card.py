@@ -37,6 +37,7 @@ def model_card(
     run_dir: Path,
     has_word_pieces: bool,
     check: str,
+    no_mlm_head: str,
 ) -> str:
     """The text of the card.
 
@@ -47,14 +48,17 @@ def model_card(
         run_dir: for the scores, if a validation was right at that step.
         has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
         check: what the export has compared, a line.
+        no_mlm_head: the reason why the folder has none; empty if it has one.
     """
     scores = _scores(run_dir, step, resolved.get("shards", {}).get("random_next"))
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n"
+        "---\nlibrary_name: transformers\n"
+        f"pipeline_tag: {'feature-extraction' if no_mlm_head else 'fill-mask'}\n"
         "# license: choose one; the text that the model was trained on matters, too\n---",
         f"# {name}",
         "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
-        _usage(name),
+        *([f"The masked LM's head is not in it: {no_mlm_head}."] if no_mlm_head else []),
+        _usage(name, not no_mlm_head),
         TOKENIZER_NOTES[has_word_pieces],
         "## Training",
         table([("", ""), *_training(resolved, step)]),
@@ -64,10 +68,12 @@ def model_card(
     return "\n\n".join([*parts, "## Checks of the export", check]) + "\n"
 
 
-def _usage(name: str) -> str:
+def _usage(name: str, has_mlm_head: bool) -> str:
+    fill_mask = f'pipeline("fill-mask", "{name}")("A sentence with a [MASK] in it.")\n'
     return (
-        "```python\nfrom transformers import AutoModel, AutoTokenizer, pipeline\n\n"
-        f'pipeline("fill-mask", "{name}")("A sentence with a [MASK] in it.")\n'
+        "```python\nfrom transformers import AutoModel, AutoTokenizer"
+        f"{', pipeline' if has_mlm_head else ''}\n\n"
+        f"{fill_mask if has_mlm_head else ''}"
         f'tokenizer, model = (c.from_pretrained("{name}") for c in (AutoTokenizer, AutoModel))\n'
         "```"
     )

@@ -17,6 +17,7 @@ from dist_bert import files
 from dist_bert.errors import UserError
 
 MAX_ROWS = 100  # more would be no picture that one can read
+_MAX_CONTEXT = 30  # characters of a label on each side of what it marks
 _MAX_ROWS_WITH_NUMBERS = 24
 _FONT = "DejaVu Sans"  # matplotlib's own: always there
 
@@ -119,6 +120,13 @@ def write_tables(
             figure.savefig(
                 file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
             )
+
+
+def shortened(label: str, begin: int, end: int) -> str:
+    """A label that fits beside a picture: label[begin:end] and what is around it."""
+    first, last = max(0, begin - _MAX_CONTEXT), max(end + _MAX_CONTEXT, 2 * _MAX_CONTEXT)
+    head = "…" if first else ""
+    return f"{head}{label[first:last]}{'…' if last < len(label) else ''}"
 
 
 def lacking_characters(text: str) -> str:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 MAX_PRINTED = 12  # rows of a table on the console
 AXIS = "attends to (left of the diagonal: what stands before it; right: what follows)"
-MAX_CONTEXT = 30  # characters beside a marked word in a picture
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -159,13 +158,15 @@ def draw_similarities(
     tables: "dict[str, NDArray[np.float64]]",
 ) -> None:
     """The tables side by side, with the sentences before the rows."""
-    from dist_bert.pictures import Panel, write_tables
+    from dist_bert.pictures import Panel, shortened, write_tables
 
     numbers = [str(number) for number in range(1, len(embedded) + 1)]
+    # what is around the marked word; of a sentence without marks, the beginning (-1 and 0)
+    labels = [shortened(e.label, e.label.find("«"), e.label.find("»") + 1) for e in embedded]
     write_tables(
         arguments.picture,
         f"cosine similarity of {what}",
-        [f"{shortened(e.label)}  {n}" for n, e in zip(numbers, embedded, strict=True)],
+        [f"{label}  {number}" for label, number in zip(labels, numbers, strict=True)],
         [Panel(title, values, numbers) for title, values in tables.items()],
         low=min(0.8, *(math.floor(10 * values.min()) / 10 for values in tables.values())),
         high=1.0,
@@ -230,14 +231,6 @@ def show_attention(
         high=float(chosen.quantile(0.99)),  # a single strong one would leave all others dark
         bar_label="attention weight (a row sums to 1)",
     )
-
-
-def shortened(label: str) -> str:
-    """A label that fits beside a picture: what is around a marked word, or the beginning."""
-    begin, end = (0, 0) if "«" not in label else (label.index("«"), label.index("»") + 1)
-    first, last = max(0, begin - MAX_CONTEXT), max(end + MAX_CONTEXT, 2 * MAX_CONTEXT)
-    head = "…" if first else ""
-    return f"{head}{label[first:last]}{'…' if last < len(label) else ''}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pathlib import Path
 from dist_bert.cli import Parser, local_path, run
 from dist_bert.config import read_json
 from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_weights, run_folder
-from dist_bert.weight_source import WeightSource
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -38,11 +37,11 @@ def _export_pretrained(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2, default=str))
         return
-    from dist_bert.export import check_export, export
+    from dist_bert.export import export
+    from dist_bert.hf_folder import check_new_folder
     from dist_bert.inference import TrainedRun
 
-    source = WeightSource.find(arguments.checkpoint, "--checkpoint")
-    check_export(source.model, arguments.output_dir)
+    check_new_folder(arguments.output_dir)
     trained = TrainedRun.load(checkpoint)
     num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     print(f"exporting  {checkpoint}: {num_parameters / 1e6:.1f} M parameters", flush=True)

@@ -216,6 +216,11 @@ def test_model_files_are_complete_and_resolve(name: str) -> None:
         assert model.vocab_size == 30_522
 
 
+def test_the_textbooks_model_is_base_with_relu_in_the_mlm_head() -> None:
+    model = resolve(ModelConfig, CONFIGS / "model" / "bert_textbook.json")
+    assert model == ModelConfig(hidden_act="gelu", mlm_hidden_act="relu")
+
+
 def test_every_published_size_has_its_file_and_base_is_the_default() -> None:
     assert {path.stem for path in (CONFIGS / "model").glob("*.json")} >= PUBLISHED.keys()
     assert resolve(ModelConfig, CONFIGS / "model" / "bert_base.json") == ModelConfig()

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dist_bert import text_batches
 from dist_bert.errors import UserError
-from dist_bert.fill_mask import fill_mask, fill_masks
+from dist_bert.fill_mask import compare_texts, fill_mask, fill_masks
 from dist_bert.inference import TrainedRun
 from dist_bert.text_batches import Text
 from dist_bert.tokenizer import train_tokenizer
@@ -108,6 +109,59 @@ def test_a_text_too_long_for_the_positions_is_refused(run: TrainedRun) -> None:
         UserError, match=rf"has {limit + 1} tokens, the model takes at most {limit}"
     ):
         fill_mask(run, fitting + "[MASK]", top_k=1)
+
+
+def test_the_same_left_context_is_answered_by_its_right_one(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_batches, "_BATCH_TOKENS", 19)  # texts come back in their order
+    texts = ["The old [MASK] of a house.", "The old [MASK] was", "The old [MASK] of a house."]
+    weights = {name: w.cpu().double() for name, w in run.model.state_dict().items()}
+    likelihoods = []
+    for text in texts:
+        ids = [2, *run.tokenizer.encode_with_mask(text), 3]
+        likelihoods.append(padded_logits(weights, ids, len(ids))[ids.index(4)].softmax(-1))
+    found = compare_texts(run, [Text.given(text) for text in texts], top_k=3)
+    best = [row[:NUM_PIECES].topk(3).indices.tolist() for row in likelihoods]
+    columns = list(dict.fromkeys([*best[0], *best[1]]))
+    assert found.pieces == [run.tokenizer.piece(index) for index in columns]
+    expected = torch.stack([row[columns] for row in likelihoods])
+    np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
+    distance = 0.5 * float((likelihoods[0] - likelihoods[1]).abs().sum())
+    assert distance > 1e-3, "the encoder reads to the right, too"
+    np.testing.assert_allclose(
+        found.distances,
+        [[0, distance, 0], [distance, 0, distance], [0, distance, 0]],
+        rtol=1e-3,
+        atol=1e-6,
+    )
+    assert found.has_same_left_context
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        ("The old [MASK]", "The old [MASK] was", True),
+        ("[MASK] was", "[MASK] is", True),
+        ("The old [MASK]", "The [MASK]", False),
+        ("The old [MASK]", "The new [MASK]", False),
+    ],
+)
+def test_the_left_context_is_compared_up_to_the_mask(
+    run: TrainedRun, first: str, second: str, is_same: bool
+) -> None:
+    found = compare_texts(run, [Text.given(first), Text.given(second)], top_k=2)
+    assert found.has_same_left_context == is_same
+
+
+def test_texts_with_several_masks_are_not_compared(run: TrainedRun) -> None:
+    texts = [Text("a [MASK]", "file.txt, line 1"), Text(TEXT, "file.txt, line 2")]
+    with pytest.raises(UserError, match=r"^file\.txt, line 2: has 2 \[MASK\]; a comparison takes"):
+        compare_texts(run, texts, top_k=1)
+    with pytest.raises(UserError, match=r"--top_k 0: must be at least 1"):
+        compare_texts(run, texts[:1], top_k=0)
+    with pytest.raises(UserError, match=r"has no \[MASK\]; write one"):
+        compare_texts(run, [Text.given("none")], top_k=1)
 
 
 def test_batches_answer_as_one_by_one_and_in_order(

@@ -144,6 +144,7 @@ def test_all_parts_take_the_folder(tmp_path: Path) -> None:
     [
         ("BertModel", ["MLM head", "NSP head"], []),
         ("BertForMaskedLM", ["pooler", "NSP head"], []),
+        ("BertForNextSentencePrediction", ["MLM head"], []),
         ("BertForSequenceClassification", ["MLM head", "NSP head"], ["classifier"]),
         ("BertForQuestionAnswering", ["MLM head", "pooler", "NSP head"], ["qa_outputs"]),
     ],
@@ -183,6 +184,11 @@ def test_missing_heads_are_said_and_stay_missing(
             use()
     export(run, tmp_path / "new", tmp_path / "back", None, allow_differences=False)
     assert TrainedRun.load(tmp_path / "back").missing_heads == run.missing_heads
+    (architecture,) = json.loads((tmp_path / "back/config.json").read_text())["architectures"]
+    has_pairs = "NSP head" not in missing
+    assert architecture == ("BertForNextSentencePrediction" if has_pairs else "BertModel")
+    card = (tmp_path / "back/README.md").read_text(encoding="utf-8")
+    assert "head is not in it: the model has none" in card and "fill-mask" not in card
 
 
 def test_other_files_of_the_same_model_are_the_same(tmp_path: Path) -> None:

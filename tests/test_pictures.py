@@ -10,7 +10,7 @@ import pytest
 
 from dist_bert import pictures
 from dist_bert.errors import UserError
-from dist_bert.pictures import MAX_ROWS, Panel, check_picture, write_tables
+from dist_bert.pictures import MAX_ROWS, Panel, check_picture, shortened, write_tables
 
 VALUES = np.array([[1.0, 0.25, -0.5], [0.25, 1.0, 0.125]])
 
@@ -99,3 +99,10 @@ def test_what_cannot_be_drawn_is_told_before_the_work(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"--attention: pictures need matplotlib; pip install -c"):
         check_picture("a.png", "--attention")
+
+
+def test_labels_are_cut_around_what_they_mark() -> None:
+    assert shortened("The old [MASK].", 8, 14) == "The old [MASK]."
+    far = "a" * 40 + "[MASK]" + "b" * 40
+    assert shortened(far, 40, 46) == "…" + "a" * 30 + "[MASK]" + "b" * 30 + "…"
+    assert shortened("a" * 61, -1, 0) == "a" * 60 + "…", "nothing is marked: the beginning"

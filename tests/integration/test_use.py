@@ -1,6 +1,7 @@
 """A run in use: evaluated on 1, 2 and 3 ranks, masks filled from a file, words embedded."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -54,6 +55,37 @@ def test_masks_are_filled_from_standard_input(encoder: Path) -> None:
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [row["text"] for row in rows] == texts
     assert [[len(mask) for mask in row["answers"]] for row in rows] == [[2, 2], [2], [2, 2]]
+
+
+def test_masks_of_one_left_context_are_drawn(encoder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    command = [PYTHON, "launch/fill_mask.py", "--checkpoint", str(encoder), "--top_k", "3"]
+    texts = ["The old [MASK] of the house.", "The old [MASK] was quiet."]
+    picture = tmp_path / "a.png"
+    ended = run_script(*command, "--picture", picture, *texts)
+    assert ended.returncode == 0, ended.stderr
+    told, *answers = ended.stdout.splitlines()
+    found = re.fullmatch(
+        r"the 2 texts are the same up to \[MASK\]: a model that reads from left to right would"
+        r" answer them alike; here the answers differ by up to (.*)% \(total variation distance\)",
+        told,
+    )
+    assert found is not None and float(found[1]) > 0, told
+    assert answers[::2] == texts
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    # as JSON lines, and with other words before [MASK], only the answers are printed
+    ended = run_script(*command, "--json", "--picture", picture, *texts)
+    assert [json.loads(line)["text"] for line in ended.stdout.splitlines()] == texts
+    ended = run_script(*command, "--picture", picture, texts[0], "A [MASK]")
+    assert ended.stdout.splitlines()[::2] == [texts[0], "A [MASK]"]
+    for flags, problem in (
+        ([tmp_path / "a.svg", *texts], "a.svg: pictures are PNG files"),
+        ([tmp_path / "b.png", "A [MASK] [MASK]"], "has 2 [MASK]; a comparison takes one a text"),
+        ([tmp_path / "b.png", *["A [MASK]"] * 101], "--picture: compares at most 100 texts"),
+    ):
+        assert_one_line_error(run_script(*command, "--picture", *flags), problem)
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_a_word_is_embedded_into_all_files(encoder: Path, tmp_path: Path) -> None:
