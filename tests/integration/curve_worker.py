@@ -1,0 +1,79 @@
+"""The one rank of test_loss_curve: trains a tiny model through the loop, once for every case.
+
+Started by the launcher with a JSON file of cases, the shards, and the JSON file for the results.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_bert.agreement import Agreement
+from dist_bert.assembly import new_model, training_stream
+from dist_bert.checkpoint import TrainState
+from dist_bert.config import ModelConfig, RunConfig
+from dist_bert.deepspeed_config import DeepSpeedConfig
+from dist_bert.engine import StepRecord, build_engine, leave_distributed, start_distributed, train
+from dist_bert.interrupts import end_rank
+from dist_bert.job import PretrainingJob
+from dist_bert.reader import SampleReader
+from dist_bert.shard_source import ShardSource
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank")
+    parser.add_argument("--cases", type=Path)
+    parser.add_argument("--shards", type=Path)
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    start_distributed()
+    results = {}
+    for name, case in json.loads(arguments.cases.read_text()).items():
+        source = ShardSource(str(arguments.shards))
+        job = PretrainingJob(
+            ModelConfig(**case["model"]),
+            RunConfig(**case["run"]),
+            DeepSpeedConfig.from_values(case["deepspeed"], name, 1),
+            source,
+            source.manifest(),
+        )
+        results[name] = curve(job)
+    arguments.results.write_text(json.dumps(results))
+    leave_distributed()
+
+
+def curve(job: PretrainingJob) -> list[list[float]]:
+    """Masked LM loss, next-sentence loss and gradient norm of every step."""
+    reader = SampleReader(job.source, job.manifest, "train")
+    engine = build_engine(new_model(job, reader, say=print), job.deepspeed)
+    is_loss = [name.endswith("_loss") for name in engine.module.metric_names]
+    steps = []
+
+    def report(record: StepRecord) -> None:
+        assert record.grad_norm is not None
+        steps.append([*record.metrics[is_loss].tolist(), float(record.grad_norm)])
+
+    def ignore(_: Any) -> None: ...
+
+    state = TrainState()
+    train(
+        engine,
+        training_stream(job, reader, state),
+        state,
+        job.run,
+        job.deepspeed.peak_lr,
+        stop=Agreement(lambda: 0),
+        beat=ignore,
+        report=report,
+        validate=lambda _: True,
+        save=ignore,
+        roll_back=ignore,
+    )
+    engine.destroy()
+    return steps
+
+
+if __name__ == "__main__":
+    main()
+    end_rank(0)
