@@ -13,8 +13,9 @@ import torch
 import transformers
 
 from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics, read_rows
+from dist_bert.metrics import read_metrics
 from dist_bert.model import unpad
+from dist_bert.row_files import read_rows
 from tests import labelled
 from tests.integration.conftest import TINY_MODEL, kill_when_printed, launcher, run_script
 
