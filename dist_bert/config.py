@@ -203,6 +203,11 @@ class RunConfig:
             )
             if getattr(self, name) < least
         ]
+        if "://" in self.output_dir:
+            problems.append(
+                f"output_dir = {self.output_dir}: is a URL; give a folder of this machine or of a"
+                " file system that all nodes share"
+            )
         if self.warmup_steps > self.num_train_steps:
             problems.append(
                 f"warmup_steps = {self.warmup_steps} is above num_train_steps ="

@@ -171,6 +171,7 @@ def test_models_that_cannot_be_are_refused(changes: dict[str, Any], messages: li
         ({"log_interval": 0}, ["log_interval = 0"]),
         ({"checkpoint_interval": 0}, ["checkpoint_interval = 0"]),
         ({"validation_interval": -1, "validation_samples": -1}, ["interval = -1", "samples = -1"]),
+        ({"output_dir": "s3://bucket/run"}, ["output_dir = s3://bucket/run: is a URL"]),
     ],
 )
 def test_runs_that_cannot_be_are_refused(changes: dict[str, Any], messages: list[str]) -> None:

@@ -15,7 +15,6 @@ import transformers
 from dist_bert.inference import TrainedRun
 from dist_bert.metrics import read_metrics
 from dist_bert.model import unpad
-from dist_bert.row_files import read_rows
 from tests import labelled
 from tests.integration.conftest import TINY_MODEL, kill_when_printed, launcher, run_script
 
@@ -75,7 +74,8 @@ def test_from_text_to_transformers(data_set: Path, tmp_path: Path) -> None:
         )  # fmt: skip
     texts = [(example.text_a, example.text_b or "") for example in examples]
     assert_same_vectors(pretrained, tmp_path / "exported-pretrained", texts)
-    assert_same_answers(read_rows(answers), tmp_path / "exported-finetuned", texts)
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert_same_answers(rows, tmp_path / "exported-finetuned", texts)
 
 
 def pretrain(shards: Path, deepspeed: Path, folder: Path) -> Path:
