@@ -211,7 +211,9 @@ def test_a_lost_terminal_saves_and_ends_the_run(data_set: Path, tmp_path: Path) 
     flags = write_configs(tmp_path, stage=2, precision="bf16")
     script = ["launch/pretrain.py", *flags, "--shards", data_set, "--output_dir", tmp_path / "run"]
     ours, theirs = pty.openpty()
-    command = ["setsid", "--ctty", "--wait", *deepspeed_launcher(2), *script]
+    # SIGHUP ends it also where these tests were started by nohup, which has it ignored.
+    heard = ["env", "--default-signal=HUP"]
+    command = ["setsid", "--ctty", "--wait", *heard, *deepspeed_launcher(2), *script]
     command += ["--num_train_steps", "100000"]
     with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
