@@ -101,6 +101,19 @@ def open_run(
     return writer
 
 
+def first_line(job: Job, state: TrainState, device: dict[str, Any]) -> str:
+    """What begins, on what, and how it computes; `device` as `open_run` takes it."""
+    shape = job.deepspeed.batch_shape
+    threads = f", {device['threads']} threads a rank" if device["threads"] > 1 else ""
+    return (
+        f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
+        f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
+        f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
+        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {device['arithmetic']},"
+        f" on {device['device']}{threads}"
+    )
+
+
 def _changes(path: Path, resolved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that are not those of the last start, a.b.c -> what it had and what it has now.
 

@@ -44,7 +44,7 @@ from dist_bert.rank_log import open_rank_log
 from dist_bert.ranks import Ranks, total_peak_flops
 from dist_bert.run_dir import CHECKPOINTS_NAME, LOG_NAME, LOGS_NAME, latest_checkpoint
 from dist_bert.run_lock import RunLock
-from dist_bert.run_record import kept_peak, open_run
+from dist_bert.run_record import first_line, kept_peak, open_run
 from dist_bert.spikes import LossSpikes
 from dist_bert.watchdog import Watchdog
 
@@ -261,7 +261,7 @@ class _Parts:
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
-        console.say(_first_line(job, state, device))
+        console.say(first_line(job, state, device))
         console.start_bar(run.num_train_steps, state.step)
 
     def lacks_validation(self, state: TrainState) -> bool:
@@ -377,19 +377,6 @@ def _skipped_steps(rows: list[dict[str, float]]) -> int:
     """How many steps a resumed run had skipped."""
     counts = (row["train/skipped_steps"] for row in reversed(rows) if "train/skipped_steps" in row)
     return int(next(counts, 0))
-
-
-def _first_line(job: Job, state: TrainState, device: dict[str, Any]) -> str:
-    """What begins."""
-    shape = job.deepspeed.batch_shape
-    threads = f", {device['threads']} threads a rank" if device["threads"] > 1 else ""
-    return (
-        f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
-        f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
-        f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
-        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {device['arithmetic']},"
-        f" on {device['device']}{threads}"
-    )
 
 
 def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) -> None:

@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(encoder: Path, files: Path, tmp_path: Path) -> No
     (files / "empty.tsv").write_text("")
     refused("pair_classification", "empty.tsv", "empty.tsv")
     refused("pair_classification", "pairs.tsv", "too many for classes", "--label_column",
-            "sentence1", "--text_column", "label")  # fmt: skip
+            "sentence1", "--text_column", "label", "--eval", files / "pairs.tsv")  # fmt: skip
     refused("pair_classification", "rated.tsv", "to predict them give --task sentence_regression")
     rows = (files / "rated.tsv").read_text().splitlines()
     same = [row.rpartition("\t")[0] + "\t3.5" for row in rows[1:]]
