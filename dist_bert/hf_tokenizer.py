@@ -88,7 +88,7 @@ def read_model(path: Path) -> Any:
     """A model file as SentencePiece's protocol has it.
 
     Raises:
-        UserError: the model has a setting that launch/train_tokenizer.py never makes.
+        UserError: the model has a setting with which the library would make other ids.
     """
     proto = sentencepiece_model.ModelProto()
     proto.ParseFromString(path.read_bytes())

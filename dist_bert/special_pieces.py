@@ -45,8 +45,9 @@ class Renumbered(NamedTuple):
 def with_special_pieces(model: bytes, path: Path) -> Renumbered:
     """Renames, moves and adds special pieces; the same model gives the same bytes.
 
-    A control piece that means nothing here is left out, as no text has it. Byte pieces follow the
-    special ones, so that all pieces that are not text come first.
+    A control piece that means nothing here is left out, as no text has it, and so is a second piece
+    of a special one's name. Byte pieces follow the special ones, so that all pieces that are not
+    text come first.
 
     Args:
         model: a file that SentencePiece loads.
@@ -62,9 +63,12 @@ def with_special_pieces(model: bytes, path: Path) -> Renumbered:
     sources = {name: _source(proto, name) for name in SPECIAL_PIECES}
     types = [piece.type for piece in proto.pieces]
     others = [i for i in range(len(types)) if i not in sources.values()]
-    left_out = [i for i in others if types[i] in (_CONTROL, _UNUSED)]
-    kept = [i for i in others if types[i] not in (_CONTROL, _UNUSED)]
-    kept.sort(key=lambda i: types[i] != _BYTE)  # stable: the order stays
+    left_out = [
+        i
+        for i in others
+        if types[i] in (_CONTROL, _UNUSED) or proto.pieces[i].piece in SPECIAL_PIECES
+    ]
+    kept = sorted({*others} - {*left_out}, key=lambda i: (types[i] != _BYTE, i))
     special = [
         proto.SentencePiece(
             piece=name, score=0.0, type=_UNKNOWN if name == _UNKNOWN_NAME else _CONTROL
@@ -81,7 +85,7 @@ def with_special_pieces(model: bytes, path: Path) -> Renumbered:
     changes = (
         f"{path}: was made elsewhere; its special pieces get the ids of BERT's",
         *(_change(proto, name, sources[name]) for name in SPECIAL_PIECES),
-        *([f"  left out: {_named(proto, left_out)}, which no text has"] if left_out else []),
+        *([f"  left out: {_named(proto, left_out)}: no text here"] if left_out else []),
         f"  the other {len(kept):,} pieces follow, those of text in their order",
         *([f"  launch/export_model.py will refuse it: it is without {missing}"] if missing else []),
     )
@@ -146,17 +150,16 @@ def _source(proto: Any, name: str) -> int | None:
     A piece of BERT's own name may be of any kind. One of another name must be a control piece:
     text that someone made a piece, as "<s>" of HTML, stays text.
     """
-    pieces = list(enumerate(proto.pieces))
+    pieces, trainer = list(enumerate(proto.pieces)), proto.trainer_spec
     if name == _UNKNOWN_NAME:
         return next(i for i, piece in pieces if piece.type == _UNKNOWN)
-    trainer = proto.trainer_spec
-    spec_names = {"[PAD]": trainer.pad_piece, "[CLS]": trainer.bos_piece}
-    spec_names["[SEP]"] = trainer.eos_piece
+    own = [i for i, piece in pieces if piece.piece == name and piece.type != _UNKNOWN]
+    if own:
+        return own[0]
     controls = {piece.piece: i for i, piece in pieces if piece.type == _CONTROL}
-    for other in (name, *_OTHER_NAMES[name], spec_names.get(name)):
-        if other in controls:
-            return controls[other]
-    return next((i for i, piece in pieces if piece.piece == name and piece.type != _UNKNOWN), None)
+    told = {"[PAD]": trainer.pad_piece, "[CLS]": trainer.bos_piece, "[SEP]": trainer.eos_piece}
+    names = (*_OTHER_NAMES[name], told.get(name))
+    return next((controls[other] for other in names if other in controls), None)
 
 
 def _change(proto: Any, name: str, source: int | None) -> str:

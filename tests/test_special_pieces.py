@@ -54,6 +54,16 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"control_symbols": ["<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]},
         ["was <pad> 5", "was <unk> 0", "was <cls> 3", "was <sep> 4", "was <mask> 6"],
     ),
+    "tutorial": (  # all five as symbols, beside the default's
+        {"user_defined_symbols": [*SPECIAL_PIECES]},
+        [
+            "was [PAD] 3; a text that spells it no longer gets its id",
+            "was <unk> 0",
+            "was [CLS] 5; a text that spells it no longer gets its id",
+            "was [SEP] 6; a text that spells it no longer gets its id",
+            "was [MASK] 7; a text that spells it no longer gets its id",
+        ],
+    ),
     "html": (  # what someone made a piece of text stays one
         {**T5, "user_defined_symbols": ["<s>", "<mask>"]},
         ["was <pad> 0", "was <unk> 2", "added", "was </s> 1", "added"],
@@ -79,6 +89,10 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model_type": "bpe", "byte_fallback": True},
         ["added", "was <unk> 0", "was <s> 1", "was </s> 2", "added"],
     ),
+}
+LEFT_OUT = {
+    "xlnet": "<s> 1, </s> 2, <eod> 7, <eop> 8",
+    "tutorial": "<s> 1, </s> 2, [UNK] 4",
 }
 
 
@@ -142,11 +156,11 @@ def test_what_became_of_the_special_pieces_is_said(foreign: Foreign) -> None:
         for i, (piece, said) in enumerate(zip(SPECIAL_PIECES, foreign.said, strict=True))
     ]
     assert lines[:5] == expected
-    left_out = {"xlnet": "<s> 1, </s> 2, <eod> 7, <eop> 8"}.get(foreign.kind)
-    assert lines[5:-1] == ([f"  left out: {left_out}, which no text has"] if left_out else [])
+    left_out = LEFT_OUT.get(foreign.kind)
+    assert lines[5:-1] == ([f"  left out: {left_out}: no text here"] if left_out else [])
     others = foreign.tokenizer.vocab_size - 5
     assert lines[-1] == f"  the other {others} pieces follow, those of text in their order"
-    gone = 4 if left_out else 0
+    gone = left_out.count(",") + 1 if left_out else 0
     gone += sum(" was " in line for line in expected)
     assert others == foreign.original.vocab_size() - gone
 
@@ -253,7 +267,7 @@ def test_unused_pieces_go_from_unigram_and_are_refused_of_bpe(tmp_path: Path) ->
             continue
         tokenizer = Tokenizer(path, may_renumber=True)
         original = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        assert f"  left out: ▁the {place}, which no text has" in tokenizer.changes
+        assert f"  left out: ▁the {place}: no text here" in tokenizer.changes
         pieces = [tokenizer.piece(i) for i in tokenizer.encode("the lamp")]
         assert pieces == original.encode("the lamp", out_type=str)
         assert "▁the" not in pieces
