@@ -65,6 +65,7 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.5",
         "sentencepiece>=0.2.3",
+        "protobuf>=7.36.1",  # of sentencepiece's module for its file format
         "scikit-learn>=1.6",  # scores of fine-tuned models, and of the plain models beside them
         "seqeval>=1.2.2",
         "mpi4py>=4.0",

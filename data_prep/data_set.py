@@ -227,7 +227,7 @@ def seal(
         statistics={name: counts.to_json() for name, counts in statistics.items()},
         splits={name: tuple(s.record for s in shards if s.split == name) for name in SPLITS},
     )
-    files.write_bytes(paths.output_dir / TOKENIZER_NAME, paths.tokenizer.read_bytes())
+    files.write_bytes(paths.output_dir / TOKENIZER_NAME, tokenizer.content)
     records = (record for shards in manifest.splits.values() for record in shards)
     files_of_set = {record.file for record in records}
     for path in paths.output_dir.glob("*.tar"):

@@ -89,7 +89,7 @@ def prepare(
                 print(f"{paths.output_dir}: is finished already, from this text, with this config")
             return
         ranks.share(lambda: _begin(plan, paths, locks))
-        tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer))
+        tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer, may_renumber=True))
         try:
             records = _tokenise(ranks, plan, paths, tokenizer, limits.max_bad_share)
             num_documents = ranks.share(lambda: _count_documents(records, config))
@@ -118,12 +118,14 @@ def _log_to(path: Path) -> None:
 def _make_plan(
     patterns: Sequence[str], paths: Paths, config: PrepareConfig, log_dir: Path | None
 ) -> _Plan:
-    fingerprint = Tokenizer(paths.tokenizer).fingerprint
+    tokenizer = Tokenizer(paths.tokenizer, may_renumber=True)
     written = data_set.written_files(paths, log_dir)
     inputs, layout = resolve_inputs(patterns, config.format, written)
     data_set.check_apart(paths.output_dir, inputs)
     num_bytes = sum(file.bytes for file in inputs)
     print(f"plan     {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
+    for line in tokenizer.changes:
+        print(line, flush=True)
     for path in sentence_lists(inputs, layout):
         print(
             f"{path}: looks like one sentence a line without documents, and is read as one text; if"
@@ -134,7 +136,7 @@ def _make_plan(
     config = dataclasses.replace(config, format=layout)
     identity = {
         **dataclasses.asdict(config),
-        "tokenizer": fingerprint,
+        "tokenizer": tokenizer.fingerprint,
         "input": f"{len(inputs)} files of {num_bytes} bytes ({listed[:12]})",
     }
     is_finished = data_set.is_finished(paths.output_dir, identity)

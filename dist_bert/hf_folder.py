@@ -104,7 +104,7 @@ def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> N
     """
     from dist_bert.hf_tokenizer import fast_tokenizer, read_model  # an optional package
 
-    content = tokenizer.path.read_bytes()
+    content = tokenizer.content
     if tokenizer.has_word_pieces:
         fast = content
     else:

@@ -48,40 +48,55 @@ class Tokenizer:
 
     Attributes:
         path: of the file.
-        fingerprint: SHA-256 of the file's bytes.
+        content: the bytes to write wherever it is kept: the file's, or the renumbered model's.
+        changes: lines that say what renumbering did; none where nothing had to be done.
+        fingerprint: SHA-256 of `content`.
         vocab_size: V.
         num_reserved_pieces: leading ids that are no piece of text: special, byte, unused pieces.
         has_word_pieces: whether it is an imported WordPiece vocabulary, a tokenizer.json.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, may_renumber: bool = False) -> None:
         """Loads a file of either kind.
+
+        Args:
+            path: of the file.
+            may_renumber: gives the special pieces of a SentencePiece model made elsewhere their
+                ids. Only for new data: weights and shards mean the ids that they were made with.
 
         Raises:
             UserError: it is missing, holds no tokenizer, or its first pieces are not BERT's special
-                ones.
+                ones and may not, or cannot, be made so.
         """
         self.path = Path(path)
-        content = _read(self.path)
-        self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.has_word_pieces = content.lstrip()[:1] == b"{"
+        self.content = _read(self.path)
+        self.changes: tuple[str, ...] = ()
+        self.has_word_pieces = self.content.lstrip()[:1] == b"{"
         self._pieces: SentencePieces | WordPieces = (
-            _word_pieces(content, self.path)
+            _word_pieces(self.content, self.path)
             if self.has_word_pieces
-            else SentencePieces(content, self.path)
+            else SentencePieces(self.content, self.path)
         )
+        if may_renumber and not self.has_word_pieces and not _has_special_pieces(self._pieces):
+            from dist_bert.special_pieces import with_special_pieces  # and protobuf: seldom
+
+            self.content, self.changes = with_special_pieces(self.content, self.path)
+            self._pieces = SentencePieces(self.content, self.path)
+        self.fingerprint = hashlib.sha256(self.content).hexdigest()
         self.vocab_size = len(self._pieces.names)
         self.num_reserved_pieces = self._pieces.num_reserved
-        first = self._pieces.names[: len(SPECIAL_PIECES)]
-        if tuple(first) != SPECIAL_PIECES or self.num_reserved_pieces < len(SPECIAL_PIECES):
+        if not _has_special_pieces(self._pieces):
             remedy = (
                 "import the model with `python launch/import_model.py`, which puts them there"
                 if self.has_word_pieces
-                else "make one with `python launch/train_tokenizer.py --output_dir DIR`"
+                else "launch/prepare_shards.py puts them there for a new model (use the"
+                " tokenizer.model of its shards), or make one with `python"
+                " launch/train_tokenizer.py --output_dir DIR`"
             )
+            first = " ".join(self._pieces.names[: len(SPECIAL_PIECES)])
             raise UserError(
-                f"--tokenizer {path}: its first pieces are {' '.join(first)}, must be the control"
-                f" pieces {' '.join(SPECIAL_PIECES)}; {remedy}"
+                f"--tokenizer {path}: its first pieces are {first}, must be the control pieces"
+                f" {' '.join(SPECIAL_PIECES)}; {remedy}"
             )
 
     def encode_batch(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -230,6 +245,11 @@ def train_tokenizer(
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, model)
     return path
+
+
+def _has_special_pieces(pieces: "SentencePieces | WordPieces") -> bool:
+    count = len(SPECIAL_PIECES)
+    return tuple(pieces.names[:count]) == SPECIAL_PIECES and pieces.num_reserved >= count
 
 
 def _is_whole_word(text: str, begin: int, end: int) -> bool:

@@ -58,7 +58,10 @@ def _share(text: str) -> float:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--tokenizer", type=local_path, required=True, help="file from train_tokenizer.py"
+        "--tokenizer",
+        type=local_path,
+        required=True,
+        help="file from train_tokenizer.py or import_model.py, or any SentencePiece model",
     )
     parser.add_argument(
         "--output_dir", type=local_path, required=True, help="folder of the data set"

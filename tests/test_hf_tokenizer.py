@@ -104,9 +104,14 @@ def test_differences_are_found_and_ties_told_apart(tmp_path: Path) -> None:
 def test_models_with_other_rules_are_refused(tmp_path: Path) -> None:
     tokenizer = train(tmp_path, SENTENCES, vocab_size=640)
     proto = read_model(tokenizer.path)
-    proto.pieces[7].type = 4  # user-defined: text finds it before all others
-    (tmp_path / "symbols.model").write_bytes(proto.SerializeToString())
+    proto.pieces[7].type = 5  # unused: no text finds it
+    (tmp_path / "unused.model").write_bytes(proto.SerializeToString())
     with pytest.raises(UserError, match="without further pieces only of text and bytes;"):
+        read_model(tmp_path / "unused.model")
+    proto.pieces[7].type, proto.pieces[7].piece = 4, "--"  # user-defined: it is never merged
+    proto.trainer_spec.model_type = 2  # BPE
+    (tmp_path / "symbols.model").write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match="without model_type unigram, which its user-defined"):
         read_model(tmp_path / "symbols.model")
     with open(tmp_path / "other.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(

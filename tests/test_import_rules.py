@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("diagnosis", "tokenizer_config", "shard_format", "metrics", "model", "optim", "flops"),
         ("environment",),
         ("model_card", "normalization", "reporting", "weight_source", "word_pieces"),
-        ("sentence_pieces",),
+        ("sentence_pieces", "special_pieces"),
         ("hf_usage", "onnx_file", "shard_cache"),
         ("tokenizer", "hf_names", "checkpoint_files", "layer_states", "shard_source"),
         ("hf_tokenizer", "stored_weights", "reader"),
@@ -113,6 +113,7 @@ HOMES = {
     "sentencepiece": {
         "dist_bert.normalization",
         "dist_bert.sentence_pieces",
+        "dist_bert.special_pieces",
         "dist_bert.hf_tokenizer",
         "data_prep.benchmark",
     },
