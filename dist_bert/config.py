@@ -239,11 +239,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        value = json.loads(found(path).read_text(encoding="utf-8"))
+        return json_object(found(path).read_bytes(), path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}): give the path of a JSON file"
         ) from None
+
+
+def json_object(data: bytes, path: str | Path) -> dict[str, Any]:
+    """A JSON object in UTF-8; `path` names it in errors.
+
+    Raises:
+        UserError: it is not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(value, dict):

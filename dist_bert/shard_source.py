@@ -10,7 +10,6 @@ Not for: the cache itself (`dist_bert.shard_cache`).
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import zlib
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_bert import files
+from dist_bert.config import json_object
 from dist_bert.errors import NodeError, UserError
 from dist_bert.origin import MissingFileError, Origin, OriginError, is_url
 from dist_bert.shard_cache import ShardCache
@@ -47,16 +47,12 @@ def read_manifest(place: str) -> Manifest:
     origin = Origin(place)
     address = origin.address(MANIFEST_NAME)
     try:
-        text = origin.read_patiently(MANIFEST_NAME, START_SECONDS)
+        data = origin.read_patiently(MANIFEST_NAME, START_SECONDS)
     except MissingFileError as error:
         raise UserError(
             f"--shards {place}: has no data set, or an unfinished one ({error})"
         ) from None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{address}: is not valid JSON ({error})") from None
-    return Manifest.from_json(value, address)
+    return Manifest.from_json(json_object(data, address), address)
 
 
 class ShardSource:
