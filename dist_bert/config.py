@@ -9,6 +9,8 @@ rank or a batch carries.
 import argparse
 import dataclasses
 import json
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -20,10 +22,25 @@ from dist_bert.shipped import found
 
 T = TypeVar("T")
 
+_SHORT = reprlib.Repr()  # of values that may be large or deep
+_SHORT.maxstring = _SHORT.maxother = 200
+
 
 def setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field with the line that `--help` shows (unit and range included)."""
     return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+# Far beyond any BERT: a file that says more is wrong, and would fill memory or take for ever.
+_MOST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 17,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 17,
+    "intermediate_size": 1 << 19,
+    "max_position_embeddings": 1 << 20,
+    "type_vocab_size": 1 << 10,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +73,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} = {getattr(self, name)}: must be at least 1"
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "intermediate_size",
-                "max_position_embeddings",
-                "type_vocab_size",
-            )
-            if getattr(self, name) < 1
+            f"{name} = {getattr(self, name)}: must be at least 1 and at most {most:,}"
+            for name, most in _MOST.items()
+            if not 1 <= getattr(self, name) <= most
         ]
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
             problems.append(
@@ -244,11 +253,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        value = json.loads(found(path).read_text(encoding="utf-8"))
+        return json_object(found(path).read_bytes(), path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}): give the path of a JSON file"
         ) from None
+
+
+def json_object(data: bytes, path: str | Path) -> dict[str, Any]:
+    """A JSON object in UTF-8; `path` names it in errors.
+
+    Raises:
+        UserError: it is not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(value, dict):
@@ -276,20 +295,26 @@ def resolve(
 
 def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
     """Builds a config of dataclass `cls` from `values`; `origin` names their source in errors."""
+    if not isinstance(values, Mapping):  # an entry of a file
+        raise UserError(f"{origin}: holds {_SHORT.repr(values)}, must hold a JSON object")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise UserError(f"{origin}: unknown key {', '.join(unknown)}; known: {', '.join(fields)}")
+        named = ", ".join(name if name.isidentifier() else _SHORT.repr(name) for name in unknown)
+        raise UserError(f"{origin}: unknown key {named}; known: {', '.join(fields)}")
     problems = []
     checked = {}
     for name, value in values.items():
-        value = float(value) if hints[name] is float and type(value) is int else value
+        if hints[name] is float and type(value) is int:
+            value = float(value) if abs(value) < 1 << 1_000 else math.inf
         choices = fields[name].metadata.get("choices")
         if not _has_type(value, hints[name]):
-            problems.append(f"{name} = {value!r}: must be {_type_name(hints[name])}")
+            problems.append(f"{name} = {_SHORT.repr(value)}: must be {_type_name(hints[name])}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{name} = {value}: must be a finite number")
         elif choices and value not in choices:
-            problems.append(f"{name} = {value!r}: must be one of {', '.join(choices)}")
+            problems.append(f"{name} = {_SHORT.repr(value)}: must be one of {', '.join(choices)}")
         checked[name] = value
     raise_all(origin, problems)
     return cls(**checked)

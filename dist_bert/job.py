@@ -20,6 +20,7 @@ from dist_bert.errors import UserError
 from dist_bert.run_dir import latest_checkpoint, step_of
 from dist_bert.shard_format import Manifest
 from dist_bert.shard_source import ShardSource, bytes_of_first, most_bytes
+from dist_bert.watchdog import Watchdog
 from dist_bert.weight_source import WeightSource
 
 T = TypeVar("T")
@@ -217,6 +218,9 @@ class Examination:
                 arguments.deepspeed_config, world_size, deepspeed_flags(arguments)
             )
         )
+        # Deadlines end what an origin delays; this, whatever hangs without one.
+        watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
+        watchdog.beat("reading the manifest")
         source = None
         if run:
             place = (run.shards, run.local_cache, run.local_cache_gib)
@@ -225,7 +229,9 @@ class Examination:
         job = None
         if run and model and deepspeed and source and manifest:
             job = PretrainingJob(model, run, deepspeed, source, manifest)
+            watchdog.beat("checking the job")
             attempt(lambda: raise_all("pretraining", job.problems()))
+        watchdog.stop()
         return cls(run, source, manifest, job, problems)
 
     def require_job(self) -> PretrainingJob:

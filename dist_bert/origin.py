@@ -16,6 +16,9 @@ from dist_bert.errors import NodeError, UserError
 _CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 30.0  # of an HTTP server, before it is asked again
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts; doubled each time
 _POLL_SECONDS = 0.05
+_ANSWER_SECONDS = 120.0  # for a small file to be complete: half a MiB a second, where it is large
+_LEAST_SECONDS = 1.0
+_PARTIAL_CONTENT, _NOT_FOUND = 206, 404
 
 
 class OriginError(Exception):
@@ -44,6 +47,10 @@ class Patience:
         self._since = time.monotonic()
         self._wait = _FIRST_WAIT
 
+    def seconds_left(self) -> float:
+        """Until it is over, if there is no progress."""
+        return max(0.0, self._since + self._seconds - time.monotonic())
+
     def wait(self, problem: str) -> None:
         """Sleeps before the next attempt; the first problem is told.
 
@@ -64,7 +71,7 @@ class Patience:
         Raises:
             NodeError: it is over.
         """
-        left = self._since + self._seconds - time.monotonic()
+        left = self.seconds_left()
         if left <= 0:
             raise NodeError(
                 f"{problem}; given up after {self._seconds:.0f} s without progress; the same"
@@ -89,6 +96,7 @@ class Origin:
         """
         self.place = str(place).rstrip("/")
         self._file_system: Any = None
+        self._is_http = self.place.startswith(("http://", "https://"))
         if is_url(place):
             self._file_system, self._root = _open_url(self.place)
 
@@ -96,32 +104,46 @@ class Origin:
         """The full name of a file, for messages."""
         return f"{self.place}/{file}"
 
-    def read(self, file: str, start: int = 0, stop: int | None = None) -> bytes:
-        """The bytes [start, stop) of a file, or all of them.
+    def read(
+        self, file: str, start: int, stop: int, seconds: float, num_bytes: int | None = None
+    ) -> bytes:
+        """The bytes [start, stop) of a file, fewer where it ends before.
 
-        A server that knows no ranges gives more: all bytes up to the end of the file.
+        A server that knows no ranges gives more: all bytes up to `num_bytes`.
+
+        Args:
+            file: name.
+            start: first byte.
+            stop: end of the bytes.
+            seconds: in which they must be here, however steadily they trickle in.
+            num_bytes: of the file, whatever the server sends; None = `stop`.
 
         Raises:
             OriginError: they cannot be read now.
         """
+        end = stop if num_bytes is None else num_bytes
         try:
             if self._file_system is None:
                 with open(os.path.join(self.place, file), "rb") as opened:
                     opened.seek(start)
-                    return opened.read(-1 if stop is None else stop - start)
+                    return opened.read(stop - start)
             path = f"{self._root}/{file}"
-            if stop is None:
-                data = self._file_system.cat_file(path)
+            if self._is_http:
+                data = self._in_time(seconds, self._read_http, path, start, stop, end)
+            elif self._file_system.async_impl:
+                data = self._in_time(seconds, self._file_system._cat_file, path, start, stop)
             else:
                 data = self._file_system.cat_file(path, start=start, end=stop)
-                if start and len(data) > stop - start:
-                    data = data[start:]
         except Exception as error:  # of whatever library reads this kind of address
             raise self._error(file, error) from None
-        return bytes(data)
+        return bytes(data[: end - start])
 
-    def num_bytes(self, file: str) -> int:
+    def num_bytes(self, file: str, seconds: float) -> int:
         """Size of a file.
+
+        Args:
+            file: name.
+            seconds: in which the answer must be here.
 
         Raises:
             OriginError: it cannot be found out now.
@@ -129,25 +151,79 @@ class Origin:
         try:
             if self._file_system is None:
                 return os.path.getsize(os.path.join(self.place, file))
-            return int(self._file_system.info(f"{self._root}/{file}")["size"])
+            path = f"{self._root}/{file}"
+            if self._file_system.async_impl:
+                return int(self._in_time(seconds, self._file_system._info, path)["size"])
+            return int(self._file_system.info(path)["size"])
         except Exception as error:
             raise self._error(file, error) from None
 
-    def read_patiently(self, file: str, seconds: float) -> bytes:
-        """All bytes of a file, tried again for some time.
+    def read_patiently(self, file: str, seconds: float, most_bytes: int) -> bytes:
+        """All bytes of a small file, tried again for some time.
+
+        Args:
+            file: name.
+            seconds: after which no attempt begins.
+            most_bytes: that it may have.
 
         Raises:
             MissingFileError: there is no such file.
+            UserError: it is larger.
             NodeError: it could not be read in this time.
         """
         patience = Patience(seconds)
         while True:
             try:
-                return self.read(file)
+                data = self.read(file, 0, most_bytes + 1, _ANSWER_SECONDS)
             except MissingFileError:
                 raise
             except OriginError as error:
                 patience.wait(str(error))
+            else:
+                break
+        if len(data) > most_bytes:
+            raise UserError(
+                f"{self.address(file)}: has more than {most_bytes:,} bytes, which no data set's"
+                " has: check the address"
+            )
+        return data
+
+    def _in_time(self, seconds: float, function: Any, *arguments: Any) -> Any:
+        """What a coroutine of fsspec's loop returns, cancelled when it takes too long."""
+        import fsspec
+
+        seconds = max(seconds, _LEAST_SECONDS)  # 0 would be no limit
+        try:
+            return fsspec.asyn.sync(self._file_system.loop, function, *arguments, timeout=seconds)
+        except fsspec.exceptions.FSTimeoutError:
+            raise TimeoutError(f"not complete after {seconds:.0f} s") from None
+
+    async def _read_http(self, url: str, start: int, stop: int, end: int) -> bytearray:
+        """As fsspec's `_cat_file`, which would take all that a server sends, whatever was asked.
+
+        A server that knows no ranges begins with the file's first byte.
+        """
+        settings = dict(self._file_system.kwargs)
+        headers = {
+            **settings.pop("headers", {}),
+            "Range": f"bytes={start}-{stop - 1}",
+            "Accept-Encoding": "identity",
+        }
+        session = await self._file_system.set_session()
+        request = session.get(self._file_system.encode_url(url), headers=headers, **settings)
+        data = bytearray()
+        async with request as response:  # closes the connection where more would come
+            if response.status == _NOT_FOUND:
+                raise FileNotFoundError(url)
+            response.raise_for_status()
+            is_part = response.status == _PARTIAL_CONTENT
+            skip, most = (0, stop - start) if is_part else (start, end - start)
+            async for piece in response.content.iter_any():
+                data += piece[skip:]
+                skip -= min(skip, len(piece))
+                if len(data) >= most:
+                    break
+        return data
 
     def _error(self, file: str, error: Exception) -> OriginError:
         if isinstance(error, FileNotFoundError):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_bert.errors import UserError
+from dist_bert.sample_rules import check_ranges
 from dist_bert.shard_format import FIELD_SHAPES, DamagedBlockError, Manifest, ShardFile
 from dist_bert.shard_source import ShardSource
 
@@ -55,7 +56,9 @@ class SampleReader:
                 " (or with another validation_share)"
             )
         self.beat: Callable[[str], None] = lambda doing: None
+        self._manifest = manifest
         self._types = manifest.field_types
+        self._checked: set[int] = set()  # blocks whose samples are in range
         self.has_pairs = manifest.config["pair_objective"] != "none"
         self.blocks = [block for shard in shards for block in shard.blocks]
         self.shard_of_block = np.repeat(np.arange(len(shards)), [len(s.blocks) for s in shards])
@@ -108,6 +111,9 @@ class SampleReader:
         Returns:
             The columns, 0-padded to the widest block's width, and which sample each of their rows
             is.
+
+        Raises:
+            UserError: a block is damaged, or a sample of it is out of range.
         """
         used = np.unique(blocks)
         if self._source.evicts:  # but nothing that is mapped
@@ -138,6 +144,14 @@ class SampleReader:
     def _block(self, block: int) -> Columns:
         shard = int(self.shard_of_block[block])
         index = block - int(self._first_block[shard])
+        views = self._whole_block(shard, index)
+        if block not in self._checked:
+            check_ranges(f"{self._files[shard].path}: block {index}", views, self._manifest)
+            self._checked.add(block)
+        return views
+
+    def _whole_block(self, shard: int, index: int) -> Columns:
+        """Its bytes are those that were written; a copy that has changed is fetched again."""
         if shard not in self._files:
             self._files[shard] = self._open(shard)
         try:
@@ -145,7 +159,7 @@ class SampleReader:
         except DamagedBlockError:
             if not self._source.is_cached:
                 raise
-        self._source.discard(self._files.pop(shard))  # the copy has changed since it was fetched
+        self._source.discard(self._files.pop(shard))
         self._files[shard] = self._open(shard)
         return self._files[shard].block(index)
 

@@ -155,7 +155,7 @@ class ShardCache:
         while not self._has(record):
             progress(self._num_fetched(record))
             try:
-                if not self._fetch(record, progress):
+                if not self._fetch(record, progress, patience.seconds_left):
                     patience.look_again(f"{address}: the process that is fetching it gets nothing")
             except _DamagedError as error:
                 if was_damaged:
@@ -167,8 +167,18 @@ class ShardCache:
             except (OriginError, _NoRoomError) as error:
                 patience.wait(str(error))
 
-    def _fetch(self, record: ShardRecord, progress: Callable[[int], None]) -> bool:
+    def _fetch(
+        self,
+        record: ShardRecord,
+        progress: Callable[[int], None],
+        seconds_left: Callable[[], float] = lambda: PATIENCE_SECONDS,
+    ) -> bool:
         """One attempt, which goes on where an earlier one has ended.
+
+        Args:
+            record: of the shard.
+            progress: told the bytes that are here, after each chunk.
+            seconds_left: for the next chunk.
 
         Returns:
             False where another process is at it.
@@ -184,7 +194,8 @@ class ShardCache:
             position = part.seek(0, os.SEEK_END)
             while position < record.bytes:
                 stop = min(position + CHUNK_BYTES, record.bytes)
-                data = self._origin.read(record.file, position, stop)
+                left = seconds_left()
+                data = self._origin.read(record.file, position, stop, left, record.bytes)
                 if len(data) < stop - position:
                     raise OriginError(
                         f"{self._origin.address(record.file)}: ends at byte"

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_bert import files
+from dist_bert import files, manifest_rules
 from dist_bert.config import read_json
 from dist_bert.errors import UserError
 
@@ -118,6 +118,42 @@ class ShardRecord:
         """Inverse of `to_json`."""
         return cls(**{**value, "blocks": tuple(BlockRecord(*row) for row in value["blocks"])})
 
+    @staticmethod
+    def blocks_problem(value: Mapping[str, Any], types: FieldTypes, max_tokens: int) -> str:
+        """What is wrong with the blocks in a record's JSON object, "" for nothing.
+
+        Args:
+            value: whose other keys are right.
+            types: of the data set.
+            max_tokens: of its samples.
+        """
+        if value["blocks"] == [] and value["num_samples"] == 0:
+            return ""
+        try:
+            rows = np.array(value["blocks"])
+        except (ValueError, OverflowError):  # rows of different lengths
+            rows = np.empty(0)
+        if rows.dtype.kind != "i" or rows.ndim != 2 or rows.shape[1] != 5:
+            return "blocks: must be rows of five integers"
+        offset, num_samples, widest, most_masked, _ = rows.T
+        sizes = {"B": num_samples, "S": widest, "P": most_masked, "2": np.full_like(offset, 2)}
+        is_shape = (num_samples >= 1) & (num_samples <= MAX_BLOCK_SAMPLES) & (widest >= 3)
+        is_shape &= (widest <= max_tokens) & (most_masked >= 1) & (most_masked <= widest)
+        if not is_shape.all():
+            return f"blocks[{int(is_shape.argmin())}]: has an impossible shape"
+        num_bytes = np.zeros_like(offset)
+        for field, letters in FIELD_SHAPES.items():
+            member = np.prod([sizes[letter] for letter in letters], axis=0)
+            member = _NPY_HEADER + member * types.of(field).itemsize
+            num_bytes += _TAR_UNIT + member + -member % _TAR_UNIT
+        ends = np.append(offset[1:], value["bytes"] - 2 * _TAR_UNIT)
+        is_place = (offset >= _TAR_UNIT) & (offset % _TAR_UNIT == 0) & (ends - offset == num_bytes)
+        if not is_place.all():
+            return f"blocks[{int(is_place.argmin())}]: does not end where the next one begins"
+        if num_samples.sum() != value["num_samples"]:
+            return f"num_samples = {value['num_samples']}: the blocks have {num_samples.sum()}"
+        return ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
@@ -186,16 +222,32 @@ class Manifest:
         """Takes what `manifest.json` holds; `path` names it in errors.
 
         Raises:
-            UserError: it is of another format version.
+            UserError: it is of another format version, or breaks a rule of this one.
         """
         if value.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{path}: format_version = {value.get('format_version')}, this program reads"
                 f" {FORMAT_VERSION}; prepare the shards again"
             )
+        problem = manifest_rules.problem(value) or _blocks_problem(value)
+        if problem:
+            raise UserError(
+                f"{path}: {problem}; copy the manifest again or prepare the shards again"
+            )
         splits = {s: tuple(map(ShardRecord.from_json, rows)) for s, rows in value["splits"].items()}
         others = value.keys() - {"config_fingerprint", "splits"}
         return cls(**{name: value[name] for name in others}, splits=splits)
+
+
+def _blocks_problem(value: Mapping[str, Any]) -> str:
+    """What is wrong with the blocks in a manifest's JSON object, "" for nothing."""
+    types = FieldTypes.fitting(value["tokenizer"]["vocab_size"], value["totals"]["documents"])
+    for split, shards in value["splits"].items():
+        for number, shard in enumerate(shards):
+            problem = ShardRecord.blocks_problem(shard, types, value["config"]["sequence_length"])
+            if problem:
+                return f"splits.{split}[{number}] ({shard['file']}): {problem}"
+    return ""
 
 
 def member_bytes(array: NDArray[Any]) -> bytes:

@@ -10,7 +10,6 @@ Not for: the cache itself (`dist_bert.shard_cache`).
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import zlib
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_bert import files
+from dist_bert.config import json_object
 from dist_bert.errors import NodeError, UserError
 from dist_bert.origin import MissingFileError, Origin, OriginError, is_url
 from dist_bert.shard_cache import ShardCache
@@ -31,7 +31,9 @@ from dist_bert.shard_format import (
 )
 
 START_SECONDS = 30.0  # for manifest and tokenizer: nothing is lost yet, and addresses have typos
+MAX_START_BYTES = 64 << 20  # of either: a manifest of 1.5 million blocks, the largest tokenizers
 
+_LOOK_SECONDS = 60.0  # for one of the two answers of a shard, of 1.4 MB at length 512
 _CONNECTIONS = 16  # at once, to look at shards: what takes long is the way there and back
 _GIB = 2**30
 
@@ -47,16 +49,12 @@ def read_manifest(place: str) -> Manifest:
     origin = Origin(place)
     address = origin.address(MANIFEST_NAME)
     try:
-        text = origin.read_patiently(MANIFEST_NAME, START_SECONDS)
+        data = origin.read_patiently(MANIFEST_NAME, START_SECONDS, MAX_START_BYTES)
     except MissingFileError as error:
         raise UserError(
             f"--shards {place}: has no data set, or an unfinished one ({error})"
         ) from None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{address}: is not valid JSON ({error})") from None
-    return Manifest.from_json(value, address)
+    return Manifest.from_json(json_object(data, address), address)
 
 
 class ShardSource:
@@ -123,7 +121,7 @@ class ShardSource:
         path = self._cache.folder / f"{fingerprint}.model"
         if not path.exists():
             try:
-                data = self._origin.read_patiently(TOKENIZER_NAME, START_SECONDS)
+                data = self._origin.read_patiently(TOKENIZER_NAME, START_SECONDS, MAX_START_BYTES)
             except MissingFileError as error:
                 raise UserError(f"{error}; prepare the shards again") from None
             if hashlib.sha256(data).hexdigest() != fingerprint:
@@ -222,13 +220,13 @@ class ShardSource:
         address = self._origin.address(record.file)
         if record.blocks:
             start, stop = record.block_bounds(0)
-            data = self._origin.read(record.file, start, stop)[: stop - start]
+            data = self._origin.read(record.file, start, stop, _LOOK_SECONDS)
             if zlib.crc32(data) != record.blocks[0].crc32:
                 raise UserError(
                     f"{address}: block 0 is damaged (crc32 differs from the manifest); copy or"
                     " prepare this shard again"
                 )
-        size = self._origin.num_bytes(record.file)
+        size = self._origin.num_bytes(record.file, _LOOK_SECONDS)
         if size != record.bytes:
             raise UserError(
                 f"{address}: has {size} bytes, the manifest says {record.bytes}; copy or prepare"

@@ -5,6 +5,7 @@ The weights are those of a run of ours or of a folder in Hugging Face layout. No
 """
 
 import dataclasses
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,7 @@ def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:
         return (path / PUBLISHED_NAME,)
     index = path if path.name.endswith(".safetensors.index.json") else path / INDEX_NAME
     if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in names if not (index.parent / name).exists()]
-        if missing or not names:
-            raise UserError(f"{index}: names {', '.join(missing) or 'no file'}: fetch all again")
-        return tuple(index.parent / name for name in names)
+        return _indexed_files(index)
     if path.suffix == ".bin" or (path / _PICKLE_NAME).exists():
         raise UserError(
             f"{flag} {path}: {_PICKLE_NAME} is a pickle, which can run code, and is not read:"
@@ -165,6 +162,23 @@ def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:
     )
 
 
+def _indexed_files(index: Path) -> tuple[Path, ...]:
+    """The safetensors files that an index names, which lie beside it."""
+    value = read_json(index)
+    for name in ("metadata", "weight_map"):  # transformers needs both
+        if not isinstance(value.get(name), dict):
+            raise UserError(f"{index}: has no object {name}: fetch it again")
+    named = value["weight_map"].values()
+    if not all(isinstance(name, str) and Path(name).name == name for name in named):
+        raise UserError(f"{index}: weight_map must name files of its own folder: fetch it again")
+    names = sorted(set(named))
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing or not names:
+        listed = ", ".join(ascii(name)[1:-1] for name in missing) or "no file"
+        raise UserError(f"{index}: names {listed}: fetch all again")
+    return tuple(index.parent / name for name in names)
+
+
 def _published_model(path: Path) -> ModelConfig:
     """The architecture in a published config.json; BertConfig's defaults are ModelConfig's."""
     values = read_json(path)
@@ -174,11 +188,13 @@ def _published_model(path: Path) -> ModelConfig:
         ("is_decoder", False),
     ):
         if values.get(name, only) != only:
-            raise UserError(f"{path}: {name} = {values[name]!r}: only {only!r} fits this model")
+            shown = reprlib.repr(values[name])
+            raise UserError(f"{path}: {name} = {shown}: only {only!r} fits this model")
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {*_UNPUBLISHED}
     given = {name: value for name, value in values.items() if name in known}
     activation = given.pop("hidden_act", "gelu")
     if activation not in ("gelu", "relu"):
-        raise UserError(f"{path}: hidden_act = {activation!r}: only 'gelu' (exact) and 'relu' fit")
+        shown = reprlib.repr(activation)
+        raise UserError(f"{path}: hidden_act = {shown}: only 'gelu' (exact) and 'relu' fit")
     both = {"hidden_act": activation, "mlm_hidden_act": activation}  # published models have one
     return from_dict(ModelConfig, {**given, **both}, str(path))

@@ -14,6 +14,7 @@ from dist_bert.cli import Parser, add_cache_flags, run
 def main(arguments: argparse.Namespace) -> None:
     """Verifies, shows samples where asked, and prints the statistics."""
     from data_prep.verify import show, verify
+    from dist_bert.shard_format import SPLITS
     from dist_bert.shard_source import ShardSource
 
     source = ShardSource(arguments.place, arguments.local_cache, arguments.local_cache_gib)
@@ -21,8 +22,10 @@ def main(arguments: argparse.Namespace) -> None:
     for text in show(source, arguments.show):
         print(f"\n{text}")
     print()
-    for split, statistics in manifest.statistics.items():
-        shares = "  ".join(f"{name} {value:.4g}" for name, value in statistics["shares"].items())
+    for split in SPLITS:  # whose counts have been compared
+        statistics = manifest.statistics[split]
+        named = statistics.get("shares", {}).items()
+        shares = "  ".join(f"{name} {value:.4g}" for name, value in named)
         print(f"{split}: {statistics['num_samples']:,} samples  {shares}")
     print(f"{arguments.place}: is whole, and keeps every rule of the format")
 

@@ -1,5 +1,6 @@
-"""A real HTTP server of a folder, in a thread, that notes what is asked and fails when told to."""
+"""A real HTTP server of a folder, in a thread: notes what is asked, fails or lies when told to."""
 
+import gzip
 import http.server
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _PIECE_BYTES = 4_096  # sent at a time
+_ENDLESS_BYTES = 1 << 20  # likewise, behind the end
 
 
 class Request(NamedTuple):
@@ -28,6 +30,9 @@ class ShardServer:
         corrupt: file -> how many of its next answers have a wrong byte.
         cut: file -> how many of its next answers end half-way, though a whole one is promised.
         seconds: it takes to send 4 KiB.
+        endless: files whose answers go on with blanks, for ever.
+        trickling: files of which a byte comes each tenth of a second.
+        packed: file -> blanks that its answer unpacks to, instead of the file.
         knows_ranges: False = every answer is the whole file.
         before: called with the file's name before an answer is sent.
     """
@@ -37,6 +42,9 @@ class ShardServer:
         self.requests: list[Request] = []
         self.corrupt: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
+        self.endless: set[str] = set()
+        self.trickling: set[str] = set()
+        self.packed: dict[str, int] = {}
         self.seconds = 0.0
         self.knows_ranges = True
         self.before: Callable[[str], None] = lambda file: None
@@ -91,6 +99,8 @@ def _handler(server: ShardServer) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_error(404)
                 return
             data = path.read_bytes()
+            if file in server.packed:
+                data = gzip.compress(bytes([32]) * server.packed[file], 6)
             start, stop, size = 0, len(data), len(data)
             span = self.headers.get("Range")
             if span and server.knows_ranges:
@@ -101,7 +111,10 @@ def _handler(server: ShardServer) -> type[http.server.BaseHTTPRequestHandler]:
             else:
                 self.send_response(200)
             server.requests.append(Request(self.command, file, start, stop - start))
-            self.send_header("Content-Length", str(stop - start))
+            if file in server.packed:
+                self.send_header("Content-Encoding", "gzip")
+            if file not in server.endless:
+                self.send_header("Content-Length", str(stop - start))
             self.end_headers()
             if self.command == "GET":
                 self._send(file, bytearray(data[start:stop]))
@@ -113,9 +126,12 @@ def _handler(server: ShardServer) -> type[http.server.BaseHTTPRequestHandler]:
             if server.cut[file]:
                 server.cut[file] -= 1
                 del data[len(data) // 2 :]
-            for begin in range(0, len(data), _PIECE_BYTES):
-                self.wfile.write(data[begin : begin + _PIECE_BYTES])
+            size, seconds = (1, 0.1) if file in server.trickling else (_PIECE_BYTES, server.seconds)
+            for begin in range(0, len(data), size):
+                self.wfile.write(data[begin : begin + size])
                 self.wfile.flush()
-                time.sleep(server.seconds)
+                time.sleep(seconds)
+            while file in server.endless:
+                self.wfile.write(bytes([32]) * _ENDLESS_BYTES)
 
     return Handler

@@ -13,6 +13,7 @@ from dist_bert.config import (
     RunConfig,
     add_flags,
     flags_of,
+    from_dict,
     raise_all,
     read_json,
     resolve,
@@ -147,6 +148,8 @@ def test_files_that_are_no_json_object_are_named(tmp_path: Path) -> None:
         ({"vocab_size": 0, "num_hidden_layers": -1}, ["vocab_size = 0: must", "layers = -1: must"]),
         ({"num_attention_heads": 7}, ["hidden_size = 768 is not divisible by", "heads = 7"]),
         ({"num_attention_heads": 0}, ["num_attention_heads = 0: must be at least 1"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers = 1000000000: must", "at most 1,024"]),
+        ({"hidden_size": 10**9, "vocab_size": 10**9}, ["at most 131,072", "at most 16,777,216"]),
         ({"hidden_dropout_prob": 1.0}, ["hidden_dropout_prob = 1.0: must be at least 0 and below"]),
         ({"attention_probs_dropout_prob": -0.1}, ["attention_probs_dropout_prob = -0.1: must"]),
         ({"hidden_dropout_prob": float("nan")}, ["hidden_dropout_prob = nan"]),
@@ -157,6 +160,36 @@ def test_models_that_cannot_be_are_refused(changes: dict[str, Any], messages: li
         ModelConfig(**changes)
     for message in messages:
         assert message in str(caught.value)
+
+
+DEEP: Any = json.loads("[" * 800 + "]" * 800)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": DEEP}, r"seed = \[\[\[.*\.\.\.\]+: must be int$"),
+        ({"shards": {"a" * 10**6: 1}}, "shards = .{1,250}: must be str$"),
+        ({"schedule": "x" * 10**6}, "schedule = .{1,250}: must be one of linear, "),
+        ({"a\nb": 1}, r"unknown key 'a\\nb'; known: "),
+        ({"max_minutes": float("nan")}, "max_minutes = nan: must be a finite number"),
+        ({"max_minutes": float("inf")}, "max_minutes = inf: must be a finite number"),
+        ({"max_minutes": 10**400}, "max_minutes = inf: must be a finite number"),
+        ([1], r"a\.json: holds \[1\], must hold a JSON object"),
+    ],
+)
+def test_strange_values_are_refused_in_a_short_line(values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        from_dict(RunConfig, values, "a.json")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 2_000
+
+
+def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for begin, end in (("[", "]"), ('{"a":', "}")):
+        path.write_text(f'{{"a": {begin * 100_000}1{end * 100_000}}}')
+        with pytest.raises(UserError, match=r"config\.json: is not valid JSON \(.*recursion"):
+            read_json(path)
 
 
 @pytest.mark.parametrize(

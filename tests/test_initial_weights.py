@@ -279,6 +279,54 @@ def test_an_index_that_names_missing_files_is_refused(tmp_path: Path) -> None:
         WeightSource.find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": None}, "has no object metadata: fetch it again"),
+        ({"weight_map": ["a"]}, "has no object weight_map: fetch it again"),
+        ({"weight_map": {"a": 1}}, "weight_map must name files of its own folder"),
+        ({"weight_map": {"a": "../other/model.safetensors"}}, "weight_map must name files of its"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "weight_map must name files of its own folder"),
+        ({"weight_map": {"a": "b\nc"}}, r"names b\\nc: fetch all again"),
+        ({"weight_map": {}}, "names no file: fetch all again"),
+    ],
+)
+def test_an_index_of_another_form_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    published(tmp_path / "model", max_shard_size="20KB")
+    published(tmp_path / "other")
+    index = tmp_path / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **change}))
+    with pytest.raises(UserError, match=rf"index\.json: {message}") as caught:
+        WeightSource.find(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_published_config_that_lies_is_refused_before_the_weights_are_read(
+    tmp_path: Path,
+) -> None:
+    published(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not looked at")
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    for change, message in (
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: must be at least 1 and at"),
+        ({"hidden_size": 10**12}, "hidden_size = 1000000000000: must be at least 1 and at most"),
+        ({"hidden_size": [[24]]}, r"hidden_size = \[\[24\]\]: must be int"),
+        ({"hidden_act": {"a": 1}}, "hidden_act = {'a': 1}: only"),
+    ):
+        path.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(UserError, match=message):
+            WeightSource.find(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not valid JSON"):
+        WeightSource.find(tmp_path)
+    path.write_text('{"model": 7}')
+    with pytest.raises(UserError, match="holds 7, must hold a JSON object"):
+        WeightSource.find(tmp_path)
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     published(tmp_path)
     path = tmp_path / "model.safetensors"

@@ -249,6 +249,7 @@ def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
         for index in range(len(shard.record.blocks)):
             shard.block(index)
     del maps, mapped, shard
+    monkeypatch.setattr("dist_bert.shard_cache.PATIENCE_SECONDS", 300.0)
     assert source.open(third, types).block(0)
 
 

@@ -46,11 +46,24 @@ BLOCKS = [make_block(7, 13, 3, 0), make_block(5, 11, 2, 1), make_block(1, 600, 9
 
 def make_manifest(*records: ShardRecord) -> Manifest:
     return Manifest(
-        config={"sequence_length": 13, "masked_lm_prob": 0.15, "seed": 2**53 + 1, "spans": None},
-        tokenizer={"vocab_size": 101, "special_ids": {"[MASK]": 4}},
+        config={
+            "sequence_length": 600,
+            "pair_objective": "nsp",
+            "whole_words": False,
+            "mean_span_length": 0.0,
+            "masked_lm_prob": 0.15,
+            "seed": 2**53 + 1,
+            "spans": None,
+        },
+        tokenizer={
+            "fingerprint": "f" * 64,
+            "vocab_size": 101,
+            "special_ids": {"[MASK]": 4},
+            "num_reserved_pieces": 5,
+        },
         inputs=[{"path": "a b/ü.txt", "sha256": "0" * 64}],
         totals={"documents": 1_000, "tokens": 10**12},
-        statistics={"masked": 0.1 + 0.2, "length_histogram": [0, 3, 5]},
+        statistics={"train": {"shares": {"masked": 0.1 + 0.2}, "length_histogram": [0, 3, 5]}},
         splits={"train": records, "validation": ()},
     )
 
