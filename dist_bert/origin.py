@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.errors import NodeError, UserError
+from dist_bert.redaction import redacted
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 30.0  # of an HTTP server, before it is asked again
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts; doubled each time
@@ -20,6 +21,9 @@ _POLL_SECONDS = 0.05
 
 class OriginError(Exception):
     """A file cannot be read at present; the message names it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))  # of credentials: libraries quote whole addresses
 
 
 class MissingFileError(OriginError):
@@ -93,8 +97,8 @@ class Origin:
             self._file_system, self._root = _open_url(self.place)
 
     def address(self, file: str) -> str:
-        """The full name of a file, for messages."""
-        return f"{self.place}/{file}"
+        """The full name of a file, for messages: without credentials."""
+        return redacted(f"{self.place}/{file}")
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytes:
         """The bytes [start, stop) of a file, or all of them.
