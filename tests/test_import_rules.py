@@ -75,6 +75,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("limits", "quality", "units", "verify"),
         ("corpus",),
         ("preview", "sampling", "token_store"),
+        ("stored_units",),
         ("duplicates",),
         ("dealing",),
         ("data_set",),
