@@ -30,10 +30,10 @@ from data_prep.limits import Limits, check
 from data_prep.prepare_config import PrepareConfig
 from data_prep.progress import Progress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
+from data_prep.stored_units import require_own_tokenizer, sound_units
 from data_prep.token_store import (
     TokenStore,
     UnitRecord,
-    finished_unit,
     make_unit,
     unit_fingerprint,
     unit_folder,
@@ -140,6 +140,8 @@ def _make_plan(
         "input": f"{len(inputs)} files of {num_bytes} bytes ({listed[:12]})",
     }
     is_finished = data_set.is_finished(paths.output_dir, identity)
+    if not is_finished:
+        require_own_tokenizer(paths.token_store, fingerprint)
     units = [] if is_finished else plan_units(inputs, layout)
     return _Plan(units, config, identity, is_finished)
 
@@ -184,11 +186,9 @@ def _tokenise(
 ) -> list[UnitRecord]:
     progress = Progress("tokenise", "units")
     folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
-
-    def find(unit: int) -> UnitRecord | None:
-        parts = plan.units[unit]
-        wanted = unit_fingerprint(parts, plan.config, tokenizer.fingerprint)
-        return finished_unit(folders[unit], wanted)
+    wanted = [unit_fingerprint(unit, plan.config, tokenizer.fingerprint) for unit in plan.units]
+    sizes = [sum(part.bytes for part in unit) for unit in plan.units]
+    found = sound_units(ranks, folders, wanted, sizes)
 
     def breathe() -> None:
         ranks.breathe()
@@ -205,8 +205,7 @@ def _tokenise(
             breathe=breathe,
         )
 
-    sizes = [sum(part.bytes for part in unit) for unit in plan.units]
-    return _resume(ranks, progress, sizes, find, work)
+    return _resume(ranks, progress, sizes, found.get, work)
 
 
 def _count_documents(records: list[UnitRecord], config: PrepareConfig) -> list[int]:

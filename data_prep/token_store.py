@@ -35,13 +35,15 @@ from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from dist_bert import files
 from dist_bert.config import read_json
+from dist_bert.errors import UserError
 from dist_bert.shard_format import FieldTypes
 from dist_bert.tokenizer import Tokenizer
 
-STORE_VERSION = 3  # of the layout and of the text rules: another one makes all units anew
+STORE_VERSION = 4  # of the layout and of the text rules: another one makes all units anew
 
 _BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, beside one document
 _RECORD_NAME = "unit.json"
+_SUM = "sum"  # of all else in it
 _NPY_HEADER = 128  # bytes that numpy's header of a one-dimensional array takes, whatever its length
 
 
@@ -56,6 +58,8 @@ class UnitRecord:
     """What a finished unit says of itself: its `unit.json`."""
 
     fingerprint: str  # of what it was made from
+    tokenizer: str  # fingerprint of the one that made the ids
+    sha256: dict[str, str]  # of its other files
     num_documents: int
     num_sentences: int
     num_tokens: int
@@ -87,12 +91,29 @@ def unit_fingerprint(parts: Sequence[InputPart], config: TextConfig, tokenizer: 
     return files.fingerprint([STORE_VERSION, listed, settings, tokenizer])
 
 
-def finished_unit(folder: Path, fingerprint: str) -> UnitRecord | None:
-    """The record of a unit that is there already, made from just what the fingerprint names."""
-    if not (folder / _RECORD_NAME).exists():
-        return None
-    values = read_json(folder / _RECORD_NAME)
-    return UnitRecord(**values) if values.get("fingerprint") == fingerprint else None
+def is_unit(folder: Path) -> bool:
+    """Whether there is a finished unit, of whatever, sound or not."""
+    return (folder / _RECORD_NAME).exists()
+
+
+def read_record(folder: Path) -> UnitRecord:
+    """The record of a finished unit.
+
+    Raises:
+        UserError: it cannot be read, is not as it was written, or is of another version.
+    """
+    path = folder / _RECORD_NAME
+    values = read_json(path)
+    if values.keys() != {_SUM, *(field.name for field in dataclasses.fields(UnitRecord))}:
+        raise UserError(f"{path}: was written by another version of this program")
+    if values.pop(_SUM) != files.fingerprint(values):
+        raise UserError(f"{path} has changed since it was written (sum)")
+    return UnitRecord(**values)
+
+
+def _write_record(folder: Path, record: UnitRecord) -> None:
+    values = dataclasses.asdict(record)
+    files.write_json(folder / _RECORD_NAME, {**values, _SUM: files.fingerprint(values)})
 
 
 def make_unit(
@@ -128,7 +149,7 @@ def make_unit(
                 writer.add(batch)
                 breathe()
         record = writer.record(unit_fingerprint(parts, config, tokenizer.fingerprint), parts)
-        files.write_json(temporary / _RECORD_NAME, dataclasses.asdict(record))
+        _write_record(temporary, record)
         shutil.rmtree(folder, ignore_errors=True)  # made from something else
         os.replace(temporary, folder)
     except BaseException:
@@ -171,9 +192,12 @@ class _UnitWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        arrays = (self._ids, self._sentence_offsets, self._document_offsets, self._document_hashes)
-        for array in arrays:
+        for array in self._arrays:
             array.close()
+
+    @property
+    def _arrays(self) -> "tuple[_ArrayFile, ...]":
+        return self._ids, self._sentence_offsets, self._document_offsets, self._document_hashes
 
     def read(
         self, parts: Sequence[InputPart], config: TextConfig, max_bad_share: float
@@ -211,9 +235,11 @@ class _UnitWriter:
             self._drops["empty"] += num_empty
 
     def record(self, fingerprint: str, parts: Sequence[InputPart]) -> UnitRecord:
-        """What was written."""
+        """What was written, all of which must be closed."""
         return UnitRecord(
             fingerprint=fingerprint,
+            tokenizer=self._tokenizer.fingerprint,
+            sha256={array.path.name: files.sha256_of_file(array.path) for array in self._arrays},
             num_documents=self._document_hashes.size,
             num_sentences=self._sentence_offsets.size - 1,
             num_tokens=self._ids.size,
@@ -243,18 +269,18 @@ class _ArrayFile:
     def __init__(self, path: Path, dtype: np.dtype[Any], start: Sequence[int] = ()) -> None:
         self.size = 0
         self._dtype = dtype
-        self._path = path
+        self.path = path
         self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
         self._file.write(bytes(_NPY_HEADER))
         self.append(np.array(start))
 
     def append(self, values: NDArray[Any]) -> None:
-        with files.names_errors(self._path):
+        with files.names_errors(self.path):
             self._file.write(values.astype(self._dtype).tobytes())
         self.size += values.size
 
     def close(self) -> None:
-        with files.names_errors(self._path), self._file as file:
+        with files.names_errors(self.path), self._file as file:
             file.seek(0)
             header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.size,)}
             np.lib.format.write_array_header_1_0(file, header)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from dist_bert.errors import NodeError, UserError
 from dist_bert.interrupts import end_rank
+from dist_bert.redaction import redacted
 from dist_bert.slurm_environment import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
@@ -47,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         if is_first_rank():
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {redacted(message)}", file=sys.stderr)
         raise SystemExit(USER_ERROR_EXIT_CODE)
 
 
@@ -125,7 +126,8 @@ def _exit_code_of(
     except OSError as error:  # a file that was named cannot be made, read or written
         if arguments.debug or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        told = redacted(f"error: {error.filename}: {error.strerror}")
+        print(told, file=sys.stderr, flush=True)
         code = USER_ERROR_EXIT_CODE
     return code or 0
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from dist_bert import rank_log
 from dist_bert.files import Appender
+from dist_bert.redaction import redacted
 
 # Loggers whose warnings are for the user. DeepSpeed's has a handler of its own, which prints a
 # time, a level and a place of its code before every message.
@@ -71,12 +72,13 @@ class Console:
     def say(self, text: str) -> None:
         """One line, of rank 0 alone."""
         if self._rank == 0:
+            text = redacted(text)
             self._keep(text)
             self._print(text, sys.stdout)
 
     def warn(self, text: str) -> None:
         """A warning in one line; the same again only at the 10th, 100th, 1,000th ... time."""
-        text = " ".join(text.split())[:_MAX_LENGTH]
+        text = " ".join(redacted(text).split())[:_MAX_LENGTH]
         if len(self._counts) >= _MAX_KINDS and text not in self._counts:
             text = f"more than {_MAX_KINDS} different warnings; the others are counted here"
         count = self._counts[text] = self._counts.get(text, 0) + 1
@@ -120,7 +122,7 @@ class Console:
     def note(self, text: str) -> None:
         """A line for the log file alone: what ends a process is shown by what ends it."""
         if self._rank == 0:
-            self._keep(text)
+            self._keep(redacted(text))
 
     def note_mistake(self, error: Exception) -> None:
         """A user's mistake, which all ranks meet together, for the log files alone."""

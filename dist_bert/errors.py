@@ -1,12 +1,18 @@
 """The one exception for what a user can cause; anything else that is raised is our own mistake."""
 
+from dist_bert.redaction import redacted
+
 
 class UserError(ValueError):
     """A mistake in the input, a file or the configuration.
 
     The message has the name as typed, the value, the rule and the remedy, in one line. Scripts
-    print it without a traceback and exit with code 2 (see `dist_bert.cli`).
+    print it without a traceback and exit with code 2 (see `dist_bert.cli`). Credentials in
+    it are redacted, so that it may be shown, logged and gathered from other ranks as it is.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class NodeError(UserError):

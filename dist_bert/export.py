@@ -19,6 +19,7 @@ from dist_bert.masking import restore
 from dist_bert.model_card import model_card
 from dist_bert.onnx_file import write_onnx
 from dist_bert.reader import SampleReader
+from dist_bert.redaction import redacted_values
 from dist_bert.run_dir import CONFIG_NAME
 from dist_bert.shard_format import MANIFEST_NAME, Manifest
 from dist_bert.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ def export(
     if no_mlm_head := _why_no_mlm_head(run):
         print(f"no MLM head: {no_mlm_head}", flush=True)
         run = dataclasses.replace(run, missing_heads=(*run.missing_heads, "MLM head"))
-    resolved = read_json(run_dir / CONFIG_NAME)
+    resolved = redacted_values(read_json(run_dir / CONFIG_NAME))
     texts = _sample_texts(resolved, run.tokenizer, sample_text)
     with files.whole_folder(output_dir) as folder:
         write_model(run.own_weights(), run.config, folder)

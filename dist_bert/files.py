@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHUNK_BYTES = 1 << 20
+_ESCAPES = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 _MAX_PENDING_BYTES = 64 << 20  # that wait for room on a full disk: 100,000 steps or more
 
 
@@ -141,6 +142,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     """Writes a whole JSON file; equal values in equal key order give equal bytes."""
     write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
+
+
+def json_line(value: Any) -> str:
+    """JSON that is one line for every reader, with its end.
+
+    Unicode's other ends of lines, at which `str.splitlines` and many tools cut, are escaped.
+    """
+    return json.dumps(value, ensure_ascii=False).translate(_ESCAPES) + "\n"
 
 
 def sha256_of_file(path: str | Path, start: int = 0, num_bytes: int | None = None) -> str:

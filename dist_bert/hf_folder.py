@@ -27,6 +27,8 @@ _SPECIAL_TOKENS = dict(
         strict=True,
     )
 )
+# For what transformers loads: neither files nor code of others; unnamed, it asks on the terminal.
+_NO_OTHERS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def check_new_folder(output_dir: Path) -> None:
@@ -126,15 +128,15 @@ def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> N
 def load_model(folder: Path, kind: str = "BertForPreTraining") -> Any:
     """The model that anyone gets from transformers, of one of its classes, in float32."""
     transformers = _quiet_transformers()
-    model = getattr(transformers, kind).from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32
-    )
+    model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32, **_NO_OTHERS)
     return model.eval()
 
 
 def make_pipeline(task: str, model: Any, tokenizer: Any) -> Any:
     """What `transformers.pipeline` makes of them on the CPU."""
-    return _quiet_transformers().pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+    return _quiet_transformers().pipeline(
+        task, model=model, tokenizer=tokenizer, device="cpu", trust_remote_code=False
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -149,7 +151,7 @@ def load_tokenizer(folder: Path) -> Any:
         )
     transformers = _quiet_transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, **_NO_OTHERS)
     except Exception as error:  # whatever its many classes raise for files that they cannot read
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -17,6 +17,7 @@ from dist_bert.data import AHEAD_WINDOWS, WINDOW_BLOCKS
 from dist_bert.deepspeed_config import DeepSpeedConfig
 from dist_bert.deepspeed_flags import deepspeed_flags
 from dist_bert.errors import UserError
+from dist_bert.redaction import redacted_values
 from dist_bert.run_dir import latest_checkpoint, step_of
 from dist_bert.shard_format import Manifest
 from dist_bert.shard_source import ShardSource, bytes_of_first, most_bytes
@@ -72,8 +73,8 @@ class PretrainingJob:
         return self.source.tokenizer_path(self.manifest)
 
     def resolved(self) -> dict[str, Any]:
-        """What `--dry_run` prints and the run's `config.json` keeps."""
-        return {
+        """What `--dry_run` prints and the run's `config.json` keeps: without credentials."""
+        values: dict[str, Any] = {
             "model": dataclasses.asdict(self.model),
             "run": dataclasses.asdict(self.run),
             "deepspeed": self.deepspeed.values,
@@ -85,6 +86,7 @@ class PretrainingJob:
                 "random_next": self._random_next,
             },
         }
+        return {name: redacted_values(value) for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint of this run to be resumed.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_bert.files import Appender
+from dist_bert.files import Appender, json_line
 from dist_bert.row_files import drop_rows_after, read_rows
 from dist_bert.run_dir import METRICS_NAME, PREDICTIONS_NAME, TENSORBOARD_NAME
 
@@ -52,8 +52,7 @@ class MetricsWriter:
     def predictions(self, step: int, rows: Sequence[dict[str, Any]], markdown: str) -> None:
         """Answers to the fixed sentences: rows of their file, and a table for TensorBoard."""
         for row in rows:
-            line = json.dumps({"step": step, **row}, ensure_ascii=False)
-            self._predictions.write(f"{line}\n".encode())
+            self._predictions.write(json_line({"step": step, **row}).encode())
         self.text(step, "predictions", markdown)
 
     def text(self, step: int, name: str, markdown: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.errors import NodeError, UserError
+from dist_bert.redaction import redacted
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 30.0  # of an HTTP server, before it is asked again
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts; doubled each time
@@ -23,6 +24,9 @@ _PARTIAL_CONTENT, _NOT_FOUND = 206, 404
 
 class OriginError(Exception):
     """A file cannot be read at present; the message names it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))  # of credentials: libraries quote whole addresses
 
 
 class MissingFileError(OriginError):
@@ -101,8 +105,8 @@ class Origin:
             self._file_system, self._root = _open_url(self.place)
 
     def address(self, file: str) -> str:
-        """The full name of a file, for messages."""
-        return f"{self.place}/{file}"
+        """The full name of a file, for messages: without credentials."""
+        return redacted(f"{self.place}/{file}")
 
     def read(
         self, file: str, start: int, stop: int, seconds: float, num_bytes: int | None = None

@@ -13,6 +13,8 @@ import platform
 import threading
 from pathlib import Path
 
+from dist_bert.redaction import redacted
+
 _PATIENCE_SECONDS = 5.0
 _early: list[bytes] = []  # what came before there was a file
 _descriptor: int | None = None  # stays open until the process ends, for its last words
@@ -37,7 +39,7 @@ def open_rank_log(folder: Path) -> None:
 
 def keep(text: str) -> None:
     """Writes with time and host; what comes before there is a file is written when there is."""
-    line = f"{now()} {platform.node()} {text}\n".encode()
+    line = f"{now()} {platform.node()} {redacted(text)}\n".encode()
     if _descriptor is None:
         _early.append(line)
     else:
@@ -47,7 +49,7 @@ def keep(text: str) -> None:
 def last_words(text: str) -> None:
     """Says on stderr and in the file why this process is about to end; works from any thread."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, f"{redacted(text)}\n".encode())
     # A file system that hangs may be the very reason: it must not hold up the end.
     writing = threading.Thread(target=keep, args=(text,), daemon=True)
     writing.start()

@@ -53,8 +53,7 @@ def read_rows(path: Path, needed: Sequence[str] = (), only_numbers: bool = False
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a whole file of lines."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_bytes(path, "".join(lines).encode())
+    files.write_bytes(path, "".join(map(files.json_line, rows)).encode())
 
 
 def drop_rows_after(path: Path, step: int, **what: Any) -> None:

@@ -20,6 +20,7 @@ from dist_bert.interrupts import INTERRUPTED_NAME
 from dist_bert.job import Job
 from dist_bert.metrics import MetricsWriter
 from dist_bert.rank_log import now
+from dist_bert.redaction import redacted, redacted_values
 from dist_bert.row_files import read_rows, write_rows
 from dist_bert.run_dir import CONFIG_NAME, STARTS_NAME, TOKENIZER_NAME
 
@@ -92,6 +93,7 @@ def open_run(
     writer = MetricsWriter(run_dir, state.step)
     first = state.step + 1
     writer.text(first, "run/config", _code_block("json", json.dumps(resolved, indent=2)))
+    diff = redacted(diff)
     code = f"commit {commit}" if commit else "no git checkout"
     writer.text(first, "run/code", f"{code}\n\n{_code_block('diff', diff)}" if diff else code)
     writer.text(first, "run/starts", _as_table(starts))
@@ -121,7 +123,7 @@ def _changes(path: Path, resolved: dict[str, Any]) -> dict[str, tuple[Any, Any]]
     is the code's commit, which the start has by itself.
     """
     try:
-        before, after = _flat(read_json(path)), _flat(resolved)
+        before, after = _flat(redacted_values(read_json(path))), _flat(resolved)
     except UserError as error:  # damaged, or removed: it is written anew
         _LOG.warning("%s: how the settings differ from the last start's is not known", error)
         return {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dist_bert.cli import Parser, add_cache_flags, is_first_rank, run_rank
 from dist_bert.files import write_json
+from dist_bert.redaction import redacted_values
 from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def main(arguments: argparse.Namespace) -> None:
     checkpoint = require_weights(arguments.checkpoint, pointer)
     if arguments.dry_run:
         if is_first_rank():
-            print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
+            settings = {**vars(arguments), "checkpoint": str(checkpoint)}
+            print(json.dumps(redacted_values(settings), indent=2))
         return
     is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if is_launched:

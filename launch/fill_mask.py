@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from dist_bert.cli import Parser, run
 from dist_bert.errors import UserError
+from dist_bert.files import json_line
 from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
     for text, masks in fill_masks(trained, texts, arguments.top_k):
         if arguments.json:
             answers = [[dataclasses.asdict(answer) for answer in mask] for mask in masks]
-            print(json.dumps({"text": text.text, "answers": answers}, ensure_ascii=False))
+            print(json_line({"text": text.text, "answers": answers}), end="")
             continue
         print(text.text)
         for mask in masks:

@@ -38,13 +38,13 @@ def main(arguments: argparse.Namespace) -> None:
     lines = _lines(model.answers(labelled.examples))
     if arguments.output == "-":
         for line in lines:
-            print(line, flush=True)
+            print(line, end="", flush=True)
     else:
-        files.write_bytes(Path(arguments.output), "".join(f"{line}\n" for line in lines).encode())
+        files.write_bytes(Path(arguments.output), "".join(lines).encode())
 
 
 def _lines(answers: Iterable[dict[str, Any]]) -> Iterable[str]:
-    return (json.dumps(answer, ensure_ascii=False) for answer in answers)
+    return map(files.json_line, answers)
 
 
 if __name__ == "__main__":

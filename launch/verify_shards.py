@@ -9,6 +9,7 @@ Ends with exit code 2 and one line that names shard, block and sample if anythin
 import argparse
 
 from dist_bert.cli import Parser, add_cache_flags, run
+from dist_bert.redaction import redacted
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -27,7 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
         named = statistics.get("shares", {}).items()
         shares = "  ".join(f"{name} {value:.4g}" for name, value in named)
         print(f"{split}: {statistics['num_samples']:,} samples  {shares}")
-    print(f"{arguments.place}: is whole, and keeps every rule of the format")
+    print(f"{redacted(arguments.place)}: is whole, and keeps every rule of the format")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,27 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
     assert captured.out == ""
 
 
+def test_no_mistake_shows_a_credential(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "https://me:geheim@host/x?sig=geheim"
+
+    def refuse(arguments: argparse.Namespace) -> None:
+        raise UserError(f"--shards {url}: cannot be read")
+
+    def miss(arguments: argparse.Namespace) -> None:
+        open(url).close()
+
+    assert outcome(refuse) == 2
+    assert capsys.readouterr().err == "error: --shards https://***@host/x?***: cannot be read\n"
+    assert outcome(miss) == 2
+    assert capsys.readouterr().err == "error: https://***@host/x?***: No such file or directory\n"
+    assert outcome(refuse, debug=True) == 2
+    traceback = capsys.readouterr().err
+    assert "https://***@host/x?***" in traceback and "geheim" not in traceback
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--required", "x", url])
+    assert "https://***@host/x?***" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(fail, debug=True) == 2
     error = capsys.readouterr().err

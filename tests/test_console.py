@@ -64,6 +64,32 @@ def test_rank_0_speaks_and_all_of_it_is_logged_over_restarts(
     assert logged(path) == ["first start", *kept, "second start", *kept]
 
 
+def test_no_line_has_a_credential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, shown = "s3://me:ge/he@im@bucket/x?sig=geheim", "s3://***@bucket/x?***"
+    console = rank(0, monkeypatch)
+    console.open_log(tmp_path / "log.txt")
+    console.say(f"reading {url}")
+    console.warn(
+        f"{url}: is slow {'.' * 945} {url}"
+    )  # the second one would be cut inside of the password
+    console.note(url)
+    rank_log.keep(url)
+    told = logged(tmp_path / "log.txt")
+    assert told == [f"reading {shown}", f"warning: {shown}: is slow {'.' * 945} {shown}", shown]
+    assert capsys.readouterr().out.splitlines() == told[:2]
+    rank_log.last_words(f"error: {url}")
+    assert capsys.readouterr().err == "" and b"geheim" not in b"".join(rank_log._early)
+    assert [line.split(maxsplit=2)[2].decode().strip() for line in rank_log._early] == [
+        *told[1:],
+        f"error: {shown}",
+    ]
+    other = rank(1, monkeypatch)
+    other.warn(url)
+    assert other.take_unshared() == [f"warning: {shown}"]
+
+
 @pytest.fixture(autouse=True)
 def no_early_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept until a rank has its file is of this process, not of one console."""

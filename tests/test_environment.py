@@ -97,12 +97,18 @@ def test_ranks_of_one_host_that_differ_are_two_nodes() -> None:
 
 
 def test_own_facts_fold_and_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JWT", "NCCL_API_KEY", "WANDB_API_KEY", "PASSWORD"):
+    for name in (
+        *("SLURM_JWT", "NCCL_API_KEY", "WANDB_API_KEY", "PASSWORD", "SLURM_JOB_COMMENT"),
+        *("UCX_AUTH", "MPI_PASSWD", "OMPI_DB_PWD", "TORCH_PASS", "FI_CREDENTIALS", "PMI_COOKIE"),
+        *("CUDA_MIRROR_SECRET", "DS_TOKEN", "SLURM_my_passphrase"),
+    ):
         monkeypatch.setenv(name, "geheim")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("TORCH_HOME", "https://me:geheim@host/hub?sig=geheim")
     own = facts()
     assert "geheim" not in str(own)
     assert own["variables"] == relevant_variables() and "GLOO_SOCKET_IFNAME" in own["variables"]
+    assert own["variables"]["TORCH_HOME"] == "https://***@host/hub?***"
     (node,) = nodes([own, own])
     assert node["ranks"] == [0, 1] and node["torch"] and NODE.keys() <= node.keys()
     assert node["gpus"] == [] or node["driver"]

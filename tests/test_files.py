@@ -91,6 +91,13 @@ def test_equal_values_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "three").read_bytes().count(b"\n") == 1
 
 
+def test_a_json_line_is_one_line_for_everybody() -> None:
+    value = {"é\x85": ["a\u2028b\u2029c\n", "\x0b\x0c\x1c\x1d\x1e", 1.5, None]}
+    line = files.json_line(value)
+    assert line.startswith('{"é\\u0085": ["a\\u2028b\\u2029c\\n", ')
+    assert line.splitlines() == [line.rstrip("\n")] and json.loads(line) == value
+
+
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(256)) * 4_099)

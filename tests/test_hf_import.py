@@ -18,6 +18,7 @@ from dist_bert.errors import UserError
 from dist_bert.evaluate import evaluate
 from dist_bert.export import export
 from dist_bert.fill_mask import fill_mask
+from dist_bert.hf_folder import load_tokenizer
 from dist_bert.hf_import import import_model, vocabulary_texts
 from dist_bert.inference import TrainedRun
 from dist_bert.text_batches import Text
@@ -58,8 +59,8 @@ def imported(folder: Path, name: str = "new", **arguments: Any) -> TrainedRun:
 
 def published_logits(folder: Path, text: str) -> tuple[Any, Any]:
     """Tokenizer of a published folder, and its MLM logits at the tokens of a text."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.BertForMaskedLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = transformers.BertForMaskedLM.from_pretrained(folder, trust_remote_code=False).eval()
     with torch.no_grad():
         return tokenizer, model(**tokenizer(text, return_tensors="pt")).logits[0]
 
@@ -295,10 +296,26 @@ def test_what_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     write_vocabulary(folder, UNCASED, do_lower_case=True)
     lines = {"sample_text": str(tmp_path / "none")}
     assert "--sample_text" in refusal(tmp_path, **lines)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.add_tokens(["covid"])
     tokenizer.save_pretrained(folder)
     assert "has added tokens (covid), without which" in refusal(tmp_path)
+
+
+def test_code_in_a_folder_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if somebody says yes where transformers would ask."""
+    (tmp_path / "vocab.txt").write_text("\n".join(UNCASED))
+    own = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": own}
+    files.write_json(tmp_path / "tokenizer_config.json", settings)
+    (tmp_path / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+        "from transformers import BertTokenizer\nclass OwnTokenizer(BertTokenizer): pass\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    with pytest.raises(UserError, match=r"cannot load its tokenizer .* contains custom code"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_untied_decoder_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 # From low to high: a module imports only from layers below its own. A new module gets its place.
 LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dist_bert": (
+        ("redaction",),
         ("rank_log",),
         ("confidence", "errors", "figures", "files", "hashing", "interrupts", "packed"),
         ("shipped", "spikes", "time_budget"),
@@ -74,6 +75,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("limits", "quality", "units", "verify"),
         ("corpus",),
         ("preview", "sampling", "token_store"),
+        ("stored_units",),
         ("duplicates",),
         ("dealing",),
         ("data_set",),

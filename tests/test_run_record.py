@@ -35,6 +35,14 @@ def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
     }
 
 
+def test_credentials_of_an_earlier_config_are_not_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"run": {"shards": "https://me:geheim@host/a?sig=geheim"}}))
+    assert _changes(path, {"run": {"shards": "https://***@host/a?***"}}) == {}
+    expected = {"run.shards": ("https://***@host/a?***", "b")}
+    assert _changes(path, {"run": {"shards": "b"}}) == expected
+
+
 def test_a_damaged_config_is_no_reason_to_stop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

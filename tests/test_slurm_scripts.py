@@ -93,6 +93,24 @@ def test_a_job_that_stands_still_ends(tmp_path: Path) -> None:
     assert "requeued" in slice_of(tmp_path, 1, saves="1", SLURM_JOB_ID="8")[1]
 
 
+def test_names_with_blanks_reach_the_container_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a job"
+    (folder / "launch").mkdir(parents=True)
+    shutil.copytree(FOLDER, folder / "launch/slurm")
+    (folder / "apptainer").write_text("#!/bin/sh\nprintf '%s|' \"$@\"\n")
+    (folder / "apptainer").chmod(0o755)
+    job = {**SLURM, "CONTAINER": "my images/bert.sif", "CONTAINER_FLAGS": "--nv --bind /scratch"}
+    made = run_script(
+        "bash", "launch/slurm/train_tokenizer.sbatch", "--output_dir", "a b", cwd=folder,
+        env={**os.environ, **job, "PATH": f"{folder}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert made.returncode == 0 and made.stderr == ""
+    assert made.stdout.rstrip("|").split("|") == [
+        *("exec", "--nv", "--bind", "/scratch", "--bind", str(folder), "--pwd", str(folder)),
+        *("my images/bert.sif", "python", "launch/train_tokenizer.py", "--output_dir", "a b"),
+    ]
+
+
 def test_slices_that_slurm_itself_ends_count_too(tmp_path: Path) -> None:
     """A node that fails ends the batch shell, which then counts nothing."""
     (tmp_path / "state").write_text("0")

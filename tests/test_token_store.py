@@ -17,8 +17,9 @@ from data_prep.token_store import (
     Unit,
     UnitRecord,
     content_hash,
-    finished_unit,
+    is_unit,
     make_unit,
+    read_record,
     unit_fingerprint,
     unit_folder,
 )
@@ -155,15 +156,14 @@ def test_documents_are_gathered_by_their_numbers(
         assert found == [tokenizer.encode(s) for s in sentences]
 
 
-def test_a_finished_unit_is_found_only_for_the_same_input(
-    tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_a_unit_is_named_by_all_that_it_is_made_from(tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder = tmp_path / "unit"
     part = write(tmp_path / "a.txt", "A first text. It is here.")
     wanted = unit_fingerprint([part], CONFIG, tokenizer.fingerprint)
-    assert finished_unit(folder, wanted) is None
+    assert not is_unit(folder)
     made = make(folder, [part], tokenizer)
-    assert finished_unit(folder, wanted) == made
+    assert is_unit(folder) and read_record(folder) == made and made.fingerprint == wanted
+    assert made.tokenizer == tokenizer.fingerprint
     of_shards = PrepareConfig(format="text", sequence_length=512, copies=3)
     assert unit_fingerprint([part], of_shards, tokenizer.fingerprint) == wanted, "serves any shards"
     others = [
@@ -175,7 +175,6 @@ def test_a_finished_unit_is_found_only_for_the_same_input(
     ]
     later = write(tmp_path / "a.txt", "A later text. It is here.")
     others.append(unit_fingerprint([later], CONFIG, tokenizer.fingerprint))
-    assert all(finished_unit(folder, other) is None for other in others)
     assert len({wanted, *others}) == 7
     assert make(folder, [later], tokenizer).fingerprint == others[-1], "what was there is replaced"
 
@@ -189,7 +188,7 @@ def test_bad_records_are_counted_and_named(tmp_path: Path, tokenizer: Tokenizer)
     assert record.first_bad.startswith(f"{tmp_path}/b.txt: byte 112 is not UTF-8")
     with pytest.raises(UserError, match=r"b\.txt: byte 112 .* \(2 of 21 records are bad"):
         make(tmp_path / "unit", parts, tokenizer, max_bad_share=0.09)
-    assert finished_unit(tmp_path / "unit", record.fingerprint) == record, "a failure harms nothing"
+    assert read_record(tmp_path / "unit") == record, "a failure harms nothing"
 
 
 def test_long_work_can_be_left(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -2,18 +2,19 @@
 
 import os
 
+from dist_bert.redaction import is_secret, redacted
+
 _VARIABLES = (
     "CUDA_", "DS_", "FI_", "GLOO_", "LD_", "MASTER_", "MKL_NUM_THREADS", "MPI", "NCCL_", "OMP_",
     "OMPI_", "PMI", "PYTHONPATH", "RANK", "LOCAL_RANK", "SLURM_", "TMPDIR", "TORCH_", "UCX_",
     "WORLD_SIZE",
 )  # fmt: skip
-_SECRETS = ("JWT", "TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def relevant_variables() -> dict[str, str]:
-    """Name -> value, by name."""
+    """Name -> value, by name; without the secrets of `dist_bert.redaction`."""
     return {
-        name: os.environ[name]
+        name: redacted(os.environ[name])
         for name in sorted(os.environ)
-        if name.startswith(_VARIABLES) and not any(secret in name for secret in _SECRETS)
+        if name.startswith(_VARIABLES) and not is_secret(name)
     }

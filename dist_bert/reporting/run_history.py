@@ -18,6 +18,7 @@ from dist_bert.config import read_json
 from dist_bert.errors import UserError
 from dist_bert.interrupts import INTERRUPTED_NAME
 from dist_bert.metrics import PREDICTION_KEYS
+from dist_bert.redaction import redacted_values
 from dist_bert.row_files import read_rows, rows_of
 from dist_bert.run_dir import (
     CONFIG_NAME,
@@ -124,7 +125,7 @@ def read_history(run_dir: str | Path, name: str) -> RunHistory:
     environment = folder / ENVIRONMENT_NAME
     return RunHistory(
         name=name,
-        config=read_json(folder / CONFIG_NAME),
+        config=redacted_values(read_json(folder / CONFIG_NAME)),
         train=train,
         validation=validation,
         starts=read_rows(starts, ("time",)) if starts.exists() else None,

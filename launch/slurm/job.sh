@@ -31,8 +31,9 @@ value_of() { # value_of --FLAG ARGUMENTS...: what the last --FLAG VALUE or --FLA
 
 inside=() # words in front of every command that needs our Python
 if [ "$CONTAINER" ]; then
+    read -ra flags <<<"$CONTAINER_FLAGS"
     # shellcheck disable=SC2034 # used by the scripts that source this
-    read -ra inside <<<"apptainer exec $CONTAINER_FLAGS --bind $PWD --pwd $PWD $CONTAINER"
+    inside=(apptainer exec "${flags[@]}" --bind "$PWD" --pwd "$PWD" "$CONTAINER")
 else
     eval "$SETUP" || fail 2 "SETUP: '$SETUP' does not work on $(hostname)"
 fi

@@ -72,7 +72,7 @@ def exported(run_dir: Path, folder: Path, with_onnx: bool = False) -> str:
 
 def scores_of_both(head: Any, reference: Any, folder: Path) -> tuple[Any, Any, Any]:
     """Scores by ours and by transformers' model of two samples, one of them padded, and these."""
-    fast = transformers.AutoTokenizer.from_pretrained(folder)
+    fast = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     assert fast.model_max_length == LENGTH
     batch = fast(["The old lamp.", "昨天"], ["Alice", "灯笼。"], padding=True, return_tensors="pt")
     unpadded: Any = unpad(*(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
@@ -107,7 +107,7 @@ def test_pairs_by_the_script_with_onnx(tokenizer: Path, sets: Path, tmp_path: Pa
     assert "pipeline answers 32 of 32 examples alike" in made.stdout
     assert "logits of onnxruntime: largest difference" in made.stdout
     model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder, output_loading_info=True
+        folder, output_loading_info=True, trust_remote_code=False
     )
     assert not told["missing_keys"] and not told["unexpected_keys"]
     assert model.config.id2label == {0: "equal", 1: "other", 2: "unclear"}
@@ -142,7 +142,7 @@ def test_several_labels(
     )
     folder = tmp_path / "new"
     assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     assert config.problem_type == "multi_label_classification"
     (printed,) = run_card(folder, monkeypatch)
     assert all(name in printed for name in labelled.LABELS)
@@ -158,7 +158,9 @@ def test_numbers(
     run_dir, folder = tmp_path / "run", tmp_path / "new"
     head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, examples)
     assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=False
+    )
     assert (model.config.problem_type, model.config.num_labels) == ("regression", 1)
     assert model.config.id2label == {0: "score"}
     ours, theirs, _ = scores_of_both(head, model, folder)
@@ -179,7 +181,9 @@ def test_tags(tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.M
     said = exported(run_dir, folder)
     assert "tag_words answers 32 of 32 examples alike" in said
     assert "pipeline answers 32 of 32" not in said and " here, [('" in said, "as the card says"
-    model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        folder, trust_remote_code=False
+    )
     assert [model.config.id2label[i] for i in range(5)] == TAGS
     ours, theirs, batch = scores_of_both(head, model, folder)
     is_token = batch["attention_mask"].bool()
@@ -211,7 +215,9 @@ def test_questions(
     folder = tmp_path / "new"
     assert "find_answer answers 16 of 16 examples alike" in exported(run_dir, folder)
     kind = "TokenClassification" if as_token_classes else "QuestionAnswering"
-    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder)
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+        folder, trust_remote_code=False
+    )
     ours, theirs, batch = scores_of_both(head, model, folder)
     found = (
         theirs.logits

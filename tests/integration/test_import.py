@@ -74,8 +74,10 @@ def test_training_goes_on_from_it(folder: Path, tmp_path: Path) -> None:
     text = "The old [MASK] is in the well, 昨天"
     logits = []
     for path in (folder / "published", tmp_path / "export"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model = transformers.BertForPreTraining.from_pretrained(path).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = transformers.BertForPreTraining.from_pretrained(
+            path, trust_remote_code=False
+        ).eval()
         with torch.no_grad():
             answers = model(**tokenizer(text, return_tensors="pt")).prediction_logits[0]
         logits.append(answers[:, tokenizer.convert_tokens_to_ids(VOCABULARY)])

@@ -20,7 +20,8 @@ from data_prep.data_set import CLAIM_NAME
 from data_prep.token_store import TokenStore, content_hash
 from dist_bert.masking import restore
 from dist_bert.shard_format import FIELD_SHAPES, MANIFEST_NAME, SPLITS, Manifest, ShardFile
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
+from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer, train_tokenizer
+from dist_bert.tokenizer_config import TokenizerConfig
 from tests.corpus import english_sentences, write_text_files
 from tests.integration.conftest import (
     ROOT,
@@ -117,6 +118,40 @@ def test_a_token_store_serves_other_settings(prepared: Prepared) -> None:
         )
         == 127
     )
+
+
+def test_a_damaged_token_store_is_mended(prepared: Prepared, tmp_path: Path) -> None:
+    """And that of another tokenizer is left alone."""
+    store = tmp_path / "store"
+    shutil.copytree(prepared.shards / "token_store", store)
+    flipped, cut, unreadable = sorted(store.glob("unit-*"))[:3]
+    ids = np.load(flipped / "ids.npy", mmap_mode="r+")
+    ids[:100] ^= 1
+    ids.flush()
+    os.truncate(cut / "ids.npy", (cut / "ids.npy").stat().st_size // 2)
+    (unreadable / "unit.json").write_text("{")
+    made = prepare_shards(
+        2, "--input", prepared.text, "--tokenizer", prepared.tokenizer, "--output_dir",
+        tmp_path / "out", "--token_store", store, *SETTINGS,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert (
+        f"token store: 2 units are damaged, and are encoded again: {flipped}/ids.npy has changed"
+        f" since it was written (sha256); {cut}/ids.npy has changed"
+    ) in made.stdout
+    assert "token store: 1 units cannot be used, and are encoded again: " in made.stdout
+    assert files_of(store) == files_of(prepared.shards / "token_store")
+    assert files_of(tmp_path / "out").items() <= files_of(prepared.shards).items()
+
+    lines = english_sentences(900, seed=3)
+    other = train_tokenizer(lines, tmp_path / "other", TokenizerConfig(vocab_size=301))
+    before = files_of(store)
+    made = prepare_shards(
+        2, "--input", prepared.text, "--tokenizer", other, "--output_dir", tmp_path / "new",
+        "--token_store", store, *SETTINGS,
+    )  # fmt: skip
+    assert_one_line_error(made, f"--token_store {store}: holds text that was encoded with another")
+    assert files_of(store) == before and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

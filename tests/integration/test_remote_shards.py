@@ -1,5 +1,6 @@
 """Whole runs on shards that lie behind a URL: moved, killed, resumed, evaluated, verified."""
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,25 @@ from tests.integration.conftest import BIN, kill_when_printed, run_script
 from tests.integration.test_pretrain import write_configs
 from tests.shard_server import ShardServer
 
+PASSWORD = uuid.uuid4().hex  # not in the code, whose changes a run keeps
+
 
 @pytest.fixture
 def server(data_set: Path) -> Iterator[ShardServer]:
     server = ShardServer(data_set)
     yield server
     server.stop()
+
+
+def with_credentials(server: ShardServer) -> tuple[str, str]:
+    """Its address with a user and a password, and as it is shown."""
+    return server.url.replace("//", f"//me:{PASSWORD}@"), server.url.replace("//", "//***@")
+
+
+def files_with(text: str, folder: Path) -> set[str]:
+    """Names of the files in a folder, and in those below, that hold a text."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.name for path in paths if text.encode() in path.read_bytes()}
 
 
 @pytest.mark.slow
@@ -35,9 +49,11 @@ def test_a_run_moves_from_disk_to_url_and_its_losses_stay(
     ended = run_script(*script, *local, "--output_dir", whole)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
+    url, shown = with_credentials(server)
+
     def by_url(node: str) -> list[str | Path]:
         cache: list[str | Path] = ["--local_cache", tmp_path / node, "--local_cache_gib", "0.1"]
-        return [*script, "--shards", str(server.url), *cache, "--output_dir", moved]
+        return [*script, "--shards", url, *cache, "--output_dir", moved]
 
     kill_when_printed("saved step 4 ", *script, *local, "--output_dir", moved)
     output = kill_when_printed("saved step 8 ", *by_url("node"))
@@ -48,6 +64,11 @@ def test_a_run_moves_from_disk_to_url_and_its_losses_stay(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "resumed at step 8 of 14" in ended.stdout
     assert server.num_fetched() == fetched, "what is on the disk is not fetched again"
+
+    assert files_with(PASSWORD, moved) == set()
+    told = files_with(shown, moved)
+    assert {"config.json", "starts.jsonl", "log.txt"} < told
+    assert any("tfevents" in name for name in told)
 
     names = ("train/loss", "train/grad_norm", "validation/loss")
     curves = [
@@ -74,13 +95,16 @@ def test_a_shard_that_is_damaged_behind_its_url_ends_the_run_with_a_line(
     data_set: Path, server: ShardServer, tmp_path: Path
 ) -> None:
     file = Manifest.load(data_set).splits["train"][2].file
+    url, shown = with_credentials(server)
     server.corrupt[file] = 1_000
     ended = run_script(
         BIN / "python", "launch/pretrain.py", *write_configs(tmp_path, stage=0, precision="fp32"),
-        "--shards", server.url, "--local_cache", tmp_path / "cache", "--output_dir",
-        tmp_path / "run",
+        "--shards", url, "--local_cache", tmp_path / "cache", "--output_dir", tmp_path / "run",
     )  # fmt: skip
     assert ended.returncode == 1
     (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
-    assert line.startswith(f"error: rank 0: {server.url}/{file}: is damaged, also when fetched")
+    assert line.startswith(f"error: rank 0: {shown}/{file}: is damaged, also when fetched")
     assert "Traceback" not in ended.stderr
+    assert PASSWORD not in ended.stdout + ended.stderr
+    assert shown in (tmp_path / "run/logs/rank-00000.log").read_text()
+    assert files_with(PASSWORD, tmp_path / "run") == set()

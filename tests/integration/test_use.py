@@ -48,7 +48,12 @@ def test_any_number_of_ranks_finds_the_same_scores(
 
 
 def test_masks_are_filled_from_standard_input(encoder: Path) -> None:
-    texts = ["The [MASK] lamp [MASK] the window.", "A [MASK]!", "Old [MASK] and young [MASK]."]
+    """Also where U+2028 is inside of one, at which those who split lines would cut it."""
+    texts = [
+        "The [MASK] lamp [MASK] the window.",
+        "A [MASK]\u2028!",
+        "Old [MASK] and young [MASK].",
+    ]
     command = [PYTHON, "launch/fill_mask.py", "--checkpoint", str(encoder), "--top_k", "2"]
     ended = run_script(*command, "--json", "--input", "-", stdin="\n".join(texts))
     assert ended.returncode == 0, ended.stderr
