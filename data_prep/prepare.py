@@ -141,7 +141,7 @@ def _make_plan(
     }
     is_finished = data_set.is_finished(paths.output_dir, identity)
     if not is_finished:
-        require_own_tokenizer(paths.token_store, fingerprint)
+        require_own_tokenizer(paths.token_store, tokenizer.fingerprint)
     units = [] if is_finished else plan_units(inputs, layout)
     return _Plan(units, config, identity, is_finished)
 

@@ -18,7 +18,7 @@ def read(path: Path, layout: str = "text") -> tuple[list[tuple[str, list[str]]],
 @pytest.mark.parametrize(
     ("text", "expected", "removed"),
     [
-        ("One\0.\n\n\0\0Two.\0", ["One.", "Two."], {"nul": 4}),
+        ("One\0.\n\n\0\0Two\0.", ["One.", "Two."], {"nul": 4}),
         ("One.\n\n\u200b\n\nTwo. \ufeff Three.", ["One.", "Two.", "Three."], {"zero_width": 2}),
         ("می\u200cخواهم. क्\u200dष ක්\u200d රි", ["می\u200cخواهم.", "क्\u200dष ක්\u200d රි"], {}),
         ("One.\u200b Two.", ["One.\u200b Two."], {}),  # behind a word: it is the tokenizer's
