@@ -15,6 +15,7 @@ import pytest
 
 from dist_bert.data import BatchShape, SampleOrder, training_batches
 from dist_bert.errors import UserError
+from dist_bert.planning.plan import Workload
 from dist_bert.reader import SampleReader
 from dist_bert.sample_rules import check_ranges
 from dist_bert.shard_format import MANIFEST_NAME, Manifest, write_shard
@@ -215,6 +216,27 @@ def test_a_manifest_that_breaks_a_rule_is_refused_in_one_line(data_set: DataSet,
     with pytest.raises(UserError, match=message) as caught:
         Manifest.load(data_set.folder)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"num_samples": 0, "length_bin_tokens": 4, "num_tokens": 9, "num_masked": 2},
+        {"num_samples": 3, "length_bin_tokens": 4, "num_tokens": 9, "num_masked": 2},
+        {
+            "num_samples": 3,
+            "length_bin_tokens": 4,
+            "num_tokens": 9,
+            "num_masked": 2,
+            "length_histogram": ["a"],
+        },
+    ],
+)
+def test_a_plan_needs_the_counts_of_the_manifest(data_set: DataSet, train: Json) -> None:
+    manifest = dataclasses.replace(data_set.manifest, statistics={"train": train})
+    with pytest.raises(UserError, match=r"statistics\.train must have num_samples, "):
+        Workload.of_shards(manifest)
 
 
 @pytest.mark.parametrize("name", ["short row", "offset beyond", "file above", "no splits"])

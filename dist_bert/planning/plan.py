@@ -39,6 +39,7 @@ GPU_MEMORY_GBYTES = {
 MOST_COMMUNICATION = 0.2  # share of the step at which scaling is said to end
 _MASKED_SHARE, _SPECIAL_TOKENS = 0.15, 3  # of samples that are not there to be counted
 _CHECKPOINT_BYTES = 12  # a parameter: weight and AdamW's moments, in float32
+_COUNTS = ("num_samples", "length_bin_tokens", "num_tokens", "num_masked")  # of a manifest
 _BATCH_FACTORS = (1, 4, 16)  # of the global batch, in the table of where scaling ends
 
 
@@ -61,8 +62,20 @@ class Workload:
 
     @classmethod
     def of_shards(cls, manifest: Manifest) -> "Workload":
-        """The means that the manifest's statistics give; squares are of bins of the histogram."""
-        train, length = manifest.statistics["train"], manifest.config["sequence_length"]
+        """The means that the manifest's statistics give; squares are of bins of the histogram.
+
+        Raises:
+            UserError: the statistics lack them.
+        """
+        train, length = manifest.statistics.get("train", {}), manifest.config["sequence_length"]
+        counts = [train.get(name) for name in _COUNTS]
+        histogram = train.get("length_histogram")
+        counts += histogram if isinstance(histogram, list) else [None]
+        if not all(type(count) is int and count >= 0 for count in counts) or 0 in counts[:4]:
+            raise UserError(
+                f"manifest of the shards: statistics.train must have {', '.join(_COUNTS)} and"
+                " length_histogram; give --sequence_length, or prepare the shards again"
+            )
         num_samples, width = train["num_samples"], train["length_bin_tokens"]
         squares = sum(
             count * min(length, width * index + width / 2) ** 2
