@@ -11,6 +11,12 @@ from tests import processes
 from tests.processes import Patience, adopt_orphans, children, end_children, is_alive
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as in every process that is started; before torch is imported
+# Started by nohup or in the background, a shell has these ignored, and so would be all that tests
+# start. A signal with a handler here has its default there.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session", autouse=True)
