@@ -410,7 +410,7 @@ def test_a_finished_data_set_is_left_alone(prepared: Prepared) -> None:
         ({"a.txt": b"One.\n\nTwo.\n\nThree."}, ["--input", "*.txt", "--format", "lines"],
          "every document is a single sentence"),
         ({"a.txt": b"One is here\nTwo is there\n" * 9}, ["--input", "*.txt"],
-         "--format sentences if a line is a sentence"),
+         "--format sentences if it has one sentence a line"),
         ({"a.txt": b"One. Two.", "b.txt": b"One. \xff", "c.txt": b"x. \xff"}, ["--input", "*.txt"],
          ".txt: byte "),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--tokenizer", "none"], "none: cannot be read"),
