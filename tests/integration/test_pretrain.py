@@ -334,7 +334,8 @@ def test_the_package_starts_behind_the_launcher_as_the_script_does(
     """From another folder, with a configuration that comes with the package."""
     ended = run_script(
         *deepspeed_launcher(2), "--module", "dist_bert", "pretrain", "--shards", data_set,
-        "--dry_run", "--deepspeed_config", "configs/zero1.json", "--model", "configs/model/bert_tiny.json",
+        "--dry_run", "--deepspeed_config", "configs/zero1.json",
+        "--model", "configs/model/bert_tiny.json",
         "--lr", "0.25", "--deepspeed", "zero_optimization.stage=2", "--train_batch_size", "36",
         "--train_micro_batch_size_per_gpu", "6", cwd=tmp_path,
     )  # fmt: skip
