@@ -75,8 +75,6 @@ def check(found: Examination, console: Console) -> int:
             console.say("left out steps, a save and a validation: they need what is wrong")
         problems += differing  # last: they keep nothing else from being checked
         gather_warnings(console)
-    except UserError:  # before the ranks have met
-        raise
     except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
         _end_out_of_memory(job)
     except Exception as error:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dist_bert.deepspeed_release import REMEDY, fault_of
-from dist_bert.device import arithmetic, bf16_flags
+from dist_bert.device import arithmetic, bf16_flags, num_cores
 from dist_bert.diagnosis.limits import (
     cgroup_cores,
     cgroup_memory_bytes,
@@ -190,7 +190,7 @@ def _system_name() -> str:
 
 def _devices() -> Iterator[Finding]:
     yield Finding("devices", "processor", cpu_model())
-    cores, quota = len(os.sched_getaffinity(0)), cgroup_cores() or float("inf")
+    cores, quota = num_cores(), cgroup_cores() or float("inf")
     yield _judged(
         Finding(
             "devices",
