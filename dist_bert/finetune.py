@@ -26,6 +26,7 @@ from dist_bert.inference import pinned
 from dist_bert.initial_weights import load_initial_weights
 from dist_bert.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
 from dist_bert.model import BertForPreTraining
+from dist_bert.predict import load_head
 from dist_bert.row_files import write_rows
 from dist_bert.run_dir import (
     BEST_NAME,
@@ -37,7 +38,7 @@ from dist_bert.run_dir import (
 from dist_bert.session import Batches, Validation, Work, run_session, train_run
 from dist_bert.tasks.batches import training_steps
 from dist_bert.tasks.forwards import scores_of_set
-from dist_bert.tasks.heads import Head, load_head, start_from
+from dist_bert.tasks.heads import Head, start_from
 from dist_bert.tasks.questions import PreparedQuestions, QuestionTask
 from dist_bert.tasks.results import RESULTS_NAME, summarize, write_results
 from dist_bert.watchdog import Watchdog

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from dist_bert.config import ModelConfig, from_dict, read_json
 from dist_bert.data import BatchShape
+from dist_bert.device import run_device
 from dist_bert.errors import UserError
 from dist_bert.finetune_job import task_of
 from dist_bert.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from dist_bert.tasks.batches import evaluation_batches
 from dist_bert.tasks.examples import Example
 from dist_bert.tasks.forwards import scores_of_batches
-from dist_bert.tasks.heads import Head, load_head
+from dist_bert.tasks.heads import Head
 from dist_bert.tasks.questions import QuestionTask
 from dist_bert.tasks.results import best_run, read_results
 from dist_bert.tasks.task import Task
@@ -78,3 +80,12 @@ class FineTunedModel:
             scores = dict(scores_of_batches(self.head, batches, self.device))
             logits = [scores[sample] for sample in range(len(prepared.features))]
             yield from task.answers(prepared, logits)
+
+
+def load_head(task: Task, config: ModelConfig, weights: Path) -> tuple[Head, torch.device]:
+    """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU."""
+    device = run_device()
+    with torch.device("meta"):  # the weights are all replaced: nothing to initialise
+        head = task.new_head(config)
+    head.load_state_dict(load_file(weights), assign=True)
+    return head.to(device).eval(), device

@@ -9,21 +9,17 @@ Source: Devlin et al. 2019, "BERT", section 4 (https://arxiv.org/abs/1810.04805)
 Letters: T tokens of the micro-batch, B samples, H hidden, C classes, S longest sample.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_bert.config import ModelConfig
 from dist_bert.data import NO_LABEL
-from dist_bert.device import run_device
 from dist_bert.kernels import dropout
 from dist_bert.model import BertEncoder, BertForPreTraining
 from dist_bert.products import Linear
-from dist_bert.tasks.task import Task
 
 NUM_SPAN_SCORES = 2  # a token as the first and as the last one of the answer
 
@@ -263,15 +259,6 @@ Head = (
     | BertForTokenClassification
     | BertForQuestionAnswering
 )
-
-
-def load_head(task: Task, config: ModelConfig, weights: Path) -> tuple[Head, torch.device]:
-    """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU."""
-    device = run_device()
-    with torch.device("meta"):  # the weights are all replaced: nothing to initialise
-        head = task.new_head(config)
-    head.load_state_dict(load_file(weights), assign=True)
-    return head.to(device).eval(), device
 
 
 def start_from(
