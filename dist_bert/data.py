@@ -78,6 +78,7 @@ class SampleOrder:
         self._shard_of_block = shard_of_block
         self._block_sizes = block_sizes
         self._seed = seed
+        self.window_blocks = WINDOW_BLOCKS
         self.num_samples = int(block_sizes.sum())
         self._epoch_blocks = functools.lru_cache(2)(self._permute_blocks)
         self._window = functools.lru_cache(2)(self._permute_window)
@@ -90,9 +91,9 @@ class SampleOrder:
         while start < stop:
             epoch, position = divmod(start, self.num_samples)
             _, starts = self._epoch_blocks(epoch)
-            window = int(np.searchsorted(starts, position, "right") - 1) // WINDOW_BLOCKS
+            window = int(np.searchsorted(starts, position, "right") - 1) // self.window_blocks
             blocks, rows = self._window(epoch, window)
-            skip = position - int(starts[window * WINDOW_BLOCKS])
+            skip = position - int(starts[window * self.window_blocks])
             count = min(blocks.size - skip, stop - start)
             chosen = slice(skip, skip + count)
             parts.append((np.full(count, epoch), blocks[chosen], rows[chosen]))
@@ -108,8 +109,8 @@ class SampleOrder:
             blocks, starts = self._epoch_blocks(epoch)
             end = min(position + stop - start, self.num_samples)
             ends = np.searchsorted(starts, (position, end - 1), "right") - 1
-            first, last = ends // WINDOW_BLOCKS * WINDOW_BLOCKS
-            parts.append(blocks[first : last + WINDOW_BLOCKS])
+            first, last = ends // self.window_blocks * self.window_blocks
+            parts.append(blocks[first : last + self.window_blocks])
             start += end - position
         return np.concatenate(parts)
 
@@ -126,7 +127,7 @@ class SampleOrder:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Block and row of every sample of one window, in the order of training."""
         blocks, _ = self._epoch_blocks(epoch)
-        blocks = blocks[window * WINDOW_BLOCKS : (window + 1) * WINDOW_BLOCKS]
+        blocks = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
         sizes = self._block_sizes[blocks]
         rows = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         blocks = np.repeat(blocks, sizes)
@@ -315,7 +316,7 @@ def _windows(
 ) -> Iterator[_Window]:
     """Endless; a block's rows for this rank are taken in one go, once for the whole window."""
     size = shape.global_batch_size
-    num_steps = max(1, int(reader.block_sizes[:WINDOW_BLOCKS].sum()) // size)
+    num_steps = max(1, int(reader.block_sizes[: order.window_blocks].sum()) // size)
     memories: list[Memory] = [{}, {}, {}]  # one window is in use, one waits and one is made
     for memory in itertools.cycle(memories):
         stop_sample = start_sample + num_steps * size
