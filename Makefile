@@ -23,7 +23,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not (cluster and slow)"
 
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest tests/test_*.py -m "not slow"
+	$(BIN)/python -m pytest tests/unit -m "not slow"
 
 test_avx2: $(VENV)/installed
 	$(AVX2) $(BIN)/python -m pytest -m "trains and not cluster"
@@ -38,7 +38,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy dist_bert data_prep launch tests
-	$(BIN)/python -m pytest -q tests/test_import_rules.py
+	$(BIN)/python -m pytest -q tests/unit/test_import_rules.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

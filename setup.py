@@ -60,7 +60,7 @@ setup(
     # Ranges that should work; constraints.txt has the versions that were tested together.
     install_requires=[
         "torch>=2.11,<2.14",
-        # 0.17.6 to 0.18.2 have wrong gradients at ZeRO-2: dist_bert/deepspeed_release.py
+        # 0.17.6 to 0.18.2 have wrong gradients at ZeRO-2: dist_bert/training/deepspeed_release.py
         "deepspeed>=0.19.8,<0.20",
         "numpy>=2.0",
         "safetensors>=0.5",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_prep.chunks import Chunks, Spans, chain, cut_in_two
 from data_prep.clauses import PieceBorders
 from data_prep.documents import Documents
-from dist_bert.hashing import hash64, uniform
+from dist_bert.common.hashing import hash64, uniform
 
 _MOST_PASSES = 12  # over the chain; three are usual
 _MOST_SURPLUS = 2.0**-8  # of the pairs: few enough to be mended by cutting

@@ -3,7 +3,7 @@
 Everything that is compared is measured alternately, round by round, because a machine's speed
 changes by the minute; the best round of each counts. Seconds are CPU seconds: those of all
 processes of a launch together, start of the interpreter included. Not for: what the scripts print
-(`dist_bert.figures`), or reading the shards (`dist_bert.benchmarks.loader`).
+(`dist_bert.common.text_tables`), or reading the shards (`dist_bert.tools.benchmark.loader`).
 """
 
 import concurrent.futures
@@ -29,8 +29,8 @@ from data_prep.inputs import resolve_inputs
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from data_prep.stage_profile import measured_stages
-from dist_bert.errors import UserError
-from dist_bert.shard_format import Manifest
+from dist_bert.common.errors import UserError
+from dist_bert.data.shard_format import Manifest
 
 T = TypeVar("T")
 Figures = dict[str, dict[str, dict[str, float]]]  # table -> row -> column -> figure
@@ -41,7 +41,9 @@ TOKENIZER_PIECES = 8_192  # wanted where no tokenizer is given
 _LAUNCH = Path(__file__).parents[1] / "launch"
 _RANKS = (1, 2)
 _SAMPLE_STAGES = ("pairs", "order_and_assemble", "masks", "statistics")  # of `build_blocks`
-_ENCODE_TEXTS = 16_384  # as in dist_bert.tokenizer: the lists of all texts would not fit the caches
+_ENCODE_TEXTS = (
+    16_384  # as in dist_bert.tokenizer.tokenizer: the lists of all texts would not fit the caches
+)
 _MAX_BAD_SHARE = 0.001  # of a file's records, the default of the scripts
 _MB = 1e6
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.clauses import PieceBorders, best_cuts
 from data_prep.documents import Documents
-from dist_bert.hashing import below, hash64, uniform
+from dist_bert.common.hashing import below, hash64, uniform
 
 _MIN_TARGET_TOKENS = 2  # one token for each segment
 _MIN_PART = 4  # a part of a cut stretch has at least a fourth of it

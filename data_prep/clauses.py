@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.punctuation import RARE_TERMINAL_PUNCTUATION, TERMINAL_PUNCTUATION
-from dist_bert.tokenizer import Tokenizer
+from dist_bert.tokenizer.tokenizer import Tokenizer
 
 # At most 4,000 bytes of UTF-8: SentencePiece's trainer leaves out lines of more than 4,192.
 MOST_CHARACTERS = 1_000

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.dealing import Split
 from data_prep.inputs import InputPart
 from data_prep.prepare_config import PrepareConfig
 from data_prep.samples import SampleStatistics
+from data_prep.shard_assignment import Split
 from data_prep.token_store import UnitRecord
-from dist_bert import files
-from dist_bert.config import read_json
-from dist_bert.errors import UserError
-from dist_bert.shard_format import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
-from dist_bert.tokenizer import Tokenizer
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import read_json
+from dist_bert.data.shard_format import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
+from dist_bert.tokenizer.tokenizer import Tokenizer
 
 CLAIM_NAME = "preparation.json"  # what the data set is made from; written before all else
 _MOST_NAMED = 20  # bad records of all

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.token_store import TokenStore, map_array
-from dist_bert import files
+from dist_bert.common import files
 
 _RANGE_DOCUMENTS = 1 << 21  # on average: 16 MB of hashes
 

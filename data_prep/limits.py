@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_prep.prepare_config import PrepareConfig
 from data_prep.samples import SampleStatistics
-from dist_bert.errors import UserError
+from dist_bert.common.errors import UserError
 
 LOST_TOKENS, TRUNCATED_TOKENS, RANDOM_NEXT = 0.05, 0.2, 0.65  # the defaults
 

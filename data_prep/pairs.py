@@ -34,7 +34,7 @@ from data_prep.balance import balancing_threshold, exactly_half
 from data_prep.chunks import Chunks, Spans, chain, chunk_at_every_sentence, cut_in_two, fill, fit
 from data_prep.clauses import PieceBorders
 from data_prep.documents import Documents
-from dist_bert.hashing import below
+from dist_bert.common.hashing import below
 
 _MIN_TOKENS = 2  # one for each segment
 _MOST_DRAWS = 8  # of a random B that fits: a true one does, and its end must not tell them apart

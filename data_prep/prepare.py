@@ -2,7 +2,7 @@
 
     plan      rank 0 lists the inputs and cuts them into units; all ranks hear of it
     tokenise  every unit of the token store is made by one rank (`data_prep.token_store`)
-    deal      duplicates are found, documents split and listed (`data_prep.dealing`)
+    deal      duplicates are found, documents split and listed (`data_prep.shard_assignment`)
     build     documents are dealt to shards, each made by one rank (`data_prep.samples`)
     seal      rank 0 writes the manifest, which finishes the data set (`data_prep.data_set`)
 
@@ -20,30 +20,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_prep import data_set, dealing
+from data_prep import data_set, shard_assignment
 from data_prep.clauses import PieceBorders
 from data_prep.data_set import BuiltShard, Paths
-from data_prep.dealing import Split, SplitCounts
 from data_prep.duplicates import FirstDocuments, num_ranges, write_first_documents
 from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.limits import Limits, check
+from data_prep.mpi_ranks import Ranks, connect
 from data_prep.prepare_config import PrepareConfig
 from data_prep.progress import Progress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
+from data_prep.shard_assignment import Split, SplitCounts
 from data_prep.stored_units import require_own_tokenizer, sound_units
-from data_prep.token_store import (
-    TokenStore,
-    UnitRecord,
-    make_unit,
-    unit_fingerprint,
-    unit_folder,
-)
-from data_prep.units import plan_units, sentence_lists
-from data_prep.workers import Ranks, connect
-from dist_bert import files
-from dist_bert.errors import UserError
-from dist_bert.shard_format import SPLITS, FieldTypes, write_shard
-from dist_bert.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from data_prep.token_store import TokenStore, UnitRecord, make_unit, unit_fingerprint, unit_folder
+from data_prep.work_units import plan_units, sentence_lists
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.data.shard_format import SPLITS, FieldTypes, write_shard
+from dist_bert.tokenizer.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 T = TypeVar("T")
 
@@ -256,10 +250,10 @@ def _deal(
             "hash range", ranges, lambda i: write_first_documents(folder, store, i), _no_report
         )
         first_documents = FirstDocuments(folder, store)
-    limit = ranks.share(lambda: dealing.hash_limit(store, config.validation_share))
+    limit = ranks.share(lambda: shard_assignment.hash_limit(store, config.validation_share))
 
     def work(unit: int) -> SplitCounts:
-        return dealing.list_documents(folder, store, unit, limit, first_documents)
+        return shard_assignment.list_documents(folder, store, unit, limit, first_documents)
 
     made = ranks.run("list", num_documents, work, _no_report)
     counts = ranks.share(lambda: made)

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from dist_bert.config import add_flags, raise_all, setting
+from dist_bert.common.settings import add_flags, raise_all, setting
 
 FORMATS = (
     "auto",

@@ -13,7 +13,7 @@ from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import TextConfig
 from data_prep.readers import AUTO, detect_layout
 from data_prep.readers.source import Tally
-from data_prep.units import sentence_lists
+from data_prep.work_units import sentence_lists
 
 _MOST_FILES = 64  # looked at: each is opened to tell its layout
 _SENTENCES_SHOWN = 3

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Document
-from dist_bert.errors import UserError
+from dist_bert.common.errors import UserError
 
 
 def kept(

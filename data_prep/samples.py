@@ -4,7 +4,7 @@
 
 A sample's masks are named as its pair is, by document and place in it, the order of samples by the
 shard's first document: neither by the shard's number nor by who makes it. Numpy only. Not for:
-files (`dist_bert.shard_format`), or which documents make up a shard (the caller).
+files (`dist_bert.data.shard_format`), or which documents make up a shard (the caller).
 
 Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
 """
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from data_prep.clauses import PieceBorders
 from data_prep.documents import Documents
 from data_prep.pairs import PairLosses, Pairs, assemble, draw_pairs
-from dist_bert.hashing import hash64, permuted
-from dist_bert.masking import (
+from dist_bert.common.hashing import hash64, permuted
+from dist_bert.data.masking import (
     NUM_SPECIAL_IDS,
     MaskingVocabulary,
     draw_masks,
     is_maskable,
     num_to_mask,
 )
-from dist_bert.shard_format import FIELD_SHAPES, MAX_BLOCK_SAMPLES, FieldTypes
+from dist_bert.data.shard_format import FIELD_SHAPES, MAX_BLOCK_SAMPLES, FieldTypes
 
 Block = dict[str, NDArray[Any]]
 

@@ -8,7 +8,7 @@ from data_prep.corpus import read_sentences
 from data_prep.inputs import InputPart
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
-from data_prep.units import cut_large_files
+from data_prep.work_units import cut_large_files
 
 _OVERSAMPLING = 1.25  # sentences read for each one wanted: some are duplicates
 _LEAST_PER_PART = 64  # sentences: of many small files some are read whole, others not at all

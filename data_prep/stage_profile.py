@@ -21,16 +21,16 @@ STAGES = {
     "data_prep.readers": "read",
     "data_prep.sentences": "sentences",
     "data_prep.clauses.cut_texts": "sentences",
-    "dist_bert.tokenizer.Tokenizer.encode_batch": "encode",
+    "dist_bert.tokenizer.tokenizer.Tokenizer.encode_batch": "encode",
     "data_prep.token_store.make_unit": "store",
-    "data_prep.dealing": "gather",
+    "data_prep.shard_assignment": "gather",
     "data_prep.token_store.TokenStore.gather": "gather",
     "data_prep.pairs.draw_pairs": "pairs",
     "data_prep.pairs.assemble": "order_and_assemble",
     "data_prep.samples.build_blocks": "order_and_assemble",
-    "dist_bert.masking": "masks",
+    "dist_bert.data.masking": "masks",
     "data_prep.samples.measure": "statistics",
-    "dist_bert.shard_format.write_shard": "write_shard",
+    "dist_bert.data.shard_format.write_shard": "write_shard",
 }
 _INTERVAL_SECONDS = 0.001
 

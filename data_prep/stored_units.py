@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.mpi_ranks import Ranks
 from data_prep.token_store import UnitRecord, is_unit, read_record
-from data_prep.workers import Ranks
-from dist_bert import files
-from dist_bert.errors import UserError
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
 
 _MOST_NAMED = 3  # units of a kind
 

@@ -9,7 +9,7 @@ A store is a folder of units, each a folder that appears whole:
                unit.json             `UnitRecord`
 
 Documents are numbered through the store: unit by unit, in the order of the text. Not for: which
-documents go where (`data_prep.dealing`).
+documents go where (`data_prep.shard_assignment`).
 
 Letters: D documents, T tokens, U units.
 """
@@ -33,11 +33,11 @@ from data_prep.documents import Documents
 from data_prep.inputs import InputPart
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
-from dist_bert import files
-from dist_bert.config import read_json
-from dist_bert.errors import UserError
-from dist_bert.shard_format import FieldTypes
-from dist_bert.tokenizer import Tokenizer
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import read_json
+from dist_bert.data.shard_format import FieldTypes
+from dist_bert.tokenizer.tokenizer import Tokenizer
 
 STORE_VERSION = 4  # of the layout and of the text rules: another one makes all units anew
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.samples import SampleStatistics, measure
-from dist_bert import files
-from dist_bert.errors import UserError
-from dist_bert.masking import restore
-from dist_bert.sample_rules import check_ranges, check_rules
-from dist_bert.shard_format import SPLITS, Manifest
-from dist_bert.shard_source import ShardSource
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.data.masking import restore
+from dist_bert.data.sample_rules import check_ranges, check_rules
+from dist_bert.data.shard_format import SPLITS, Manifest
+from dist_bert.data.shard_source import ShardSource
+from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 Block = dict[str, NDArray[Any]]
 

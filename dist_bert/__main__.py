@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import dist_bert
-from dist_bert.cli import Parser, run
-from dist_bert.errors import UserError
-from dist_bert.shipped import shipped
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
+from dist_bert.common.shipped import shipped
 
 _HELP_FLAGS = ("-h", "--help")
 

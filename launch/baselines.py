@@ -13,11 +13,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_bert.cli import Parser, run
-from dist_bert.config import add_flags, flags_of, resolve
-from dist_bert.errors import UserError
-from dist_bert.tasks.examples import TASKS, Example
-from dist_bert.tasks.readers.read_config import ReadConfig
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_flags, flags_of, resolve
+from dist_bert.finetuning.examples import TASKS, Example
+from dist_bert.finetuning.readers.read_config import ReadConfig
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -29,10 +29,10 @@ def main(arguments: argparse.Namespace) -> None:
         return
     if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its folder does not exist; make it first")
-    from dist_bert.figures import aligned
-    from dist_bert.files import write_json
-    from dist_bert.tasks.readers import read_examples
-    from dist_bert.tasks.splitting import split_examples
+    from dist_bert.common.files import write_json
+    from dist_bert.common.text_tables import aligned
+    from dist_bert.finetuning.readers import read_examples
+    from dist_bert.finetuning.splitting import split_examples
 
     labelled = read_examples(arguments.task, arguments.train, read)
     training: Sequence[Example] = labelled.examples
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
     else:
         training, held_out = split_examples(training, arguments.eval_share, arguments.seed)
         print(f"{len(held_out):,} of them are kept apart to score, {len(training):,} learnt from")
-    from dist_bert.tasks.baselines import score_baselines  # a second, so behind all mistakes
+    from dist_bert.finetuning.baselines import score_baselines  # a second, so behind all mistakes
 
     results = score_baselines(arguments.task, training, held_out, labelled.label_names)
     names = list(next(iter(results.values()))[0].values)

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dist_bert.cli import Parser, is_first_rank, run_rank
-from dist_bert.config import ModelConfig, add_flags, flags_of, resolve
-from dist_bert.errors import UserError
+from dist_bert.common.cli import Parser, is_first_rank, run_rank
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_flags, flags_of, resolve
+from dist_bert.model.config import ModelConfig
 
 _PREPARE = """Measures the preparation, then our reader of shards beside webdataset and np.memmap.
 
@@ -52,8 +53,9 @@ def main(arguments: argparse.Namespace) -> None:
         return
     if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its folder does not exist; make it first")
-    from dist_bert.figures import machine, table
-    from dist_bert.files import write_json
+    from dist_bert.common.files import write_json
+    from dist_bert.common.machine import machine
+    from dist_bert.common.text_tables import table
 
     taken_on = machine()
     _say("  ".join(f"{name} {value}" for name, value in taken_on.items()))
@@ -90,7 +92,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         # Not before: it imports torch, and the memory of what is launched is measured from the
         # size of this process.
-        from dist_bert.benchmarks.loader import compare_loaders
+        from dist_bert.tools.benchmark.loader import compare_loaders
 
         for length in benchmark.SAMPLE_LENGTHS:
             figures[f"loader_{length}"] = compare_loaders(
@@ -109,10 +111,10 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of training: table -> row -> column -> figure."""
-    from dist_bert.deepspeed_config import DeepSpeedConfig
-    from dist_bert.reader import SampleReader
-    from dist_bert.shard_format import TOKENIZER_NAME, Manifest
-    from dist_bert.tokenizer import Tokenizer
+    from dist_bert.data.reader import SampleReader
+    from dist_bert.data.shard_format import TOKENIZER_NAME, Manifest
+    from dist_bert.tokenizer.tokenizer import Tokenizer
+    from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "plain_torch" in arguments.against and world_size > 1:
@@ -135,8 +137,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     vocabulary = tokenizer.masking_vocabulary(
         manifest.config["whole_words"], manifest.config["mean_span_length"]
     )
-    from dist_bert.benchmarks import training as train_benchmark  # imports torch and deepspeed
-    from dist_bert.engine import leave_distributed, start_distributed
+    from dist_bert.distributed.process_group import leave_distributed, start_distributed
+    from dist_bert.tools.benchmark import training as train_benchmark  # imports torch and deepspeed
 
     start_distributed()
     try:
@@ -166,8 +168,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def sources(arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of shards that lie elsewhere: table -> row -> column -> figure."""
-    from dist_bert.benchmarks.sources import compare_sources
-    from dist_bert.shard_format import Manifest
+    from dist_bert.data.shard_format import Manifest
+    from dist_bert.tools.benchmark.sources import compare_sources
 
     records = Manifest.load(arguments.shards).splits["train"]
     num_bytes = sum(record.bytes for record in records)

@@ -10,8 +10,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from dist_bert.cli import Parser, run
-from dist_bert.errors import UserError
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -21,8 +21,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(json.dumps({"output_dir": arguments.output_dir, "json": arguments.json}, indent=2))
         return 0
-    from dist_bert.diagnosis.doctor import examine, report, works
-    from dist_bert.files import write_json
+    from dist_bert.common.files import write_json
+    from dist_bert.tools.doctor.doctor import examine, report, works
 
     findings = examine(arguments.output_dir)
     print(report(findings))

@@ -15,10 +15,10 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from dist_bert.cli import Parser, run
-from dist_bert.errors import UserError
-from dist_bert.files import write_json
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.checkpoint.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
+from dist_bert.common.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dist_bert.embed import Embedded
-    from dist_bert.inference import TrainedRun
-    from dist_bert.text_batches import Text
+    from dist_bert.inference.embed import Embedded
+    from dist_bert.inference.text_batches import Text
+    from dist_bert.inference.trained_run import TrainedRun
 
 MAX_PRINTED = 12  # rows of a table on the console
 AXIS = "attends to (left of the diagonal: what stands before it; right: what follows)"
@@ -42,8 +42,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
         return
-    from dist_bert.inference import TrainedRun
-    from dist_bert.text_batches import given_texts, require_utf8
+    from dist_bert.inference.text_batches import given_texts, require_utf8
+    from dist_bert.inference.trained_run import TrainedRun
 
     texts = given_texts(arguments.text, arguments.input)
     if arguments.word is not None:
@@ -63,7 +63,7 @@ def check(arguments: argparse.Namespace) -> None:
     """
     for flag in ("picture", "attention"):
         if path := getattr(arguments, flag):
-            from dist_bert.pictures import check_picture
+            from dist_bert.common.pictures import check_picture
 
             check_picture(path, f"--{flag}")
     if arguments.head is not None and not arguments.attention:
@@ -79,9 +79,8 @@ def show_vectors(
     trained: "TrainedRun", texts: "Iterator[Text]", arguments: argparse.Namespace
 ) -> None:
     """Sentences, or a word in them, as vectors: on the console and in files."""
-    from dist_bert.embed import embed_sentences, embed_word
-    from dist_bert.layer_states import resolve_layer
-    from dist_bert.vector_files import write_npz, write_projector
+    from dist_bert.inference.embed import embed_sentences, embed_word, write_npz, write_projector
+    from dist_bert.inference.hidden_states import resolve_layer
 
     layer = resolve_layer(arguments.layer, trained.config.num_hidden_layers)
     where = f"layer {layer} of {trained.config.num_hidden_layers}"
@@ -115,7 +114,7 @@ def similarities(
     embedded: "list[Embedded]", where: str, word: str | None
 ) -> "dict[str, NDArray[np.float64]]":
     """Tables by title: of the vectors, and of a word's static vectors."""
-    from dist_bert.embed import cosine_similarities
+    from dist_bert.inference.embed import cosine_similarities
 
     tables = {f"contextual, {where}": cosine_similarities([e.vector for e in embedded])}
     if word is not None:
@@ -158,7 +157,7 @@ def draw_similarities(
     tables: "dict[str, NDArray[np.float64]]",
 ) -> None:
     """The tables side by side, with the sentences before the rows."""
-    from dist_bert.pictures import Panel, shortened, write_tables
+    from dist_bert.common.pictures import Panel, shortened, write_tables
 
     numbers = [str(number) for number in range(1, len(embedded) + 1)]
     # what is around the marked word; of a sentence without marks, the beginning (-1 and 0)
@@ -196,9 +195,13 @@ def show_attention(
     Raises:
         UserError: there are several sentences, or no such layer or head.
     """
-    from dist_bert.embed import attention_of
-    from dist_bert.layer_states import resolve_layer, shares_by_direction, shares_on_neighbours
-    from dist_bert.pictures import Panel, write_tables
+    from dist_bert.common.pictures import Panel, write_tables
+    from dist_bert.inference.embed import attention_of
+    from dist_bert.inference.hidden_states import (
+        resolve_layer,
+        shares_by_direction,
+        shares_on_neighbours,
+    )
 
     if len(texts) != 1:
         raise UserError("--attention: is drawn for one sentence; give just that one")

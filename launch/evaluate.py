@@ -12,14 +12,14 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from dist_bert.cli import Parser, add_cache_flags, is_first_rank, run_rank
-from dist_bert.files import write_json
-from dist_bert.redaction import redacted_values
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.checkpoint.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.common.cli import Parser, add_cache_flags, is_first_rank, run_rank
+from dist_bert.common.files import write_json
+from dist_bert.common.redaction import redacted_values
 
 if TYPE_CHECKING:
-    from dist_bert.confidence import Estimate
-    from dist_bert.evaluate import Evaluation, Scores
+    from dist_bert.inference.confidence import Estimate
+    from dist_bert.inference.evaluate import Evaluation, Scores
 
 KIND_TITLES = {"mask": "[MASK]", "random": "a random piece", "kept": "itself, kept"}
 GROUP_COLUMNS = {"mlm_loss": "MLM loss", "mlm_accuracy": "MLM accuracy"}
@@ -37,15 +37,12 @@ def main(arguments: argparse.Namespace) -> None:
         return
     is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if is_launched:
-        from dist_bert.engine import (  # seconds: only for many ranks
-            leave_distributed,
-            start_distributed,
-        )
+        from dist_bert.distributed.process_group import leave_distributed, start_distributed
 
         start_distributed()
-    from dist_bert.evaluate import evaluate
-    from dist_bert.inference import TrainedRun
-    from dist_bert.shard_source import ShardSource
+    from dist_bert.data.shard_source import ShardSource
+    from dist_bert.inference.evaluate import evaluate
+    from dist_bert.inference.trained_run import TrainedRun
 
     source = ShardSource(arguments.shards, arguments.local_cache, arguments.local_cache_gib)
     result = evaluate(TrainedRun.load(checkpoint), source, arguments.max_samples)

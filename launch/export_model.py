@@ -11,18 +11,24 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_bert.cli import Parser, local_path, run
-from dist_bert.config import read_json
-from dist_bert.run_dir import BEST_NAME, CONFIG_NAME, LATEST_NAME, require_weights, run_folder
+from dist_bert.checkpoint.run_dir import (
+    BEST_NAME,
+    CONFIG_NAME,
+    LATEST_NAME,
+    require_weights,
+    run_folder,
+)
+from dist_bert.common.cli import Parser, local_path, run
+from dist_bert.common.settings import read_json
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Finds out what kind of run it is, and exports it."""
     if arguments.onnx == "true":
-        from dist_bert.onnx_file import check_onnx  # imports torch
+        from dist_bert.huggingface.onnx_model import check_onnx  # imports torch
 
         check_onnx()
-    from dist_bert.tasks.results import best_run  # imports numpy
+    from dist_bert.finetuning.results import best_run  # imports numpy
 
     config = best_run(arguments.checkpoint) / CONFIG_NAME
     if config.exists() and "task" in read_json(config):
@@ -37,9 +43,9 @@ def _export_pretrained(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2, default=str))
         return
-    from dist_bert.export import export
-    from dist_bert.hf_folder import check_new_folder
-    from dist_bert.inference import TrainedRun
+    from dist_bert.huggingface.export_pretrained import export
+    from dist_bert.huggingface.folder import check_new_folder
+    from dist_bert.inference.trained_run import TrainedRun
 
     check_new_folder(arguments.output_dir)
     trained = TrainedRun.load(checkpoint)
@@ -55,11 +61,13 @@ def _export_finetuned(arguments: argparse.Namespace, run_dir: Path) -> None:
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": run_dir}, indent=2, default=str))
         return
-    from dist_bert.hf_folder import check_new_folder
-    from dist_bert.predict import FineTunedModel
+    from dist_bert.finetuning.predict import FineTunedModel
+    from dist_bert.huggingface.folder import check_new_folder
 
     check_new_folder(arguments.output_dir)
-    from dist_bert.finetuned_export import export_finetuned  # imports transformers' tokenizers
+    from dist_bert.huggingface.export_finetuned import (
+        export_finetuned,  # imports transformers' tokenizers
+    )
 
     model = FineTunedModel.load(run_dir)
     num_parameters = sum(parameter.numel() for parameter in model.head.parameters())

@@ -16,17 +16,17 @@ import itertools
 import json
 from typing import TYPE_CHECKING
 
-from dist_bert.cli import Parser, run
-from dist_bert.errors import UserError
-from dist_bert.files import json_line
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.checkpoint.run_dir import BEST_NAME, LATEST_NAME, require_weights
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
+from dist_bert.common.files import json_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dist_bert.fill_mask import Comparison
-    from dist_bert.inference import TrainedRun
-    from dist_bert.text_batches import Text
+    from dist_bert.inference.fill_mask import Comparison
+    from dist_bert.inference.text_batches import Text
+    from dist_bert.inference.trained_run import TrainedRun
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -34,15 +34,15 @@ def main(arguments: argparse.Namespace) -> None:
     pointer = BEST_NAME if arguments.best else LATEST_NAME
     checkpoint = require_weights(arguments.checkpoint, pointer)
     if arguments.picture:
-        from dist_bert.pictures import check_picture
+        from dist_bert.common.pictures import check_picture
 
         check_picture(arguments.picture, "--picture")
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
         return
-    from dist_bert.fill_mask import fill_masks
-    from dist_bert.inference import TrainedRun
-    from dist_bert.text_batches import given_texts
+    from dist_bert.inference.fill_mask import fill_masks
+    from dist_bert.inference.text_batches import given_texts
+    from dist_bert.inference.trained_run import TrainedRun
 
     texts = given_texts(arguments.text, arguments.input)
     trained = TrainedRun.load(checkpoint)
@@ -66,8 +66,8 @@ def show_comparison(
     Raises:
         UserError: there are too many texts for a picture, or one with several [MASK].
     """
-    from dist_bert.fill_mask import compare_texts
-    from dist_bert.pictures import MAX_ROWS
+    from dist_bert.common.pictures import MAX_ROWS
+    from dist_bert.inference.fill_mask import compare_texts
 
     compared = list(itertools.islice(texts, MAX_ROWS + 1))
     if len(compared) > MAX_ROWS:
@@ -85,7 +85,7 @@ def show_comparison(
 
 def draw(path: str, comparison: "Comparison", texts: "Sequence[Text]") -> None:
     """A row for each text, a column for each piece."""
-    from dist_bert.pictures import Panel, shortened, write_tables
+    from dist_bert.common.pictures import Panel, shortened, write_tables
 
     labels = []
     for text in texts:

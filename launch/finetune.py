@@ -14,18 +14,18 @@ import argparse
 import json
 import os
 
-from dist_bert.cli import Parser, is_first_rank, run_rank
-from dist_bert.config import add_flags
-from dist_bert.console import Console
-from dist_bert.deepspeed_flags import add_deepspeed_flags
-from dist_bert.interrupts import Interrupts
-from dist_bert.tasks.config import FinetuneConfig
-from dist_bert.tasks.readers import ReadConfig
+from dist_bert.common.cli import Parser, is_first_rank, run_rank
+from dist_bert.common.settings import add_flags
+from dist_bert.distributed.interrupts import Interrupts
+from dist_bert.finetuning.config import FinetuneConfig
+from dist_bert.finetuning.readers import ReadConfig
+from dist_bert.training.console import Console
+from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Resolves the jobs, then does them; returns the exit code: 0, or 85 if interrupted."""
-    from dist_bert.finetune_job import FinetunePlan
+    from dist_bert.finetuning.job import FinetunePlan
 
     console = Console()
     console.take_over_warnings()
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     interrupts = Interrupts(plan.jobs[0].run.max_minutes)
     interrupts.catch_signals()
     interrupts.follow_launcher()
-    from dist_bert.finetune import finetune  # takes seconds
+    from dist_bert.finetuning.finetune import finetune  # takes seconds
 
     return finetune(plan, interrupts, console)
 

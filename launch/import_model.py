@@ -9,9 +9,9 @@ tokenizer.json. What comes out is compared with what transformers makes of it be
 import argparse
 import json
 
-from dist_bert.cli import Parser, local_path, run
-from dist_bert.errors import UserError
-from dist_bert.weight_source import WeightSource
+from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.common.cli import Parser, local_path, run
+from dist_bert.common.errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -26,10 +26,10 @@ def main(arguments: argparse.Namespace) -> None:
         files = [str(path) for path in source.tensor_files]
         print(json.dumps({**vars(arguments), "tensor_files": files}, indent=2, default=str))
         return
-    from dist_bert.hf_folder import check_new_folder
+    from dist_bert.huggingface.folder import check_new_folder
 
     check_new_folder(arguments.output_dir)
-    from dist_bert.hf_import import import_model
+    from dist_bert.huggingface.import_model import import_model
 
     print(f"importing  {arguments.input}", flush=True)
     allow_differences = arguments.allow_differences == "true"

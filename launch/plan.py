@@ -12,26 +12,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_bert.cli import Parser, run
-from dist_bert.config import (
-    ModelConfig,
-    RunConfig,
-    add_flags,
-    flags_of,
-    resolve,
-)
-from dist_bert.deepspeed_flags import add_deepspeed_flags, deepspeed_flags
-from dist_bert.errors import UserError
-from dist_bert.flops import PEAK_BF16_FLOPS
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_flags, flags_of, resolve
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.flops import PEAK_BF16_FLOPS
+from dist_bert.training.config import RunConfig
+from dist_bert.training.deepspeed_flags import add_deepspeed_flags, deepspeed_flags
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Resolves the settings, prints the plan and writes it as JSON where asked."""
-    from dist_bert.deepspeed_config import DeepSpeedConfig
-    from dist_bert.files import write_json
-    from dist_bert.planning.plan import make_plan
-    from dist_bert.planning.text import plan_text
-    from dist_bert.planning.zero_layout import ZeroLayout
+    from dist_bert.common.files import write_json
+    from dist_bert.tools.plan.plan import make_plan
+    from dist_bert.tools.plan.text import plan_text
+    from dist_bert.tools.plan.zero_layout import ZeroLayout
+    from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
     run_config = resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments))
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
@@ -68,10 +64,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _workload(arguments: argparse.Namespace, run_config: RunConfig) -> Any:
-    from dist_bert.origin import is_url
-    from dist_bert.planning.plan import Workload
-    from dist_bert.shard_format import MANIFEST_NAME
-    from dist_bert.shard_source import read_manifest
+    from dist_bert.data.remote import is_url
+    from dist_bert.data.shard_format import MANIFEST_NAME
+    from dist_bert.data.shard_source import read_manifest
+    from dist_bert.tools.plan.plan import Workload
 
     if arguments.sequence_length:
         return Workload.of_length(arguments.sequence_length)
@@ -88,8 +84,8 @@ def _hardware(
     arguments: argparse.Namespace, precision: str, checkpointing: bool
 ) -> tuple[Any, dict[str, str]]:
     """The hardware, and where the figures are from that nobody can look up."""
-    from dist_bert.planning.communication import Link
-    from dist_bert.planning.plan import GPU_MEMORY_GBYTES, Hardware, measured_mfu
+    from dist_bert.tools.plan.communication import Link
+    from dist_bert.tools.plan.plan import GPU_MEMORY_GBYTES, Hardware, measured_mfu
 
     memory_gib, tflops, gpu = arguments.gpu_memory_gib, arguments.peak_tflops, arguments.gpu
     if gpu is None and (memory_gib is None or tflops is None):

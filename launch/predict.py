@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dist_bert import files
-from dist_bert.cli import Parser, run
-from dist_bert.config import add_flags, flags_of, resolve
-from dist_bert.tasks.readers import ReadConfig, read_examples
+from dist_bert.common import files
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.settings import add_flags, flags_of, resolve
+from dist_bert.finetuning.readers import ReadConfig, read_examples
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
         settings = {name: getattr(arguments, name) for name in names}
         print(json.dumps({**settings, **dataclasses.asdict(read)}, indent=2))
         return
-    from dist_bert.predict import FineTunedModel  # takes seconds
+    from dist_bert.finetuning.predict import FineTunedModel  # takes seconds
 
     model = FineTunedModel.load(arguments.checkpoint)
     labelled = read_examples(model.task_name, arguments.input, read, is_labelled=False)

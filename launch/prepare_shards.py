@@ -11,8 +11,8 @@ import dataclasses
 import json
 
 from data_prep.prepare_config import PrepareConfig, add_input_flags
-from dist_bert.cli import Parser, is_first_rank, local_path, run
-from dist_bert.config import flags_of, resolve
+from dist_bert.common.cli import Parser, is_first_rank, local_path, run
+from dist_bert.common.settings import flags_of, resolve
 
 
 def main(arguments: argparse.Namespace) -> None:

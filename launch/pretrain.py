@@ -10,22 +10,24 @@ import argparse
 import json
 import os
 
-from dist_bert.cli import Parser, is_first_rank, run_rank
-from dist_bert.config import ModelConfig, RunConfig, add_flags
-from dist_bert.console import Console
-from dist_bert.deepspeed_flags import add_deepspeed_flags
-from dist_bert.interrupts import Interrupts
+from dist_bert.common.cli import Parser, is_first_rank, run_rank
+from dist_bert.common.settings import add_flags
+from dist_bert.distributed.interrupts import Interrupts
+from dist_bert.model.config import ModelConfig
+from dist_bert.training.config import RunConfig
+from dist_bert.training.console import Console
+from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Resolves the job, then trains; returns the exit code: 0, or 85 if it was interrupted."""
-    from dist_bert.job import Examination
+    from dist_bert.pretraining.job import Examination
 
     console = Console()
     console.take_over_warnings()
     examination = Examination.of(arguments, int(os.environ.get("WORLD_SIZE", "1")))
     if arguments.check:
-        from dist_bert.preflight import check  # takes seconds
+        from dist_bert.pretraining.check import check  # takes seconds
 
         return check(examination, console)
     job = examination.require_job()
@@ -36,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
     interrupts = Interrupts(job.run.max_minutes)
     interrupts.catch_signals()
     interrupts.follow_launcher()
-    from dist_bert.pretrain import pretrain  # takes seconds
+    from dist_bert.pretraining.pretrain import pretrain  # takes seconds
 
     return pretrain(job, interrupts, console)
 

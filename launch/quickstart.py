@@ -2,10 +2,10 @@
 
 The corpus is the documentation of the installed Python packages, so nothing is downloaded. The
 quickstart ends within ten minutes: it measures a few steps and chooses the model and the number of
-steps that this machine can do (`dist_bert/time_budget.py`). Training begins with samples of 16 and
-32 tokens, on which a small budget leaves the masked LM's first plateau, and continues with 128. The
-last run is killed half-way and started again, to show that it resumes. Started by `make
-quickstart`; every step is a command of this repository, printed before it runs.
+steps that this machine can do (`dist_bert/tools/quickstart/time_budget.py`). Training begins with
+samples of 16 and 32 tokens, on which a small budget leaves the masked LM's first plateau, and
+continues with 128. The last run is killed half-way and started again, to show that it resumes.
+Started by `make quickstart`; every step is a command of this repository, printed before it runs.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_bert import time_budget
-from dist_bert.cli import Parser, run
-from dist_bert.config import read_json
-from dist_bert.device import arithmetic
-from dist_bert.errors import UserError
-from dist_bert.files import write_json
-from dist_bert.metrics import read_metrics
-from dist_bert.rendezvous import free_port
-from dist_bert.run_dir import latest_checkpoint
-from dist_bert.shard_format import MANIFEST_NAME
-from dist_bert.time_budget import Phase
+from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.device import arithmetic
+from dist_bert.common.errors import UserError
+from dist_bert.common.files import write_json
+from dist_bert.common.settings import read_json
+from dist_bert.data.shard_format import MANIFEST_NAME
+from dist_bert.distributed.rendezvous import free_port
+from dist_bert.tools.quickstart import time_budget
+from dist_bert.tools.quickstart.time_budget import Phase
+from dist_bert.training.metrics import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

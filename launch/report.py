@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_bert.cli import Parser, run
-from dist_bert.errors import UserError
+from dist_bert.common.cli import Parser, run
+from dist_bert.common.errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(json.dumps({"runs": arguments.run, "output": arguments.output}, indent=2))
         return
-    from dist_bert.reporting.page import write_report
+    from dist_bert.tools.report.page import write_report
 
     write_report(arguments.run, arguments.output)
     size = Path(arguments.output).stat().st_size

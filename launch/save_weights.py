@@ -8,8 +8,8 @@ A run that has ended has them in OUTPUT_DIR/model.safetensors already.
 import argparse
 import json
 
-from dist_bert.cli import Parser, local_path, run
-from dist_bert.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.checkpoint.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
+from dist_bert.common.cli import Parser, local_path, run
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(json.dumps({"checkpoint": str(checkpoint), "output": str(arguments.output)}))
         return
-    from dist_bert.checkpoint_files import export_weights
+    from dist_bert.checkpoint.format import export_weights
 
     export_weights(checkpoint, arguments.output)
     print(f"{arguments.output}: the weights of {checkpoint.name}")

@@ -11,9 +11,9 @@ import json
 import time
 
 from data_prep.prepare_config import TextConfig, add_input_flags
-from dist_bert.cli import Parser, local_path, run
-from dist_bert.config import add_flags, flags_of, resolve
-from dist_bert.tokenizer_config import TokenizerConfig
+from dist_bert.common.cli import Parser, local_path, run
+from dist_bert.common.settings import add_flags, flags_of, resolve
+from dist_bert.tokenizer.config import TokenizerConfig
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -35,8 +35,8 @@ def main(arguments: argparse.Namespace) -> None:
         return
     from data_prep.inputs import resolve_inputs
     from data_prep.sampling import sample_sentences
-    from dist_bert import files
-    from dist_bert.tokenizer import Tokenizer, choose_normalization, train_tokenizer
+    from dist_bert.common import files
+    from dist_bert.tokenizer.tokenizer import Tokenizer, choose_normalization, train_tokenizer
 
     start = time.monotonic()
     written = [arguments.output_dir / name for name in ("tokenizer.model", "tokenizer.json")]

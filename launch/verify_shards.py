@@ -8,15 +8,15 @@ Ends with exit code 2 and one line that names shard, block and sample if anythin
 
 import argparse
 
-from dist_bert.cli import Parser, add_cache_flags, run
-from dist_bert.redaction import redacted
+from dist_bert.common.cli import Parser, add_cache_flags, run
+from dist_bert.common.redaction import redacted
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Verifies, shows samples where asked, and prints the statistics."""
     from data_prep.verify import show, verify
-    from dist_bert.shard_format import SPLITS
-    from dist_bert.shard_source import ShardSource
+    from dist_bert.data.shard_format import SPLITS
+    from dist_bert.data.shard_source import ShardSource
 
     source = ShardSource(arguments.place, arguments.local_cache, arguments.local_cache_gib)
     manifest = verify(source, report=lambda text: print(text, flush=True))

@@ -1,1 +1,1 @@
-"""Tests; a package, so that all of them can share `tests.corpus`."""
+"""Tests: `unit` mirrors the packages, `integration` starts scripts, `support` serves both."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import processes
-from tests.processes import Patience, adopt_orphans, children, end_children, is_alive
+from tests.support import processes
+from tests.support.processes import Patience, adopt_orphans, children, end_children, is_alive
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as in every process that is started; before torch is imported
 # Started by nohup or in the background, a shell has these ignored, and so would be all that tests

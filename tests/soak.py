@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_bert.rendezvous import free_port
-from tests.processes import ROOT, adopt_orphans, environment, run_script, started
+from dist_bert.distributed.rendezvous import free_port
+from tests.support.processes import ROOT, adopt_orphans, environment, run_script, started
 
 BOOKS = ROOT.parent / "shared" / "data" / "pretrain" / "en-books" / "*.txt.gz"
 SEEN, LAUNCH = "SOAK_SEEN", "SOAK_LAUNCH"  # environment: folder of the records, number of the start
@@ -144,7 +144,7 @@ def _train(
 
 def _work() -> None:
     """One rank: trains, and writes down which samples went into every step."""
-    from dist_bert import engine, progress
+    from dist_bert.training import engine, progress
 
     seen: list[str] = []
     path = Path(os.environ[SEEN]) / f"{int(os.environ[LAUNCH]):03d}-{os.environ['RANK']}.jsonl"
@@ -172,9 +172,9 @@ def _name(ids: np.ndarray) -> str:
 
 
 def _compare(work: Path, shards: Path, num_steps: int) -> None:
-    from dist_bert.data import SampleOrder
-    from dist_bert.reader import SampleReader
-    from dist_bert.shard_format import Manifest
+    from dist_bert.data.reader import SampleReader
+    from dist_bert.data.sample_order import SampleOrder
+    from dist_bert.data.shard_format import Manifest
 
     reader = SampleReader(shards, Manifest.load(shards), "train")
     order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=42)
@@ -223,7 +223,7 @@ def _seen(work: Path, name: str) -> dict[int, Counter[str]]:
 
 
 def _losses(run_dir: Path) -> dict[int, float]:
-    from dist_bert.metrics import read_metrics
+    from dist_bert.training.metrics import read_metrics
 
     return {int(r["step"]): r["train/loss"] for r in read_metrics(run_dir) if "train/loss" in r}
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from data_prep.inputs import InputPart
 from data_prep.readers import mediawiki, parquet
 from data_prep.readers.source import magic_bytes
-from dist_bert.packed import is_packed
+from dist_bert.common.packed import is_packed
 
 # Layout -> what stands before a document; the document begins where the match ends.
 _BEFORE_DOCUMENT = {

@@ -14,14 +14,8 @@ from xml.etree import ElementTree
 
 from data_prep.inputs import whole_file
 from data_prep.readers import wiki_markup
-from data_prep.readers.source import (
-    Document,
-    Source,
-    missing_package,
-    too_long,
-    whole_characters,
-)
-from dist_bert.errors import UserError
+from data_prep.readers.source import Document, Source, missing_package, too_long, whole_characters
+from dist_bert.common.errors import UserError
 
 _CHUNK_BYTES = 1 << 16
 # MediaWiki allows 2 MiB of a page by default; escaped in XML, it may be six times as much. A parsed

@@ -13,7 +13,7 @@ from data_prep.readers.source import (
     missing_package,
     too_long,
 )
-from dist_bert.errors import UserError
+from dist_bert.common.errors import UserError
 
 _MAGIC = b"PAR1"
 _BUFFER_BYTES = 1 << 20  # of a column as it lies in the file: without it, all of a row group's

@@ -3,7 +3,7 @@
 Bad input is named with file and byte. What is bad in few places (see `Tally`) is passed over; a
 file that is cut off or cannot be read never is.
 
-Not for: unpacking (`dist_bert.packed`), or layouts (the other modules of this package).
+Not for: unpacking (`dist_bert.common.packed`), or layouts (the other modules of this package).
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from data_prep.inputs import InputPart
-from dist_bert import packed
-from dist_bert.errors import UserError
+from dist_bert.common import packed
+from dist_bert.common.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot

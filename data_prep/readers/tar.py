@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from data_prep.readers.records import document_of
 from data_prep.readers.source import BOM, MAX_RECORD_BYTES, Document, Source, too_long
-from dist_bert.errors import UserError
+from dist_bert.common.errors import UserError
 
 _TEXT, _JSON = (".txt", ".text"), ".json"
 _READ_BYTES = 1 << 20

@@ -5,14 +5,8 @@ import io
 from collections.abc import Iterator
 from typing import IO, Any
 
-from data_prep.readers.source import (
-    MAX_RECORD_BYTES,
-    Document,
-    Source,
-    missing_package,
-    too_long,
-)
-from dist_bert.errors import UserError
+from data_prep.readers.source import MAX_RECORD_BYTES, Document, Source, missing_package, too_long
+from dist_bert.common.errors import UserError
 
 _MAX_HEADER_BYTES = 1 << 20
 _MOST_DIGITS = 18  # of a length in bytes

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_prep.readers.source import MAX_DOCUMENT, Document, Source
-from dist_bert.errors import UserError
+from dist_bert.common.errors import UserError
 
 # Attributes as they should be; with quotes inside of quotes; with "<" or ">" as well. No title of
 # Wikipedia has the latter two.

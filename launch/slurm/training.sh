@@ -11,7 +11,7 @@ num_ranks=$((SLURM_NNODES * RANKS_PER_NODE))
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # The first free one here, on the first node, in every slice anew; below what Linux gives by itself.
 first_port=$((20000 + SLURM_JOB_ID % 12000))
-MASTER_PORT=$("${inside[@]}" python -c "from dist_bert.rendezvous import free_port
+MASTER_PORT=$("${inside[@]}" python -c "from dist_bert.distributed.rendezvous import free_port
 print(free_port($first_port))") || fail 2 "no port of $(hostname) can be chosen for the ranks"
 export MASTER_ADDR MASTER_PORT
 
@@ -47,7 +47,7 @@ start_ranks() { # start_ranks SCRIPT ARGUMENTS...
     local quietly='trap "" USR1; exec "${@/#NODE_RANK/$SLURM_NODEID}"'
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
     case $LAUNCHER in
-    srun) # a task is a rank (dist_bert/slurm_environment.py)
+    srun) # a task is a rank (dist_bert/common/slurm.py)
         srun "${step[@]}" --ntasks="$num_ranks" --ntasks-per-node="$RANKS_PER_NODE" \
             --cpus-per-task="$cpus" bash -c "$quietly" rank "${inside[@]}" python "$@"
         ;;

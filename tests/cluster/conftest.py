@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from dist_bert.metrics import read_metrics
-from tests.corpus import write_text_files
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, ROOT, TINY_MODEL, environment
-from tests.processes import Patience, finish
+from tests.support.corpus import write_text_files
+from tests.support.processes import Patience, finish
 
 CANNOT = 77  # exit code of the scripts: this machine has no name spaces, no apt-get, no root
 STATE = Path(os.environ.get("TC_DIR", "/run/testcluster"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.metrics import read_metrics
+from dist_bert.training.metrics import read_metrics
 from tests.cluster.conftest import DEEPSPEED, MODEL, RUN, STATE, Cluster, losses_of
 from tests.integration.conftest import BIN, data_set, environment, run_script
-from tests.processes import finish, started
+from tests.support.processes import finish, started
 
 __all__ = ["data_set"]  # a fixture
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.conftest import RUN, Cluster, command, losses_of, training_flags
 from tests.integration.conftest import ROOT, files_of, mpiexec, run_script
-from tests.processes import Patience, wait_until
+from tests.support.processes import Patience, wait_until
 
 pytestmark = pytest.mark.cluster
 SCRIPTS = "launch/slurm"

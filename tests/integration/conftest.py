@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.config import ModelConfig
-from dist_bert.rendezvous import free_port
-from tests.corpus import write_text_files
-from tests.processes import BIN, ROOT, environment, kill_when_printed, run_script
-from tests.synthetic import write_run
+from dist_bert.distributed.rendezvous import free_port
+from dist_bert.model.config import ModelConfig
+from tests.support.corpus import write_text_files
+from tests.support.processes import BIN, ROOT, environment, kill_when_printed, run_script
+from tests.support.synthetic import write_run
 
 __all__ = ["BIN", "ROOT", "environment", "kill_when_printed", "run_script"]  # of every test here
 
@@ -73,7 +73,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def launcher(num_ranks: int) -> list[str | Path]:
     """Starts ranks as `deepspeed` does, in half its time; for tests that are not about starting."""
-    return [BIN / "python", "-u", ROOT / "tests/ranks.py", str(num_ranks), str(free_port())]
+    return [BIN / "python", "-u", ROOT / "tests/support/ranks.py", str(num_ranks), str(free_port())]
 
 
 def deepspeed_launcher(num_ranks: int) -> list[str | Path]:

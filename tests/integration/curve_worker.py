@@ -8,16 +8,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_bert.agreement import Agreement
-from dist_bert.assembly import new_model, training_stream
-from dist_bert.checkpoint import TrainState
-from dist_bert.config import ModelConfig, RunConfig
-from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import StepRecord, build_engine, leave_distributed, start_distributed, train
-from dist_bert.interrupts import end_rank
-from dist_bert.job import PretrainingJob
-from dist_bert.reader import SampleReader
-from dist_bert.shard_source import ShardSource
+from dist_bert.checkpoint.checkpoint import TrainState
+from dist_bert.common.cli import end_rank
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.shard_source import ShardSource
+from dist_bert.distributed.process_group import leave_distributed, start_distributed
+from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.model.config import ModelConfig
+from dist_bert.pretraining.build import new_model, training_stream
+from dist_bert.pretraining.job import PretrainingJob
+from dist_bert.training.config import RunConfig
+from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.engine import StepRecord, build_engine, train
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import signal
 import time
 from typing import Any
 
-from dist_bert import engine
-from dist_bert.inference import to_device
-from dist_bert.watchdog import Watchdog
+from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.model.micro_batches import to_device
+from dist_bert.training import engine
 
 RANK, PLACE, WHAT = re.fullmatch(r"(.)\|(.*)\|(\w+)", os.environ["FAULT"]).groups()  # type: ignore[union-attr]
 beat = Watchdog.beat

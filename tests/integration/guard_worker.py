@@ -17,18 +17,21 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from dist_bert import checkpoint, fragments
-from dist_bert.agreement import Agreement
-from dist_bert.checkpoint import TrainState
-from dist_bert.config import RunConfig
-from dist_bert.data import BatchShape, SampleOrder, StepBatch, training_batches
-from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import StepRecord, build_engine, leave_distributed, start_distributed, train
-from dist_bert.errors import UserError
-from dist_bert.interrupts import end_rank
-from dist_bert.model import BertForPreTraining
-from dist_bert.reader import SampleReader
-from dist_bert.shard_format import Manifest
+from dist_bert.checkpoint import checkpoint, fragments
+from dist_bert.checkpoint.checkpoint import TrainState
+from dist_bert.common.cli import end_rank
+from dist_bert.common.errors import UserError
+from dist_bert.data.batches import BatchShape, StepBatch
+from dist_bert.data.pretraining_batches import training_batches
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.sample_order import SampleOrder
+from dist_bert.data.shard_format import Manifest
+from dist_bert.distributed.process_group import leave_distributed, start_distributed
+from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.training.config import RunConfig
+from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.engine import StepRecord, build_engine, train
 from tests.integration.gradient_worker import MODEL
 
 NAN_LOSS, NAN_GRADIENT, INFINITE_LOSS = 1, 2, 3

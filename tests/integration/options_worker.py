@@ -12,15 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_bert.config import ModelConfig
-from dist_bert.data import SampleOrder, training_batches
-from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import build_engine, leave_distributed, start_distributed
-from dist_bert.inference import to_device
-from dist_bert.interrupts import end_rank
-from dist_bert.model import BertForPreTraining
-from dist_bert.reader import SampleReader
-from dist_bert.shard_format import Manifest
+from dist_bert.common.cli import end_rank
+from dist_bert.data.pretraining_batches import training_batches
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.sample_order import SampleOrder
+from dist_bert.data.shard_format import Manifest
+from dist_bert.distributed.process_group import leave_distributed, start_distributed
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.micro_batches import to_device
+from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.engine import build_engine
 
 NUM_STEPS = 4
 

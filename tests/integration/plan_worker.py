@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_bert.config import ModelConfig
-from dist_bert.deepspeed_config import DeepSpeedConfig
-from dist_bert.engine import build_engine, leave_distributed, start_distributed
-from dist_bert.interrupts import end_rank
-from dist_bert.model import BertForPreTraining
+from dist_bert.common.cli import end_rank
+from dist_bert.distributed.process_group import leave_distributed, start_distributed
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.config import ModelConfig
+from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.engine import build_engine
 
 MODEL = ModelConfig(
     vocab_size=701,

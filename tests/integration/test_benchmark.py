@@ -15,12 +15,12 @@ import pytest
 from data_prep.benchmark import sample_figures, stage_figures
 from data_prep.sentences import split_sentences
 from data_prep.stage_profile import OTHER, STAGES, measured_stages, stage_of
-from dist_bert.benchmarks.loader import content, samples_per_second
-from dist_bert.figures import number, table
-from dist_bert.reader import Columns
-from dist_bert.shard_format import FIELD_SHAPES, Manifest, ShardRecord
-from tests.corpus import write_text_files
+from dist_bert.common.text_tables import number, table
+from dist_bert.data.reader import Columns
+from dist_bert.data.shard_format import FIELD_SHAPES, Manifest, ShardRecord
+from dist_bert.tools.benchmark.loader import content, samples_per_second
 from tests.integration.conftest import TINY_MODEL, launcher, run_script
+from tests.support.corpus import write_text_files
 
 SCRIPT = "launch/benchmark.py"
 LOADERS = [

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 
-from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics
-from dist_bert.model import unpad
-from tests import labelled
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.bert import unpad
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import TINY_MODEL, kill_when_printed, launcher, run_script
+from tests.support import labelled
 
 pytestmark = [pytest.mark.trains, pytest.mark.slow]
 

@@ -9,20 +9,14 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from dist_bert.checkpoint_files import CheckpointReader, write_state
-from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics
-from dist_bert.row_files import read_rows
-from dist_bert.run_dir import latest_checkpoint
-from dist_bert.weight_source import WeightSource
-from tests.integration.conftest import (
-    BIN,
-    TINY_MODEL,
-    launcher,
-    run_script,
-    small_disk,
-)
-from tests.processes import started, wait_until
+from dist_bert.checkpoint.format import CheckpointReader, write_state
+from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.common.json_lines import read_rows
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.training.metrics import read_metrics
+from tests.integration.conftest import BIN, TINY_MODEL, launcher, run_script, small_disk
+from tests.support.processes import started, wait_until
 
 pytestmark = pytest.mark.trains
 

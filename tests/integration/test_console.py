@@ -14,20 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.code_version import code_fingerprint
-from dist_bert.device import arithmetic, num_cores
-from dist_bert.figures import cpu_model
-from dist_bert.metrics import read_metrics
+from dist_bert.common.code_version import code_fingerprint
+from dist_bert.common.device import arithmetic, num_cores
+from dist_bert.common.machine import cpu_model
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, deepspeed_launcher, environment
 from tests.integration.test_pretrain import write_configs
-from tests.processes import Patience, run_script, started, wait_until
-from tests.test_console import Terminal, logged
+from tests.support.processes import Patience, run_script, started, wait_until
+from tests.unit.training.test_console import Terminal, logged
 
 # Both ranks warn, one of them of something else, too; and that one is slow from step 4 on.
 NOISY = """
 import logging, os, runpy, time, warnings
 from dist_bert import engine
-from dist_bert.watchdog import Watchdog
+from dist_bert.distributed.watchdog import Watchdog
 beat, to_device, rank, step = Watchdog.beat, engine.to_device, os.environ["RANK"], 0
 def noisy_beat(watchdog, doing):
     global step

@@ -13,24 +13,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dist_bert import files, hf_tokenizer
-from dist_bert.config import ModelConfig
-from dist_bert.errors import UserError
-from dist_bert.export import export
-from dist_bert.hf_folder import check_new_folder, load_model
-from dist_bert.hf_names import from_published
-from dist_bert.inference import TrainedRun
-from dist_bert.model import unpad
-from dist_bert.onnx_file import write_onnx
-from dist_bert.weight_source import WeightSource
-from tests.corpus import chinese_sentences, english_sentences
-from tests.integration.conftest import (
-    TINY_MODEL,
-    assert_one_line_error,
-    environment,
-    run_script,
-)
-from tests.synthetic import write_run
+from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.huggingface import tokenizer
+from dist_bert.huggingface.export_pretrained import export
+from dist_bert.huggingface.folder import check_new_folder, load_model
+from dist_bert.huggingface.onnx_model import write_onnx
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.bert import unpad
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.published_names import from_published
+from tests.integration.conftest import TINY_MODEL, assert_one_line_error, environment, run_script
+from tests.support.corpus import chinese_sentences, english_sentences
+from tests.support.synthetic import write_run
 
 SCRIPT = (sys.executable, "launch/export_model.py")
 MODEL = ModelConfig(**{**TINY_MODEL, "hidden_act": "relu", "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
@@ -147,10 +143,10 @@ def test_other_ids_end_the_export_unless_they_are_allowed(
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join([*LINES, "an old ｌａｍｐ", "[CLS] spelt"]), encoding="utf-8")
     export(run, exported.run_dir, tmp_path / "equal", str(lines), False)
-    compared = len(LINES) + 1 + len(hf_tokenizer.ODD_TEXTS)
+    compared = len(LINES) + 1 + len(tokenizer.ODD_TEXTS)
     assert f"{compared:,} texts compared, 0 differ" in capsys.readouterr().out
     plain = tokenizers.normalizers.NFC()  # forgets full-width letters and spaces
-    monkeypatch.setattr("dist_bert.hf_tokenizer._normalizer", lambda spec: plain)
+    monkeypatch.setattr("dist_bert.huggingface.tokenizer._normalizer", lambda spec: plain)
     with pytest.raises(UserError, match=r"of 520 texts have other token ids .* must be 0;"):
         export(run, exported.run_dir, tmp_path / "other", str(lines), False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["equal", "lines.txt"]
@@ -179,7 +175,7 @@ def test_onnxruntime_fills_masks(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights beside the file, as those of large models; and weights that it does not have."""
-    monkeypatch.setattr("dist_bert.onnx_file._MAX_FILE_BYTES", 0)
+    monkeypatch.setattr("dist_bert.huggingface.onnx_model._MAX_FILE_BYTES", 0)
     folder = tmp_path / "new"
     export(TrainedRun.load(exported.run_dir), exported.run_dir, folder, None, False, with_onnx=True)
     assert (folder / "model.onnx.data").exists()

@@ -14,10 +14,10 @@ import psutil
 import pytest
 import torch
 
-from dist_bert.checkpoint_files import CheckpointReader
-from dist_bert.metrics import read_metrics
-from dist_bert.rendezvous import free_port
-from dist_bert.run_dir import latest_checkpoint
+from dist_bert.checkpoint.format import CheckpointReader
+from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.distributed.rendezvous import free_port
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import (
     BIN,
     deepspeed_launcher,
@@ -27,7 +27,7 @@ from tests.integration.conftest import (
     small_disk,
 )
 from tests.integration.test_pretrain import write_configs
-from tests.processes import finish, slowness, started, wait_until
+from tests.support.processes import finish, slowness, started, wait_until
 
 pytestmark = pytest.mark.trains
 
@@ -326,7 +326,7 @@ def test_all_groups_take_the_timeout() -> None:
     """Also those that are made later, without naming one: ZeRO's."""
     program = (
         "import torch, torch.distributed as dist\n"
-        "from dist_bert.engine import leave_distributed, start_distributed\n"
+        "from dist_bert.training.engine import leave_distributed, start_distributed\n"
         "start_distributed(7.5)\n"
         "for group in (dist.group.WORLD, dist.new_group([0])):\n"
         "    print(group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics
-from dist_bert.run_lock import RunLock
-from tests import labelled
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.training.metrics import read_metrics
+from dist_bert.training.run_lock import RunLock
 from tests.integration.conftest import (
     assert_one_line_error,
     kill_when_printed,
     launcher,
     run_script,
 )
+from tests.support import labelled
 
 pytestmark = pytest.mark.trains
 

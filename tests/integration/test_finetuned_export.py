@@ -14,18 +14,18 @@ import pytest
 import torch
 import transformers
 
-from dist_bert.config import ModelConfig
-from dist_bert.errors import UserError
-from dist_bert.finetuned_export import export_finetuned
-from dist_bert.model import unpad
-from dist_bert.onnx_file import check_onnx
-from dist_bert.predict import FineTunedModel
-from dist_bert.tasks.examples import TASKS
-from dist_bert.tasks.readers import ReadConfig, read_examples
-from tests import labelled
-from tests.corpus import chinese_sentences
+from dist_bert.common.errors import UserError
+from dist_bert.finetuning.examples import TASKS
+from dist_bert.finetuning.predict import FineTunedModel
+from dist_bert.finetuning.readers import ReadConfig, read_examples
+from dist_bert.huggingface.export_finetuned import export_finetuned
+from dist_bert.huggingface.onnx_model import check_onnx
+from dist_bert.model.bert import unpad
+from dist_bert.model.config import ModelConfig
 from tests.integration.conftest import TINY_MODEL, assert_one_line_error, run_script
-from tests.synthetic import write_finetuned_run
+from tests.support import labelled
+from tests.support.corpus import chinese_sentences
+from tests.support.synthetic import write_finetuned_run
 
 SCRIPT = (sys.executable, "launch/export_model.py")
 MODEL = ModelConfig(**{**TINY_MODEL, "mlm_hidden_act": "relu"})  # type: ignore[arg-type]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import sentencepiece
 
-from dist_bert.config import ModelConfig
-from dist_bert.hf_folder import load_tokenizer
-from dist_bert.shard_format import Manifest
-from dist_bert.tokenizer import Tokenizer
-from tests.corpus import chinese_sentences, english_sentences, write_text_files
+from dist_bert.data.shard_format import Manifest
+from dist_bert.huggingface.folder import load_tokenizer
+from dist_bert.model.config import ModelConfig
+from dist_bert.tokenizer.tokenizer import Tokenizer
 from tests.integration.conftest import TINY_MODEL, files_of, prepare_shards, run_script
-from tests.synthetic import write_run
+from tests.support.corpus import chinese_sentences, english_sentences, write_text_files
+from tests.support.synthetic import write_run
 
 TRAINING = english_sentences(700, seed=1) + chinese_sentences(300, seed=2)
 LINES = english_sentences(300, seed=8)

@@ -8,17 +8,12 @@ import pytest
 import torch
 import transformers
 
-from dist_bert.inference import TrainedRun
-from dist_bert.shard_format import Manifest
-from tests.corpus import write_text_files
-from tests.integration.conftest import (
-    BIN,
-    assert_one_line_error,
-    prepare_shards,
-    run_script,
-)
+from dist_bert.data.shard_format import Manifest
+from dist_bert.inference.trained_run import TrainedRun
+from tests.integration.conftest import BIN, assert_one_line_error, prepare_shards, run_script
 from tests.integration.test_pretrain import write_configs
-from tests.published import SIZES, published_vocabulary, write_vocabulary, write_weights
+from tests.support.corpus import write_text_files
+from tests.support.published import SIZES, published_vocabulary, write_vocabulary, write_weights
 
 VOCABULARY = published_vocabulary(lower_case=True)
 SCRIPT = (sys.executable, "launch/import_model.py")

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.integration.conftest import launcher, run_script
-from tests.synthetic import VOCAB_SIZE, write_data_set
+from tests.support.synthetic import VOCAB_SIZE, write_data_set
 
 pytestmark = pytest.mark.trains
 

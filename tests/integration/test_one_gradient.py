@@ -8,11 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dist_bert.data import BatchShape, SampleOrder, training_batches
-from dist_bert.inference import to_device
-from dist_bert.model import BertForPreTraining
-from dist_bert.reader import SampleReader
-from dist_bert.shard_format import Manifest
+from dist_bert.data.batches import BatchShape
+from dist_bert.data.pretraining_batches import training_batches
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.sample_order import SampleOrder
+from dist_bert.data.shard_format import Manifest
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.micro_batches import to_device
 from tests.integration.conftest import launcher, run_script
 from tests.integration.gradient_worker import GLOBAL_BATCH_SIZE, MODEL
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dist_bert.inference import read_weights
-from dist_bert.metrics import read_metrics
-from dist_bert.run_dir import latest_checkpoint
+from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.inference.trained_run import read_weights
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, ROOT, launcher, run_script
 
 pytestmark = pytest.mark.trains
@@ -198,10 +198,10 @@ def test_an_engine_starts_without_torchs_compiler() -> None:
     """Which takes seconds to import; ZeRO knows its optimizer all the same."""
     program = (
         "import sys\n"
-        "from dist_bert.deepspeed_config import DeepSpeedConfig\n"
-        "from dist_bert.engine import build_engine, leave_distributed, start_distributed\n"
-        "from dist_bert.model import BertForPreTraining\n"
-        "from tests.synthetic import TINY_MODEL\n"
+        "from dist_bert.training.deepspeed_config import DeepSpeedConfig\n"
+        "from dist_bert.training.engine import build_engine, leave_distributed, start_distributed\n"
+        "from dist_bert.model.bert import BertForPreTraining\n"
+        "from tests.support.synthetic import TINY_MODEL\n"
         "start_distributed()\n"
         "params = {'lr': 1e-3, 'torch_adam': True}\n"
         "values = {'train_batch_size': 3, 'train_micro_batch_size_per_gpu': 3,\n"

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_bert.planning.communication import plan_communication
-from dist_bert.planning.memory import buffer_bytes, state_bytes
-from dist_bert.planning.plan import Workload
-from dist_bert.planning.zero_layout import ZeroLayout
-from dist_bert.reader import SampleReader
-from dist_bert.shard_format import Manifest
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.shard_format import Manifest
+from dist_bert.tools.plan.communication import plan_communication
+from dist_bert.tools.plan.memory import buffer_bytes, state_bytes
+from dist_bert.tools.plan.plan import Workload
+from dist_bert.tools.plan.zero_layout import ZeroLayout
 from tests.integration.conftest import launcher, run_script
 from tests.integration.plan_worker import MODEL, Case, cases
 

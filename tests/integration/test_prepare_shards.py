@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from data_prep.data_set import CLAIM_NAME
 from data_prep.token_store import TokenStore, content_hash
-from dist_bert.masking import restore
-from dist_bert.shard_format import FIELD_SHAPES, MANIFEST_NAME, SPLITS, Manifest, ShardFile
-from dist_bert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer, train_tokenizer
-from dist_bert.tokenizer_config import TokenizerConfig
-from tests.corpus import english_sentences, write_text_files
+from dist_bert.data.masking import restore
+from dist_bert.data.shard_format import FIELD_SHAPES, MANIFEST_NAME, SPLITS, Manifest, ShardFile
+from dist_bert.tokenizer.config import TokenizerConfig
+from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer, train_tokenizer
 from tests.integration.conftest import (
     ROOT,
     assert_one_line_error,
@@ -31,6 +30,7 @@ from tests.integration.conftest import (
     prepare_shards,
     run_script,
 )
+from tests.support.corpus import english_sentences, write_text_files
 
 NUM_FILES = 1_201
 SETTINGS = ["--samples_per_shard", "257", "--validation_share", "0.05", "--sequence_length", "61"]
@@ -488,7 +488,7 @@ def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
 
 def test_a_crash_on_one_rank_ends_all(tmp_path: Path) -> None:
     (tmp_path / "crash.py").write_text(
-        "from data_prep.workers import connect\n"
+        "from data_prep.mpi_ranks import connect\n"
         "with connect() as ranks:\n"
         "    def work(item):\n"
         "        if ranks.rank == 1:\n"
@@ -506,7 +506,7 @@ def test_a_killed_rank_ends_all_and_leaves_no_half_data_set(
 ) -> None:
     (tmp_path / "killed.py").write_text(
         "import os, signal\n"
-        "from data_prep.workers import connect\n"
+        "from data_prep.mpi_ranks import connect\n"
         "with connect() as ranks:\n"
         "    def work(item):\n"
         "        if ranks.rank == 1:\n"
@@ -520,7 +520,7 @@ def test_a_killed_rank_ends_all_and_leaves_no_half_data_set(
 def test_results_come_in_order_and_each_item_is_done_once(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(
         "import json, pathlib, sys\n"
-        "from data_prep.workers import connect\n"
+        "from data_prep.mpi_ranks import connect\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "with connect() as ranks:\n"
         "    def work(item):\n"

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from dist_bert.checkpoint_files import CheckpointReader
-from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics
-from dist_bert.model import unpad
-from dist_bert.reader import SampleReader
-from dist_bert.row_files import read_rows
-from dist_bert.run_dir import latest_checkpoint
-from dist_bert.shard_format import Manifest
-from dist_bert.tokenizer import MASK_ID
+from dist_bert.checkpoint.format import CheckpointReader
+from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.common.json_lines import read_rows
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.shard_format import Manifest
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.bert import unpad
+from dist_bert.tokenizer.tokenizer import MASK_ID
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import (
     BIN,
     ROOT,
@@ -28,7 +28,7 @@ from tests.integration.conftest import (
     launcher,
     run_script,
 )
-from tests.test_metrics import curves, rows_as_curves, texts
+from tests.unit.training.test_metrics import curves, rows_as_curves, texts
 
 pytestmark = pytest.mark.trains
 

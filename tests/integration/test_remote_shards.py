@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.verify import verify
-from dist_bert.evaluate import evaluate
-from dist_bert.inference import TrainedRun
-from dist_bert.metrics import read_metrics
-from dist_bert.shard_format import Manifest
-from dist_bert.shard_source import ShardSource
+from dist_bert.data.shard_format import Manifest
+from dist_bert.data.shard_source import ShardSource
+from dist_bert.inference.evaluate import evaluate
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, kill_when_printed, run_script
 from tests.integration.test_pretrain import write_configs
-from tests.shard_server import ShardServer
+from tests.support.shard_server import ShardServer
 
 PASSWORD = uuid.uuid4().hex  # not in the code, whose changes a run keeps
 

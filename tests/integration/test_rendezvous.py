@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.metrics import read_metrics
-from dist_bert.rendezvous import free_port, listen
+from dist_bert.distributed.rendezvous import free_port, listen
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, ROOT, environment, run_script
 from tests.integration.test_pretrain import write_configs
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.shard_format import MANIFEST_NAME
-from tests.corpus import write_text_files
+from dist_bert.data.shard_format import MANIFEST_NAME
 from tests.integration.conftest import (
     ROOT,
     assert_one_line_error,
@@ -25,7 +24,8 @@ from tests.integration.conftest import (
     run_script,
     small_disk,
 )
-from tests.processes import started, wait_until
+from tests.support.corpus import write_text_files
+from tests.support.processes import started, wait_until
 
 SETTINGS = ["--samples_per_shard", "101", "--sequence_length", "61", "--deduplicate", "true"]
 
@@ -182,8 +182,8 @@ def test_two_preparations_never_share_a_folder(corpus: Path, tmp_path: Path) -> 
 def test_a_mistake_ends_ranks_in_the_middle_of_long_work(tmp_path: Path, failing_rank: int) -> None:
     (tmp_path / "long.py").write_text(
         "import time\n"
-        "from data_prep.workers import connect\n"
-        "from dist_bert.errors import UserError\n"
+        "from data_prep.mpi_ranks import connect\n"
+        "from dist_bert.common.errors import UserError\n"
         "with connect() as ranks:\n"
         "    def work(item):\n"
         f"        if ranks.rank == {failing_rank}:\n"

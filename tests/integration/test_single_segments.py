@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.checkpoint_files import CheckpointReader
-from dist_bert.metrics import read_metrics
-from dist_bert.run_dir import latest_checkpoint
-from dist_bert.tokenizer import train_tokenizer
-from dist_bert.tokenizer_config import TokenizerConfig
-from tests.corpus import english_sentences
+from dist_bert.checkpoint.format import CheckpointReader
+from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.tokenizer.config import TokenizerConfig
+from dist_bert.tokenizer.tokenizer import train_tokenizer
+from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, run_script
 from tests.integration.test_pretrain import write_configs
-from tests.synthetic import write_data_set
+from tests.support.corpus import english_sentences
+from tests.support.synthetic import write_data_set
 
 pytestmark = pytest.mark.trains
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_bert.metrics import MetricsWriter
+from dist_bert.training.metrics import MetricsWriter
 from tests.integration.conftest import BIN
-from tests.processes import run_script, started, wait_until
+from tests.support.processes import run_script, started, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LAST = f"{7.0 / 11:.4f}"  # of every curve, in the table below it

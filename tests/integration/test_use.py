@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.conftest import (
-    assert_one_line_error,
-    launcher,
-    run_script,
-)
-from tests.synthetic import write_data_set
+from tests.integration.conftest import assert_one_line_error, launcher, run_script
+from tests.support.synthetic import write_data_set
 
 PYTHON = sys.executable
 CONTEXTS = ("The old lamp was quiet.", "A lamp, and another lamp.", "She sold her lamp")

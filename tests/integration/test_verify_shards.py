@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from data_prep.verify import show, verify
-from dist_bert.errors import UserError
-from dist_bert.masking import restore
-from dist_bert.shard_format import Manifest, ShardFile, write_shard
+from dist_bert.common.errors import UserError
+from dist_bert.data.masking import restore
+from dist_bert.data.shard_format import Manifest, ShardFile, write_shard
 from tests.integration.conftest import run_script
 
 Block = dict[str, NDArray[Any]]

@@ -1,0 +1,341 @@
+"""Checkpoints that are whole or absent, in RUN/checkpoints/step-NNNNNNNNN, `latest` beside them.
+
+Weights and optimizer state are written as named fragments, each by the rank that holds it, so they
+are read by any number of ranks at any ZeRO stage and precision without conversion. A checkpoint is
+written under another name and becomes visible when all ranks are done, and only then does `latest`
+move. Every function here is called by all ranks together.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_bert.checkpoint import fragments
+from dist_bert.checkpoint.format import CheckpointReader, FragmentFile, export_weights, write_state
+from dist_bert.checkpoint.run_dir import (
+    ASIDE_PREFIX,
+    BEST_NAME,
+    CHECKPOINTS_NAME,
+    DAMAGED_PREFIX,
+    LATEST_NAME,
+    WEIGHTS_NAME,
+    checkpoints_newest_first,
+    latest_checkpoint,
+    lowest_loss,
+    named_checkpoint,
+    step_of,
+    warn_of_pointer,
+)
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+
+_LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.training.console`
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Where a run stands: all there is beside weights and optimizer state."""
+
+    step: int = 0  # optimizer steps done
+    samples: int = 0  # samples consumed: the position in the data
+    tokens: int = 0  # real tokens consumed
+
+
+def save(
+    engine: Any,
+    run_dir: str | Path,
+    state: TrainState,
+    identity: dict[str, Any],
+    keep: int,
+    validation_loss: float | None = None,
+) -> None:
+    """Writes a checkpoint, moves `latest` to it and removes all but the newest `keep` and the best.
+
+    Args:
+        engine: the DeepSpeed engine.
+        run_dir: the run's folder.
+        state: where the run stands.
+        identity: what a run must be equal in to resume from it (see `check_identity`).
+        keep: number of checkpoints that stay, at least 1.
+        validation_loss: at this step, if there was a validation; `best` moves to the checkpoint
+            with the lowest one.
+
+    Raises:
+        UserError: on all ranks, if any cannot write; the checkpoints that were there stay.
+    """
+    folder = Path(run_dir) / CHECKPOINTS_NAME
+    name = f"step-{state.step:09d}"
+    partial = folder / f".{name}.partial"
+    failure = f"cannot save step {state.step:,}"
+    with all_ranks_agree(failure):
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    own = fragments.fragments(engine)
+    if fragments.is_replicated(engine):
+        own = own[dist.get_rank() :: dist.get_world_size()]
+    with all_ranks_agree(failure, partial):
+        written = FragmentFile.write(partial, dist.get_rank(), own)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, dataclasses.asdict(written))
+    contents = {
+        "state": dataclasses.asdict(state),
+        "identity": identity,
+        "validation_loss": validation_loss,
+        "optimizer": fragments.numbers(engine),
+        "shapes": {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()},
+        "files": gathered,
+    }
+    with all_ranks_agree(failure, partial):
+        if dist.get_rank() == 0:
+            write_state(partial, contents)
+            is_best = validation_loss is not None and validation_loss < best_validation(run_dir)[0]
+            _publish(partial, folder / name, is_best)
+            _remove_old(run_dir, keep)
+
+
+def load(
+    engine: Any, run_dir: str | Path, identity: dict[str, Any], may_differ: Sequence[str] = ()
+) -> TrainState:
+    """Puts the newest whole checkpoint into the engine; a run without one starts at zero.
+
+    A checkpoint of another number of ranks, ZeRO stage or precision is as good as any.
+
+    Args:
+        engine: the DeepSpeed engine.
+        run_dir: the run's folder.
+        identity: of this run (see `check_identity`).
+        may_differ: names of facts in which the checkpoint may differ.
+
+    Raises:
+        UserError: the checkpoint belongs to another run (the differences are listed), or none is
+            whole.
+    """
+    reader = _newest_whole(run_dir)
+    if reader is None:
+        latest_checkpoint(run_dir)  # refuses a run whose checkpoints are gone
+        return TrainState()
+    check_identity(reader, identity, may_differ)
+    if dist.get_rank() == 0:
+        warn_of_pointer(run_dir, LATEST_NAME, reader.folder)
+    fragments.create_states(engine)
+    for fragment in fragments.fragments(engine):
+        for what, values in fragment.tensors.items():
+            values.copy_(reader.read(what, fragment.name, fragment.start, fragment.size))
+    fragments.set_numbers(engine, reader.contents["optimizer"])
+    fragments.refresh_weights(engine)
+    return TrainState(**reader.contents["state"])
+
+
+def settle(run_dir: str | Path, step: int) -> None:
+    """Makes the checkpoint that was resumed the latest one, before anything is trained.
+
+    Newer ones belong to a course of training that was given up: they are put aside, so that none of
+    them is taken for this one's. What killed saves have left is removed.
+
+    Raises:
+        UserError: on all ranks, if the folder cannot be written to.
+    """
+    folder = Path(run_dir) / CHECKPOINTS_NAME
+    with all_ranks_agree(f"cannot resume at step {step:,}"):
+        if dist.get_rank() == 0 and step:
+            _point(folder, LATEST_NAME, folder / f"step-{step:09d}")
+            for path in checkpoints_newest_first(run_dir):
+                if step_of(path) > step:
+                    _LOG.warning("%s is newer than step %s: put aside", path, f"{step:,}")
+                    _put_aside(path, ASIDE_PREFIX)
+            if (folder / BEST_NAME).exists() and not named_checkpoint(run_dir, BEST_NAME):
+                _point(folder, BEST_NAME, lowest_loss(run_dir))
+        if dist.get_rank() == 0:
+            for left in folder.glob(".step-*"):
+                shutil.rmtree(left)
+
+
+def best_validation(run_dir: str | Path) -> tuple[float, int]:
+    """Loss and step of the checkpoint that `best` names; infinite and 0 where there is none."""
+    best = named_checkpoint(run_dir, BEST_NAME)
+    try:
+        loss = CheckpointReader(best).contents["validation_loss"] if best else None
+    except UserError:
+        loss = None
+    return (math.inf, 0) if best is None or loss is None else (loss, step_of(best))
+
+
+def examine(
+    run_dir: str | Path, identity: dict[str, Any], may_differ: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """What a resume would find, without changing anything; the arguments are those of `load`.
+
+    Returns:
+        The path of the newest checkpoint, "" where there is none, and all that is wrong with it.
+    """
+    newest = next(iter(checkpoints_newest_first(run_dir)), None)
+    if newest is None:
+        return "", []
+    problems = []
+    try:
+        reader = CheckpointReader(newest)
+    except UserError as error:
+        return str(newest), [str(error)]
+    problem = _first_problem(_damage(reader))
+    if problem:
+        problems.append(f"{newest}: is damaged ({problem}): a start would put it aside")
+    try:
+        check_identity(reader, identity, may_differ)
+    except UserError as error:
+        problems.append(str(error))
+    return str(newest), problems
+
+
+def check_identity(
+    reader: CheckpointReader, current: dict[str, Any], may_differ: Sequence[str] = ()
+) -> None:
+    """Refuses to mix two runs.
+
+    Raises:
+        UserError: names every fact in which the checkpoint differs from the run.
+    """
+    saved = {**reader.contents["identity"], **{name: current[name] for name in may_differ}}
+    raise_differences(reader.folder, saved, current)
+
+
+def raise_differences(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuses what another run has left.
+
+    Raises:
+        UserError: names every fact in which `current` differs from what was `saved` at `place`.
+    """
+    differences = [
+        f"{key} is {current.get(key)!r}, the checkpoint has {saved.get(key)!r}"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{place}: cannot resume: {'; '.join(differences)}. Use the same settings, or"
+            " another --output_dir for a new run"
+        )
+
+
+def write_weights(run_dir: str | Path) -> None:
+    """Writes the latest checkpoint's weights as RUN/model.safetensors, in float32; on rank 0.
+
+    Raises:
+        UserError: on all ranks, if they cannot be written.
+    """
+    with all_ranks_agree(f"cannot write {WEIGHTS_NAME}"):
+        if dist.get_rank() == 0:
+            export_weights(checkpoints_newest_first(run_dir)[0], Path(run_dir) / WEIGHTS_NAME)
+
+
+@contextlib.contextmanager
+def all_ranks_agree(what: str, partial: Path | None = None) -> Iterator[None]:
+    """Ends a piece of work on all ranks together, with the first one's mistake if there is any.
+
+    Args:
+        what: could not be done, for the message.
+        partial: folder that is removed where there is a mistake.
+
+    Raises:
+        UserError: on all ranks, if any meets one or an error of the file system.
+    """
+    problem = ""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    except UserError as error:
+        problem = str(error)
+    if first := _first_problem(problem):
+        if partial is not None and dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{what}: {first}")
+
+
+def _first_problem(problem: str) -> str:
+    """What the first rank with a problem has, told to all; empty if none has any."""
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next(filter(None, problems), "")
+
+
+def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
+    """The newest checkpoint whose files are what was written; damaged ones are named.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    damaged: dict[Path, str] = {}
+    for path in checkpoints_newest_first(run_dir):
+        problem = ""
+        try:
+            reader = CheckpointReader(path)
+            problem = _damage(reader)
+        except UserError as error:
+            problem = str(error)
+        problem = _first_problem(problem)
+        if problem:
+            damaged[path] = f"{path.name}: {problem}"
+            continue
+        if dist.get_rank() == 0:
+            for other, told in damaged.items():
+                _LOG.warning("%s is damaged and put aside: %s", other, told)
+                _put_aside(other, DAMAGED_PREFIX)
+        return reader
+    if damaged:  # they stay where they are: the next start must not take the run for a new one
+        told = "; ".join(damaged.values())
+        raise UserError(f"{run_dir}: no checkpoint is whole ({told}); give another --output_dir")
+    return None
+
+
+def _damage(reader: CheckpointReader) -> str:
+    """What is wrong with this rank's share of a checkpoint's files; empty if nothing is."""
+    own = reader.files[dist.get_rank() :: dist.get_world_size()]  # hashing is shared out
+    return next(filter(None, (file.problem(reader.folder) for file in own)), "")
+
+
+def _full_shape(parameter: Any) -> torch.Size:
+    """Of a parameter that ZeRO-3 may have cut."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _publish(partial: Path, final: Path, is_best: bool) -> None:
+    """Makes a complete checkpoint visible, then points `latest` to it."""
+    files.fsync(partial)
+    shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier step
+    partial.rename(final)
+    files.fsync(final.parent)
+    for pointer in (LATEST_NAME, *([BEST_NAME] if is_best else [])):
+        _point(final.parent, pointer, final)
+
+
+def _point(folder: Path, pointer: str, checkpoint: Path | None) -> None:
+    """Lets `latest` or `best` name a checkpoint, or be gone."""
+    if checkpoint is None:
+        (folder / pointer).unlink(missing_ok=True)
+    else:
+        files.write_bytes(folder / pointer, f"{checkpoint.name}\n".encode())
+
+
+def _put_aside(checkpoint: Path, prefix: str) -> None:
+    """Takes a checkpoint out of use; replaces one of the same step that was put aside before."""
+    aside = checkpoint.with_name(f"{prefix}{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def _remove_old(run_dir: str | Path, keep: int) -> None:
+    """Removes all but the latest checkpoint, the newest before it, and the best one."""
+    best = named_checkpoint(run_dir, BEST_NAME)
+    for path in checkpoints_newest_first(run_dir)[keep:]:
+        if path != best:
+            shutil.rmtree(path)

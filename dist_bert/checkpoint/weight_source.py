@@ -1,0 +1,201 @@
+"""Where a run's first weights come from, found and checked before anything slow; no torch.
+
+The weights are those of a run of ours or of a folder in Hugging Face layout. Not for: reading them
+(`dist_bert.checkpoint.weights`).
+"""
+
+import dataclasses
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from dist_bert.checkpoint.run_dir import (
+    CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    latest_checkpoint,
+    require_checkpoint,
+    run_folder,
+)
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import from_dict, read_json
+from dist_bert.model.config import ModelConfig
+
+PUBLISHED_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+_PICKLE_NAME = "pytorch_model.bin"
+# What weights fix; dropout and the initial deviation are free.
+_FIXED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "type_vocab_size",
+    "hidden_act",
+    "mlm_hidden_act",
+    "layer_norm_eps",
+)
+_UNPUBLISHED = ("mlm_hidden_act", "initializer_range")  # not in a published config.json, or free
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSource:
+    """Weights on disk, and what a model must be to take them."""
+
+    path: Path  # as given
+    checkpoint: Path | None  # of a run of ours; None for published weights
+    tensor_files: tuple[Path, ...]  # where there is no checkpoint
+    model: ModelConfig
+    tokenizer: Path | None  # that made the ids; None where published weights come without one
+    is_published: bool  # under published names, not ours
+
+    @classmethod
+    def find(cls, path: str | Path, flag: str = "--init_from") -> "WeightSource":
+        """Tells what lies at a path.
+
+        Args:
+            path: a run's folder or one of its checkpoints, or a folder, safetensors file or index
+                in Hugging Face layout. A run that has ended may have its weights file alone.
+            flag: that names the path, for messages.
+
+        Raises:
+            UserError: there are no weights, or they are of a kind that cannot be read.
+        """
+        path = Path(path)
+        run = run_folder(path)
+        if (run / CHECKPOINTS_NAME).is_dir():
+            return cls._of_run(path, run, flag)
+        folder = path if path.is_dir() else path.parent
+        config = folder / CONFIG_NAME
+        tensor_files = _tensor_files(path, flag)
+        if not config.exists():
+            raise UserError(f"{flag} {path}: {config} is missing: put the model's one there")
+        tokenizer = folder / TOKENIZER_NAME
+        is_published = "model" not in read_json(config)
+        model = _published_model(config) if is_published else _model_of_run(config)
+        known_tokenizer = tokenizer if tokenizer.exists() else None
+        return cls(path, None, tensor_files, model, known_tokenizer, is_published)
+
+    @classmethod
+    def _of_run(cls, path: Path, run: Path, flag: str) -> "WeightSource":
+        if latest_checkpoint(run) is None:
+            raise UserError(
+                f"{flag} {path}: has no checkpoint yet: give a run that has saved at least once"
+            )
+        checkpoint = require_checkpoint(path)
+        model = _model_of_run(run / CONFIG_NAME)
+        return cls(path, checkpoint, (), model, run / TOKENIZER_NAME, is_published=False)
+
+    def problems(
+        self, model: ModelConfig, tokenizer: dict[str, Any], extend_positions: bool
+    ) -> list[str]:
+        """All in which the weights do not fit a run.
+
+        Args:
+            model: of the run.
+            tokenizer: the entry of that name in the manifest of the run's shards.
+            extend_positions: whether a table of positions may be made longer.
+        """
+        differences = [
+            f"{name} is {getattr(model, name)!r}, the weights have {getattr(self.model, name)!r}"
+            for name in (*_FIXED, "vocab_size")
+            if getattr(model, name) != getattr(self.model, name)
+        ]
+        problems = []
+        if differences:
+            problems.append(f"{'; '.join(differences)}: give the model the weights' architecture")
+        saved, wanted = self.model.max_position_embeddings, model.max_position_embeddings
+        if wanted > saved and not extend_positions:
+            problems.append(
+                f"max_position_embeddings = {wanted} is above the weights' {saved}: set"
+                f" --extend_positions true to repeat them, or --max_position_embeddings {saved}"
+            )
+        problems += self._tokenizer_problems(tokenizer)
+        return [f"--init_from {self.path}: {problem}" for problem in problems]
+
+    def _tokenizer_problems(self, tokenizer: dict[str, Any]) -> list[str]:
+        if self.tokenizer is None:
+            rows, num_pieces = self.model.vocab_size, tokenizer["vocab_size"]
+            if rows == num_pieces:
+                return []
+            return [
+                f"vocab_size: the weights have {rows} rows and the shards' tokenizer {num_pieces}"
+                " pieces, so their ids mean different things: import the model with `python"
+                " launch/import_model.py`, and prepare the shards with its tokenizer"
+            ]
+        if not self.tokenizer.exists():
+            return [f"{self.tokenizer} is missing: copy there the tokenizer of the weights"]
+        if files.sha256_of_file(self.tokenizer) == tokenizer["fingerprint"]:
+            return []
+        return [
+            f"{self.tokenizer} is not the tokenizer that made the shards, so their ids mean"
+            f" different things: prepare the shards with --tokenizer {self.tokenizer}"
+        ]
+
+
+def _model_of_run(path: Path) -> ModelConfig:
+    return from_dict(ModelConfig, read_json(path).get("model", {}), str(path))
+
+
+def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:
+    """The safetensors files at a path; only the path itself where that is a file."""
+    if not path.exists():
+        raise UserError(
+            f"{flag} {path}: does not exist: give a run's folder, one of its checkpoints or weights"
+        )
+    if path.suffix == ".safetensors":
+        return (path,)
+    if (path / PUBLISHED_NAME).exists():
+        return (path / PUBLISHED_NAME,)
+    index = path if path.name.endswith(".safetensors.index.json") else path / INDEX_NAME
+    if index.exists():
+        return _indexed_files(index)
+    if path.suffix == ".bin" or (path / _PICKLE_NAME).exists():
+        raise UserError(
+            f"{flag} {path}: {_PICKLE_NAME} is a pickle, which can run code, and is not read:"
+            " convert it with transformers, BertForPreTraining.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER)"
+        )
+    raise UserError(
+        f"{flag} {path}: holds neither {CHECKPOINTS_NAME}/ of a run nor {PUBLISHED_NAME}:"
+        " give a run's folder or weights in Hugging Face layout"
+    )
+
+
+def _indexed_files(index: Path) -> tuple[Path, ...]:
+    """The safetensors files that an index names, which lie beside it."""
+    value = read_json(index)
+    for name in ("metadata", "weight_map"):  # transformers needs both
+        if not isinstance(value.get(name), dict):
+            raise UserError(f"{index}: has no object {name}: fetch it again")
+    named = value["weight_map"].values()
+    if not all(isinstance(name, str) and Path(name).name == name for name in named):
+        raise UserError(f"{index}: weight_map must name files of its own folder: fetch it again")
+    names = sorted(set(named))
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing or not names:
+        listed = ", ".join(ascii(name)[1:-1] for name in missing) or "no file"
+        raise UserError(f"{index}: names {listed}: fetch all again")
+    return tuple(index.parent / name for name in names)
+
+
+def _published_model(path: Path) -> ModelConfig:
+    """The architecture in a published config.json; BertConfig's defaults are ModelConfig's."""
+    values = read_json(path)
+    for name, only in (
+        ("model_type", "bert"),
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+    ):
+        if values.get(name, only) != only:
+            shown = reprlib.repr(values[name])
+            raise UserError(f"{path}: {name} = {shown}: only {only!r} fits this model")
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {*_UNPUBLISHED}
+    given = {name: value for name, value in values.items() if name in known}
+    activation = given.pop("hidden_act", "gelu")
+    if activation not in ("gelu", "relu"):
+        shown = reprlib.repr(activation)
+        raise UserError(f"{path}: hidden_act = {shown}: only 'gelu' (exact) and 'relu' fit")
+    both = {"hidden_act": activation, "mlm_hidden_act": activation}  # published models have one
+    return from_dict(ModelConfig, {**given, **both}, str(path))

@@ -1,0 +1,136 @@
+"""The weights that a `WeightSource` has, by our names. Not for: fitting them to another model."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dist_bert.checkpoint.format import CheckpointReader
+from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.common.errors import UserError
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.published_names import HEADS, TIED, from_published
+
+_POSITIONS = "encoder.position_embeddings.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeights:
+    """What a source has, and what not."""
+
+    tensors: dict[str, Tensor]  # float32 on the CPU, by our parameters' names
+    missing_heads: tuple[str, ...]  # of `HEADS`, whose parameters are not among them
+    left_out: tuple[str, ...]  # modules that belong to other tasks
+
+
+def read_stored(source: WeightSource) -> StoredWeights:
+    """Reads all weights of a source.
+
+    Raises:
+        UserError: a file is damaged, or its tensors are not those of its config.
+    """
+    if source.checkpoint is not None:
+        return StoredWeights(CheckpointReader(source.checkpoint).weights(), (), ())
+    tensors = _read_files(source.tensor_files)
+    if not source.is_published:
+        return StoredWeights(tensors, (), ())
+    published, left_out = under_published_names(tensors)
+    missing = tuple(
+        head
+        for head, prefix in HEADS.items()
+        if not any(name.startswith(prefix) and name not in TIED for name in published)
+    )
+    without = tuple(HEADS[head] for head in missing)
+    # A decoder alone is no head: it is the word embeddings again.
+    published = {name: t for name, t in published.items() if not name.startswith(without)}
+    return StoredWeights(from_published(published, source.model, without), missing, left_out)
+
+
+def under_published_names(
+    tensors: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Float32 tensors of encoder and pretraining heads, named as in `BertForPreTraining`.
+
+    Args:
+        tensors: of any of transformers' BERT models. The bare encoder says no `bert.`; the heads of
+            other tasks are left out.
+
+    Returns:
+        The tensors, and the modules that were left out.
+    """
+    is_bare = not any(name.startswith("bert.") for name in tensors)
+    named = {
+        f"bert.{name}" if is_bare and not name.startswith("cls.") else name: tensor
+        for name, tensor in tensors.items()
+    }
+    known = {name: t.float() for name, t in named.items() if name.startswith(("bert.", "cls."))}
+    return known, tuple(sorted({name.split(".")[0] for name in named.keys() - known.keys()}))
+
+
+def _read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
+    return tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """What was done to a model."""
+
+    has_mlm_head: bool  # False: the source has none, so the head is as it was
+    description: str  # one line for the console
+
+
+def load_initial_weights(
+    model: BertForPreTraining, config: ModelConfig, source: WeightSource
+) -> InitialWeights:
+    """Replaces a model's weights; heads that the source lacks keep theirs.
+
+    Args:
+        model: newly made, on the CPU in float32; changed in place.
+        config: its architecture, to which `source` has no problems.
+        source: of the weights.
+
+    Raises:
+        UserError: a file is damaged, or its tensors are not those of its config.
+    """
+    stored = read_stored(source)
+    notes = []
+    if source.checkpoint is not None:
+        where = f"{source.path} at {source.checkpoint.name}"
+    else:
+        where = str(source.path)
+        if stored.left_out:
+            notes.append(f"left out: {', '.join(stored.left_out)}")
+        if source.tokenizer is None:
+            notes.append("whether its vocabulary is the shards' is not known: only the sizes agree")
+    table = fit_positions(stored.tensors[_POSITIONS], config.max_position_embeddings)
+    model.load_state_dict({**model.state_dict(), **stored.tensors, _POSITIONS: table})
+    saved, wanted = source.model.max_position_embeddings, config.max_position_embeddings
+    if wanted != saved:
+        notes.append(
+            f"positions {'repeated' if wanted > saved else 'cut'} from {saved} to {wanted}"
+        )
+    if stored.missing_heads:
+        notes.append(f"not in it and new: {', '.join(stored.missing_heads)}")
+    description = "; ".join((f"weights from {where}", *notes))
+    return InitialWeights("MLM head" not in stored.missing_heads, description)
+
+
+def fit_positions(table: Tensor, num_positions: int) -> Tensor:
+    """Position embeddings (saved, H) as (num_positions, H): the first ones, or all repeated.
+
+    Repeating keeps what the layers know of neighbours, except at the seams, and was found to be
+    far better than new random rows (Beltagy et al. 2020, "Longformer", section 5,
+    https://arxiv.org/abs/2004.05150).
+    """
+    repeats = -(-num_positions // len(table))
+    return table.repeat(repeats, 1)[:num_positions]

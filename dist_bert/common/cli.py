@@ -1,0 +1,153 @@
+"""What every launch script shares: flags, one line for a user's mistake, exit codes.
+
+Not for: logging (scripts print what they are for) or anything that a library caller needs.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dist_bert.common.errors import NodeError, UserError
+from dist_bert.common.redaction import redacted
+from dist_bert.common.slurm import take_over_ranks
+
+USER_ERROR_EXIT_CODE = 2
+_BROKEN_PIPE_EXIT_CODE = 141  # that of a command that SIGPIPE has ended
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all errors of the scripts are."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
+        )
+        self.add_argument("--debug", action="store_true", help="show a traceback for every error")
+
+    def parse_args(  # type: ignore[override]  # noqa: D102 - one of argparse's two forms is enough
+        self, args: Sequence[str] | None = None
+    ) -> argparse.Namespace:
+        try:
+            take_over_ranks()  # before anything is told, by the first rank alone
+        except UserError as error:
+            self.error(str(error))
+        arguments, unknown = self.parse_known_args(args)
+        if unknown:
+            known = sorted(s for a in self._actions for s in a.option_strings if s[:2] == "--")
+            self.error(f"unknown argument {' '.join(unknown)}; known flags: {' '.join(known)}")
+        return arguments
+
+    def print_help(self, file: Any = None) -> None:  # noqa: D102
+        if is_first_rank():
+            super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        if is_first_rank():
+            print(f"error: {redacted(message)}", file=sys.stderr)
+        raise SystemExit(USER_ERROR_EXIT_CODE)
+
+
+def local_path(text: str) -> Path:
+    """The path that an argument names, for argparse; a URL is refused.
+
+    As a path, `s3://bucket` would be a folder `s3:` that is made in the current one.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text}: is a URL; give a local path, and copy the files from or to there"
+        )
+    return Path(text)
+
+
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what pretraining's settings of the same names are, for scripts that only read shards."""
+    parser.add_argument(
+        "--local_cache",
+        metavar="DIR",
+        default="",
+        help="folder on a local disk for copies of the shards: for URLs and slow file systems",
+    )
+    parser.add_argument(
+        "--local_cache_gib",
+        type=_gib,
+        default=0.0,
+        metavar="GIB",
+        help="most that all copies in it take together; 0 = no limit (default)",
+    )
+
+
+def _gib(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
+    return value
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> NoReturn:
+    """Runs a script's main function and exits: 0, its own code, or 2 and a line for a `UserError`.
+
+    So, too, for a file that the system refuses to make, read or write.
+
+    Every rank of a launch sees the same mistake, so only the first one tells it, but for a
+    `NodeError`.
+    """
+    raise SystemExit(_exit_code_of(main, arguments))
+
+
+def run_rank(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> NoReturn:
+    """As `run`, for scripts whose processes may be ranks of `torch.distributed`."""
+    end_rank(_exit_code_of(main, arguments))
+
+
+def _exit_code_of(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> int:
+    try:
+        code = main(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone is expected
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        elif is_first_rank() or isinstance(error, NodeError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = USER_ERROR_EXIT_CODE
+    except BrokenPipeError:  # what reads our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
+        code = _BROKEN_PIPE_EXIT_CODE
+    except OSError as error:  # a file that was named cannot be made, read or written
+        if arguments.debug or error.filename is None:
+            raise
+        told = redacted(f"error: {error.filename}: {error.strerror}")
+        print(told, file=sys.stderr, flush=True)
+        code = USER_ERROR_EXIT_CODE
+    return code or 0
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of whatever launched it, or was launched alone."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+    )
+
+
+def end_rank(code: int) -> NoReturn:
+    """Ends a process that was a rank, without taking the interpreter down.
+
+    Threads of gloo still give up the tensors of a collective after its end, and take the
+    interpreter's lock for that. One that waits for the lock while the interpreter is taken down
+    aborts the process: exit code -6 for a run that has done everything (pytorch issue 190489).
+
+    Args:
+        code: exit code.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,167 @@
+"""What this process computes on, and how: the one place that decides it.
+
+A GPU or the CPU (`device_type`), a rank's share of the cores (`set_up_device`), and whether the
+CPU multiplies bf16 itself (`has_bf16_instructions`). torch is imported where it is needed, so that
+`--dry_run` and the doctor can ask without it. Not for: how products are computed
+(`dist_bert.model.products`).
+"""
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_bert.common.errors import UserError
+from dist_bert.common.machine import cpu_model
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICE_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed's, so both always agree
+_DEVICE_TYPES = ("cpu", "cuda")
+_CPU_INFO = Path("/proc/cpuinfo")
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
+# oneDNN, which computes torch's products on CPU, can be limited to older instructions. These parts
+# of the limit's name admit bf16: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_BF16_ISAS = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def device_type() -> str:
+    """`cuda` or `cpu`: what DS_ACCELERATOR says, else a GPU where torch sees one.
+
+    Raises:
+        UserError: DS_ACCELERATOR names another device, or a GPU where there is none.
+    """
+    import torch
+
+    asked = os.environ.get(DEVICE_VARIABLE, "")
+    has_gpu = torch.cuda.is_available()
+    if asked and asked not in _DEVICE_TYPES:
+        raise UserError(
+            f"{DEVICE_VARIABLE} = {asked}: must be one of {', '.join(_DEVICE_TYPES)}, or unset for"
+            " the GPU if there is one"
+        )
+    if asked == "cuda" and not has_gpu:
+        raise UserError(
+            f"{DEVICE_VARIABLE} = cuda: torch sees no GPU here; unset it to use the CPU, or see"
+            " what is wrong with `python launch/doctor.py`"
+        )
+    return asked or ("cuda" if has_gpu else "cpu")
+
+
+def has_gpu() -> bool:
+    """Whether this process computes on a GPU."""
+    return device_type() == "cuda"
+
+
+def run_device() -> "torch.device":
+    """The device of this process; of several GPUs the current one, which `set_up_device` chose."""
+    import torch
+
+    return torch.device(device_type())
+
+
+def set_up_device(local_rank: int, local_size: int) -> None:
+    """Takes this rank's GPU, or its share of the cores.
+
+    Args:
+        local_rank: number of this rank on its host.
+        local_size: ranks on its host.
+
+    Raises:
+        UserError: the host has fewer GPUs.
+    """
+    import torch
+
+    if has_gpu():
+        num_gpus = torch.cuda.device_count()
+        if local_rank >= num_gpus:
+            raise UserError(
+                f"rank {local_rank} of this host has no GPU, since torch sees {num_gpus} here:"
+                f" start at most {num_gpus} ranks a host (deepspeed --num_gpus {num_gpus})"
+            )
+        torch.cuda.set_device(local_rank)
+        return
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, num_cores() // local_size))
+    _keep_freed_memory()
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep freed memory instead of returning it after every large tensor.
+
+    The kernel must zero fresh pages: 3 to 20 % of a step on CPU. Other C libraries lack the
+    function and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+@functools.cache
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies bf16 matrices faster than float32 ones.
+
+    By its flags and oneDNN's limit, not by measurement: so a run computes the same way after every
+    resume, however busy the machine is. Without them oneDNN's bf16 products take 2 to 90 times as
+    long as float32 ones (docs/performance.md).
+    """
+    return bool(bf16_flags()) and _onednn_may_use_bf16()
+
+
+def bf16_flags() -> list[str]:
+    """The processor's flags that mean bf16 products; none where the system does not list flags."""
+    found = cpu_flags(_CPU_INFO.read_text()) if _CPU_INFO.exists() else set()
+    return [flag for flag in _BF16_FLAGS if flag in found]
+
+
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """Flags of the processor, which /proc/cpuinfo calls flags on x86 and Features on Arm."""
+    return {
+        flag
+        for line in cpuinfo.splitlines()
+        if line.startswith(("flags", "Features"))
+        for flag in line.split(":", 1)[1].split()
+    }
+
+
+def _onednn_may_use_bf16() -> bool:
+    limits = [os.environ[name].upper() for name in _ISA_VARIABLES if os.environ.get(name)]
+    return all(any(isa in limit for isa in _BF16_ISAS) for limit in limits[:1])
+
+
+def describe_device(device: "torch.device", precision: str) -> dict[str, Any]:
+    """What a run computes on and how: `device`, `threads` of this process, `arithmetic`."""
+    import torch
+
+    is_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"the CPU ({cpu_model()})",
+        "threads": 1 if is_gpu else torch.get_num_threads(),
+        "arithmetic": arithmetic(precision, device.type),
+    }
+
+
+def arithmetic(precision: str, device: str) -> str:
+    """How a run of a precision computes, in words for people.
+
+    Args:
+        precision: of the DeepSpeed JSON: bf16, fp16 or fp32.
+        device: `cuda` or `cpu`.
+    """
+    if precision == "bf16" and device == "cpu" and not has_bf16_instructions():
+        if bf16_flags():
+            return "bf16 by float32 products: oneDNN may not use this CPU's bf16 instructions"
+        return "bf16 by float32 products: this CPU has no bf16 instructions"
+    return precision

@@ -1,0 +1,182 @@
+"""Pictures of tables of numbers, as PNG: similarities, attention, whatever has rows and columns.
+
+Matplotlib is optional, and imported only where something is drawn. Not for: curves (TensorBoard).
+"""
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+
+MAX_ROWS = 100  # more would be no picture that one can read
+_MAX_CONTEXT = 30  # characters of a label on each side of what it marks
+_MAX_ROWS_WITH_NUMBERS = 24
+_FONT = "DejaVu Sans"  # matplotlib's own: always there
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One table of a picture."""
+
+    title: str
+    values: NDArray[Any]  # (R, C)
+    column_labels: Sequence[str]
+    row_axis: str = ""  # what the rows are
+    column_axis: str = ""
+    texts: Sequence[Sequence[str]] | None = None  # (R, C) to stand in the cells, not the values
+
+
+def check_picture(path: str, flag: str) -> None:
+    """Finds out before the work whether a picture can be drawn.
+
+    Raises:
+        UserError: matplotlib is not installed, or the name is not that of a PNG file.
+    """
+    if not path.lower().endswith(".png"):
+        raise UserError(f"{flag} {path}: pictures are PNG files; let its name end in .png")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"{flag}: pictures need matplotlib; pip install -c constraints.txt -e '.[pictures]'"
+        ) from None
+
+
+def write_tables(
+    path: str | Path,
+    title: str,
+    row_labels: Sequence[str],
+    panels: Sequence[Panel],
+    *,
+    low: float,
+    high: float,
+    bar_label: str,
+    form: str = ".2f",
+) -> None:
+    """Writes tables with the same rows side by side, every value as a colour on one scale.
+
+    Args:
+        path: of the PNG file.
+        title: stands above all.
+        row_labels: (R,), of all panels.
+        panels: the tables.
+        low: value of the darkest colour.
+        high: value of the brightest one, also for what is above it.
+        bar_label: what the values are.
+        form: how they are written into the cells, where there is room.
+
+    Raises:
+        UserError: there are more than `MAX_ROWS` rows or columns.
+    """
+    size = max(len(row_labels), *(len(panel.column_labels) for panel in panels))
+    if size > MAX_ROWS:
+        raise UserError(f"{path}: {size} rows or columns, a picture shows at most {MAX_ROWS}")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    texts = [title, *row_labels, *(label for panel in panels for label in panel.column_labels)]
+    has_numbers = size <= _MAX_ROWS_WITH_NUMBERS
+    cell = 0.5 if has_numbers else 0.24  # inches
+    with matplotlib.rc_context({"font.family": _font_families("".join(texts)), "font.size": 9}):
+        width = sum(cell * len(panel.column_labels) + 0.6 for panel in panels) + 1
+        figure = Figure(
+            figsize=(width + 0.075 * max(map(len, row_labels)), cell * len(row_labels) + 1.6),
+            layout="constrained",
+        )
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(grid, panels, strict=True):
+            image = axes.imshow(panel.values, vmin=low, vmax=high, cmap="cividis")
+            axes.set_title(panel.title, fontsize=10)
+            axes.set_xlabel(panel.column_axis)
+            axes.set_ylabel(panel.row_axis)
+            is_upright = max(map(len, panel.column_labels)) <= 2
+            axes.set_xticks(
+                range(len(panel.column_labels)),
+                panel.column_labels,
+                rotation=0 if is_upright else 90,
+                parse_math=False,
+            )
+            rows = row_labels if axes is grid[0] else [""] * len(row_labels)
+            axes.set_yticks(range(len(row_labels)), rows, parse_math=False)
+            if has_numbers:
+                _write_cells(axes, panel, form, (low + high) / 2)
+        is_cut = any(panel.values.max() > high for panel in panels)
+        extend = "max" if is_cut else "neither"  # an arrow: there are values beyond the scale
+        figure.colorbar(
+            image, ax=list(grid), label=bar_label, fraction=0.05, pad=0.02, extend=extend
+        )
+        figure.suptitle(title, fontsize=11, parse_math=False)
+        with files.whole_file(path) as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # said above, in one line
+            # without the name of the software: equal values give equal bytes
+            figure.savefig(
+                file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
+            )
+
+
+def shortened(label: str, begin: int, end: int) -> str:
+    """A label that fits beside a picture: label[begin:end] and what is around it."""
+    first, last = max(0, begin - _MAX_CONTEXT), max(end + _MAX_CONTEXT, 2 * _MAX_CONTEXT)
+    head = "…" if first else ""
+    return f"{head}{label[first:last]}{'…' if last < len(label) else ''}"
+
+
+def lacking_characters(text: str) -> str:
+    """The characters of a text that no installed font has, sorted."""
+    return "".join(sorted(_fonts_of(text)[1]))
+
+
+def _write_cells(axes: Any, panel: Panel, form: str, middle: float) -> None:
+    for (row, column), value in np.ndenumerate(panel.values):
+        text = f"{value:{form}}" if panel.texts is None else panel.texts[row][column]
+        colour = "white" if value < middle else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _font_families(text: str) -> list[str]:
+    """Matplotlib's own font, and installed ones for the characters that it lacks.
+
+    Says on standard error which characters no font has: they are drawn as boxes.
+    """
+    families, missing = _fonts_of(text)
+    if missing:
+        shown = "".join(sorted(missing)[:10])
+        print(
+            f"no installed font has {shown}: drawn as boxes; install one that does, for Chinese"
+            " e.g. apt-get install fonts-noto-cjk",
+            file=sys.stderr,
+        )
+    return families
+
+
+def _fonts_of(text: str) -> tuple[list[str], set[str]]:
+    """Families of fonts for the characters of a text, and the characters that none of them has."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    def lacking(path: str, wanted: set[str]) -> set[str]:
+        try:
+            font = FT2Font(path)
+        except RuntimeError:  # a font that FreeType cannot read
+            return wanted
+        return {character for character in wanted if not font.get_char_index(ord(character))}
+
+    own = font_manager.findfont(_FONT)
+    families, missing = [_FONT], lacking(own, {c for c in text if c.isprintable()})
+    # From the disk: matplotlib's list of fonts is older than what was installed since.
+    installed = font_manager.findSystemFonts() if missing else []
+    for path in sorted(installed, key=lambda path: ("egular" not in path, Path(path).name)):
+        still_missing = lacking(path, missing)
+        if still_missing != missing:
+            font_manager.fontManager.addfont(path)
+            families.append(font_manager.FontProperties(fname=path).get_name())
+            missing = still_missing
+    return families, missing

@@ -1,0 +1,156 @@
+"""Configuration: frozen dataclasses, resolved as default < JSON file < flag.
+
+A field is a JSON key is a flag. One home for each fact: architecture in the model JSON, run
+settings in the run JSON, batch sizes, optimizer, precision and ZeRO in the DeepSpeed JSON
+(`dist_bert.training.engine`), sequence length and masking in the shards' manifest. Not for:
+anything that a rank or a batch carries.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dist_bert.common.errors import UserError
+from dist_bert.common.shipped import found
+
+T = TypeVar("T")
+
+_SHORT = reprlib.Repr()  # of values that may be large or deep
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+def setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with the line that `--help` shows (unit and range included)."""
+    return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+def raise_all(what: str, problems: list[str]) -> None:
+    """Raises one UserError with all problems of the `what` configuration, if there are any."""
+    if problems:
+        raise UserError(f"{what} configuration: " + "; ".join(problems))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON object from a file; configs/... may be one that comes with the package.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds something else than an object.
+    """
+    try:
+        return json_object(found(path).read_bytes(), path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): give the path of a JSON file"
+        ) from None
+
+
+def json_object(data: bytes, path: str | Path) -> dict[str, Any]:
+    """A JSON object in UTF-8; `path` names it in errors.
+
+    Raises:
+        UserError: it is not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, must hold a JSON object")
+    return value
+
+
+def resolve(
+    cls: type[T], file: str | Path | None = None, flags: Mapping[str, Any] | None = None
+) -> T:
+    """Builds a config of dataclass `cls`: default < JSON file < flag.
+
+    Args:
+        cls: RunConfig, ModelConfig or their like.
+        file: path of a JSON object whose keys are fields of `cls`, or None.
+        flags: field values given on the command line; None means "not given".
+
+    Raises:
+        UserError: an unknown key (the known ones are listed), a value of a wrong type or range.
+    """
+    values = read_json(file) if file is not None else {}
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    return from_dict(cls, values, str(file or "flags"))
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
+    """Builds a config of dataclass `cls` from `values`; `origin` names their source in errors."""
+    if not isinstance(values, Mapping):  # an entry of a file
+        raise UserError(f"{origin}: holds {_SHORT.repr(values)}, must hold a JSON object")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        named = ", ".join(name if name.isidentifier() else _SHORT.repr(name) for name in unknown)
+        raise UserError(f"{origin}: unknown key {named}; known: {', '.join(fields)}")
+    problems = []
+    checked = {}
+    for name, value in values.items():
+        if hints[name] is float and type(value) is int:
+            value = float(value) if abs(value) < 1 << 1_000 else math.inf
+        choices = fields[name].metadata.get("choices")
+        if not _has_type(value, hints[name]):
+            problems.append(f"{name} = {_SHORT.repr(value)}: must be {_type_name(hints[name])}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{name} = {value}: must be a finite number")
+        elif choices and value not in choices:
+            problems.append(f"{name} = {_SHORT.repr(value)}: must be one of {', '.join(choices)}")
+        checked[name] = value
+    raise_all(origin, problems)
+    return cls(**checked)
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Adds a `--field value` for every field of dataclass `cls`; what is not given stays None."""
+    hints = typing.get_type_hints(cls)
+    group = parser.add_argument_group(f"{cls.__name__} (JSON key = flag)")
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        group.add_argument(
+            f"--{field.name}",
+            type=_parse_bool if kind is bool else _base_type(kind),
+            choices=field.metadata.get("choices") or None,
+            metavar="true|false" if kind is bool else None,
+            help=f"{field.metadata['help']} (default: {field.default})".replace("%", "%%"),
+        )
+
+
+def flags_of(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of the flags that `add_flags` added for `cls`."""
+    return {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls)}
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be true or false")
+    return text.lower() == "true"
+
+
+def _base_type(kind: Any) -> Any:
+    """`int` of `int | None`; any other type as it is."""
+    if isinstance(kind, types.UnionType):
+        return next(k for k in typing.get_args(kind) if k is not type(None))
+    return kind
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType) and value is None:
+        return True
+    return type(value) is _base_type(kind)  # bool is no int here
+
+
+def _type_name(kind: Any) -> str:
+    return str(_base_type(kind).__name__) + (
+        " or null" if isinstance(kind, types.UnionType) else ""
+    )

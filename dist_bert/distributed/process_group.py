@@ -1,0 +1,53 @@
+"""Joins the ranks of a launcher into one process group, and leaves it."""
+
+import datetime
+import os
+import warnings
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from dist_bert.common.device import DEVICE_VARIABLE, device_type, has_gpu, set_up_device
+from dist_bert.common.errors import UserError
+from dist_bert.common.slurm import take_over_ranks
+from dist_bert.distributed import rendezvous
+
+
+def start_distributed(timeout_seconds: float = 1_800.0) -> None:
+    """Joins the launcher's (or srun's) group, or makes one of a single process; picks the GPU.
+
+    Args:
+        timeout_seconds: how long a rank waits for the others, in any collective.
+
+    Raises:
+        UserError: DeepSpeed has found another kind of device than this system knows, or the ranks
+            cannot meet: their port is taken, or some do not come.
+    """
+    take_over_ranks()  # for callers that are no launch script: those have done so
+    init_method = rendezvous.init_method()
+    found = get_accelerator().device_name()
+    if found != device_type():
+        raise UserError(
+            f"DeepSpeed would compute on {found}, which is not supported: set {DEVICE_VARIABLE}=cpu"
+            " or cuda"
+        )
+    local_size = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    set_up_device(int(os.environ.get("LOCAL_RANK", "0")), int(local_size))
+    if not has_gpu():
+        # Gloo does it without 35 s of C++ compilation at the first start of every machine, and
+        # leaves nothing in /dev/shm when a rank is killed.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls some of torch.distributed by its former names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of the groups ZeRO will make
+        setattr(dist.distributed_c10d, name, timeout)
+    backend = "nccl" if has_gpu() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, init_method=init_method)
+
+
+def leave_distributed() -> None:
+    """Leaves the process group, once engines are destroyed; a rank then ends by `end_rank`."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

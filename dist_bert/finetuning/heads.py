@@ -1,0 +1,299 @@
+"""The encoder with the heads of fine-tuning, their losses and metrics.
+
+Like the pretraining model, a head takes an unpadded micro-batch and returns its shares of the
+global batch's mean loss and metrics; without labels it returns its scores. Not for: what the
+scores mean (`dist_bert.finetuning.task`).
+
+Source: Devlin et al. 2019, "BERT", section 4 (https://arxiv.org/abs/1810.04805).
+
+Letters: T tokens of the micro-batch, B samples, H hidden, C classes, S longest sample.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_bert.data.batches import NO_LABEL
+from dist_bert.model.bert import BertEncoder, BertForPreTraining
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.kernels import dropout
+from dist_bert.model.products import Linear
+
+NUM_SPAN_SCORES = 2  # a token as the first and as the last one of the answer
+
+
+class BertForTextClassification(nn.Module):
+    """One or two texts to classes: [CLS] through BERT's pooler, then a linear layer.
+
+    The pooler comes from pretraining (next sentence), so pooler and classifier are a perceptron
+    of one hidden layer, half of it pretrained.
+    """
+
+    metric_names = ("loss", "accuracy")
+
+    def __init__(self, config: ModelConfig, num_classes: int, has_several_labels: bool) -> None:
+        """Makes the head anew; `has_several_labels`: classes do not exclude each other."""
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, num_classes)
+        self.dropout_prob = config.hidden_dropout_prob
+        self.has_several_labels = has_several_labels
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        num_real_samples: int,
+        labels: Tensor | None = None,
+        num_samples: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Scores, or shares of loss and metrics.
+
+        Args:
+            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
+            token_type_ids: (T,) int64.
+            position_ids: (T,) int64.
+            cu_seqlens: (B+1,) int32, then the samples of padding.
+            max_seqlen: tokens of the longest sample.
+            num_real_samples: B; samples behind it are padding.
+            labels: (B,) int64 classes; (B, C) float32 zeros and ones where several may apply.
+            num_samples: of the global batch.
+
+        Returns:
+            Without labels, float32 scores (B, C). With labels, the loss, a float32 scalar, and the
+            detached shares of `metric_names`, (2,).
+        """
+        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        cls_hidden = hidden.index_select(0, cu_seqlens[:num_real_samples])  # (B, H)
+        pooled = torch.tanh(self.pooler(cls_hidden))
+        pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)
+        logits: Tensor = self.classifier(pooled).float()  # (B, C)
+        if labels is None:
+            return logits
+        if self.has_several_labels:
+            loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            loss = loss / (num_samples * logits.shape[1])
+            is_right = ((logits > 0) == labels.bool()).all(1)
+        else:
+            loss = F.cross_entropy(logits, labels, reduction="sum") / num_samples
+            is_right = logits.argmax(1) == labels
+        return loss, torch.stack([loss.detach(), is_right.sum() / num_samples])
+
+
+class BertForTextRegression(nn.Module):
+    """One or two texts to a number: [CLS] through BERT's pooler, then a linear layer.
+
+    That tells how many standard deviations the number lies from the mean of the training set, and
+    the loss is the mean squared error of this: 1 is what the mean itself gets.
+    """
+
+    metric_names = ("loss", "mean_absolute_error")
+
+    def __init__(self, config: ModelConfig, mean: float, deviation: float) -> None:
+        """Makes the head anew; `mean` and standard `deviation` of the training set's numbers."""
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, 1)
+        self.dropout_prob = config.hidden_dropout_prob
+        self.mean, self.deviation = mean, deviation
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        num_real_samples: int,
+        labels: Tensor | None = None,
+        num_samples: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Numbers, or shares of loss and metrics.
+
+        Args:
+            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
+            token_type_ids: (T,) int64.
+            position_ids: (T,) int64.
+            cu_seqlens: (B+1,) int32, then the samples of padding.
+            max_seqlen: tokens of the longest sample.
+            num_real_samples: B; samples behind it are padding.
+            labels: (B,) float32 numbers.
+            num_samples: of the global batch.
+
+        Returns:
+            Without labels, float32 numbers (B, 1) in the units of the labels. With labels, the
+            loss, a float32 scalar, and the detached shares of `metric_names`, (2,).
+        """
+        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        pooled = torch.tanh(self.pooler(hidden.index_select(0, cu_seqlens[:num_real_samples])))
+        pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)  # (B, H)
+        deviations: Tensor = self.classifier(pooled).float()  # (B, 1)
+        if labels is None:
+            return deviations * self.deviation + self.mean
+        differences = deviations[:, 0] - (labels.float() - self.mean) / self.deviation  # (B,)
+        loss = differences.square().sum() / num_samples
+        absolute = differences.detach().abs().sum() * self.deviation / num_samples
+        return loss, torch.stack([loss.detach(), absolute])
+
+
+class BertForTokenClassification(nn.Module):
+    """Every token to a class: a linear layer on its last hidden state."""
+
+    metric_names = ("loss", "accuracy")
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        """Makes the head anew."""
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.classifier = Linear(config.hidden_size, num_classes)
+        self.dropout_prob = config.hidden_dropout_prob
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        num_real_samples: int,
+        labels: Tensor | None = None,
+        num_labels: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Scores, or shares of loss and metrics.
+
+        Args:
+            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
+            token_type_ids: (T,) int64.
+            position_ids: (T,) int64.
+            cu_seqlens: (B+1,) int32.
+            max_seqlen: tokens of the longest sample.
+            num_real_samples: B; not needed here, every head takes it.
+            labels: (T,) int64; -100 leaves a token out.
+            num_labels: tokens with a label in the global batch.
+
+        Returns:
+            Without labels, float32 scores (T, C). With labels, the loss, a float32 scalar, and the
+            detached shares of `metric_names`, (2,).
+        """
+        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        hidden = dropout(hidden, self.dropout_prob if self.training else 0.0)
+        logits: Tensor = self.classifier(hidden).float()  # (T, C)
+        if labels is None:
+            return logits
+        loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / num_labels
+        num_right = (logits.argmax(1) == labels).sum()
+        return loss, torch.stack([loss.detach(), num_right / num_labels])
+
+
+class BertForQuestionAnswering(nn.Module):
+    """The tokens at which an answer starts and ends, each chosen among all tokens of its sample."""
+
+    metric_names = ("loss", "accuracy")
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Makes the head anew."""
+        super().__init__()
+        self.encoder = BertEncoder(config)
+        self.span = Linear(config.hidden_size, NUM_SPAN_SCORES)
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        num_real_samples: int,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        num_samples: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Scores, or shares of loss and metrics.
+
+        Args:
+            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
+            token_type_ids: (T,) int64.
+            position_ids: (T,) int64.
+            cu_seqlens: (B+1,) int32, then the samples of padding.
+            max_seqlen: tokens of the longest sample.
+            num_real_samples: B; samples behind it are padding.
+            start_positions: (B,) int64, place of the answer's first token in its sample; 0, which
+                is [CLS], where the sample holds no answer.
+            end_positions: (B,) int64, place of its last token.
+            num_samples: of the global batch.
+
+        Returns:
+            Without positions, float32 scores (T, 2) of start and end. With them, the loss, a
+            float32 scalar, and the detached shares of `metric_names`, (2,): accuracy is the share
+            of samples of which both ends are right.
+        """
+        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        scores: Tensor = self.span(hidden).float()  # (T, 2)
+        if start_positions is None or end_positions is None:
+            return scores
+        padded = _by_sample(scores, cu_seqlens, position_ids, max_seqlen)[:num_real_samples]
+        start_logits, end_logits = padded.unbind(2)  # (B, S) each
+        loss = F.cross_entropy(start_logits, start_positions, reduction="sum")
+        loss = loss + F.cross_entropy(end_logits, end_positions, reduction="sum")
+        loss = loss / (2 * num_samples)
+        is_right = (start_logits.argmax(1) == start_positions) & (
+            end_logits.argmax(1) == end_positions
+        )
+        return loss, torch.stack([loss.detach(), is_right.sum() / num_samples])
+
+
+Head = (
+    BertForTextClassification
+    | BertForTextRegression
+    | BertForTokenClassification
+    | BertForQuestionAnswering
+)
+
+
+def start_from(
+    head: Head, pretrained: BertForPreTraining, initializer_range: float, new_pooler: bool = False
+) -> None:
+    """Fills a head: encoder and pooler from pretraining, what is new as pretraining began.
+
+    New weights come from torch's global generator: seed it alike on all ranks.
+
+    Args:
+        head: is filled.
+        pretrained: the weights to start from.
+        initializer_range: standard deviation of new matrices.
+        new_pooler: the pooler is new, too: next-sentence prediction leaves a few directions of
+            [CLS] in it (Zhang et al. 2021, https://arxiv.org/abs/2006.05987, section 5).
+    """
+    own = pretrained.state_dict()
+    kept = ("encoder.",) if new_pooler else ("encoder.", "pooler.")
+    missing, _ = head.load_state_dict(
+        {name: value for name, value in own.items() if name.startswith(kept)},
+        strict=False,
+    )
+    with torch.no_grad():
+        for name in missing:
+            parameter: Any = head.get_parameter(name)
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=initializer_range)
+            else:
+                nn.init.zeros_(parameter)
+
+
+def _by_sample(values: Tensor, cu_seqlens: Tensor, position_ids: Tensor, max_seqlen: int) -> Tensor:
+    """Values of tokens (T, C) as (samples, S, C), -inf behind the end of a sample."""
+    tokens = torch.arange(len(values), dtype=cu_seqlens.dtype, device=values.device)
+    sample_of_token = torch.searchsorted(cu_seqlens[1:], tokens, right=True)
+    shape = (len(cu_seqlens) - 1, max_seqlen, values.shape[1])
+    padded = values.new_full(shape, -torch.inf)
+    return padded.index_put((sample_of_token, position_ids), values)

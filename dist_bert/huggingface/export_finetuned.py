@@ -1,0 +1,155 @@
+"""A fine-tuned run as a folder that Hugging Face's transformers loads, without this package.
+
+As with a pretrained run (`dist_bert.huggingface.export_pretrained`), the folder appears only when
+it has been loaded back and compared: logits and token ids must be equal, answers are counted.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from dist_bert.checkpoint.run_dir import CONFIG_NAME
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import from_dict, read_json
+from dist_bert.data.batches import BatchShape
+from dist_bert.finetuning.batches import evaluation_batches, scores_of_batches
+from dist_bert.finetuning.examples import (
+    PAIR_TASKS,
+    Example,
+    QuestionExample,
+    TextExample,
+    WordsExample,
+)
+from dist_bert.finetuning.features import Features
+from dist_bert.finetuning.predict import FineTunedModel
+from dist_bert.finetuning.readers import ReadConfig, read_examples
+from dist_bert.finetuning.results import read_results
+from dist_bert.huggingface.answers import compare_answers
+from dist_bert.huggingface.compare import check_ids, read_lines, tell_difference
+from dist_bert.huggingface.finetuned_card import finetuned_card
+from dist_bert.huggingface.folder import load_model, load_tokenizer, write_head, write_tokenizer
+from dist_bert.huggingface.onnx_model import write_onnx
+from dist_bert.huggingface.tokenizer import ODD_TEXTS
+from dist_bert.tokenizer.tokenizer import PAD_ID
+
+_NUM_EXAMPLES = 32  # that are answered by both: seconds on a CPU
+_MICRO_BATCH = 8  # samples that are computed together
+
+
+def export_finetuned(
+    model: FineTunedModel,
+    output_dir: Path,
+    sample_text: str | None,
+    allow_differences: bool,
+    with_onnx: bool,
+) -> None:
+    """Writes the folder, loads it back, compares, and prints what it finds.
+
+    Args:
+        model: of a run that has ended.
+        output_dir: is missing or empty.
+        sample_text: file of further texts, one a line, whose token ids are compared.
+        allow_differences: whether texts with other token ids are only told.
+        with_onnx: whether `model.onnx` is written too.
+
+    Raises:
+        UserError: transformers computes other logits or makes other ids; no folder is left.
+    """
+    model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
+    resolved = read_json(model.run_dir / CONFIG_NAME)
+    examples = _examples(model, resolved)
+    facts = model.task.published_facts()
+    weights = model.task.published_weights(model.head.state_dict())
+    with files.whole_folder(output_dir) as folder:
+        write_head(weights, model.config, facts, folder)
+        write_tokenizer(model.task.tokenizer, model.task.max_seq_length, folder)
+        tokenizer, theirs = load_tokenizer(folder), load_model(folder, facts["architectures"][0])
+        equal_outputs = _check_outputs(model, theirs, examples)
+        print(f"outputs    {equal_outputs}", flush=True)
+
+        def encode(window: list[str]) -> list[list[int]]:
+            ids: list[list[int]] = tokenizer(window, add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
+            return ids
+
+        texts = [*ODD_TEXTS, *(text for example in examples for text in _texts(example))]
+        texts += read_lines(sample_text) if sample_text is not None else []
+        equal_ids = check_ids(model.task.tokenizer, encode, texts, allow_differences)
+        checks = [f"Outputs: {equal_outputs}.", f"Token ids: {equal_ids}."]
+        for agreement in compare_answers(model, theirs, tokenizer, examples):
+            print(f"answers    {agreement}", *agreement.differences, sep="\n  ", flush=True)
+            checks.append(f"{agreement}.")
+        if with_onnx:
+            equal_onnx = write_onnx(theirs, folder)
+            print(f"onnx       {equal_onnx}", flush=True)
+            checks.append(f"ONNX: {equal_onnx}.")
+        name = output_dir.absolute().name
+        card = finetuned_card(name, model.task, resolved, read_results(model.run_dir), checks)
+        files.write_bytes(folder / "README.md", card.encode())
+
+
+def _examples(model: FineTunedModel, resolved: dict[str, Any]) -> Sequence[Any]:
+    """The first ones that the run was scored on, if they are still there; or odd texts."""
+    settings = resolved["finetune"]
+    path = settings["eval"] or settings["train"]
+    try:
+        read = from_dict(ReadConfig, resolved["read"], CONFIG_NAME)
+        return read_examples(model.task_name, path, read, is_labelled=False).examples[
+            :_NUM_EXAMPLES
+        ]
+    except UserError as error:
+        print(f"examples   those of the run cannot be read ({error}): odd texts are in their place")
+    texts = [text for text in ODD_TEXTS if text.strip()]
+    if model.task_name == "question_answering":
+        context = " ".join(texts)
+        return [QuestionExample(str(i), t, context, None, "") for i, t in enumerate(texts)]
+    if model.task_name == "token_classification":
+        return [WordsExample(tuple(text.split()), None, "") for text in texts]
+    others = texts[1:] if model.task_name in PAIR_TASKS else [None] * len(texts)
+    return [TextExample(a, b, None, "") for a, b in zip(texts, others, strict=False)]
+
+
+def _texts(example: Example) -> list[str]:
+    if isinstance(example, TextExample):
+        return [example.text_a, *([example.text_b] if example.text_b is not None else [])]
+    if isinstance(example, WordsExample):
+        return list(example.words)
+    return [example.question, example.context]
+
+
+def _check_outputs(model: FineTunedModel, theirs: Any, examples: Sequence[Any]) -> str:
+    """Compares the scores of all samples of the examples; returns what was found."""
+    features: Features = model.task.prepare(examples, is_training=False).features
+    ours, expected = [], []
+    for batch in evaluation_batches(features, BatchShape(1, 1, _MICRO_BATCH), rank=0):
+        rows = [row for _, row in scores_of_batches(model.head, [batch], model.device)]
+        ours.append(torch.from_numpy(np.vstack(rows)))
+        expected.append(_scores_of_padded(theirs, features, batch.samples.tolist()))
+    pairs = {"logits": (torch.cat(ours), torch.cat(expected))}
+    return tell_difference(pairs, int(features.offsets[-1]), len(features))
+
+
+@torch.no_grad()
+def _scores_of_padded(theirs: Any, features: Features, samples: Sequence[int]) -> Tensor:
+    """Scores of samples, (B, C), or of all their tokens, (T, C); of spans, C is start and end."""
+    bounds = torch.from_numpy(features.offsets)
+    flat = torch.from_numpy(features.input_ids).long()
+    rows = [flat[bounds[sample] : bounds[sample + 1]] for sample in samples]
+    ids = pad_sequence(rows, batch_first=True, padding_value=PAD_ID)  # (B, S)
+    places = torch.arange(ids.shape[1])
+    is_token = places < torch.tensor([len(row) for row in rows])[:, None]
+    starts = torch.from_numpy(features.segment_b_start)[samples, None]
+    segments = (places >= starts) & is_token
+    scores = theirs(input_ids=ids, attention_mask=is_token.long(), token_type_ids=segments.long())
+    if "start_logits" in scores:
+        return torch.stack([scores.start_logits, scores.end_logits], 2)[is_token]
+    logits: Tensor = scores.logits
+    return logits[is_token] if logits.ndim > 2 else logits

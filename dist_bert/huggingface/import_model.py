@@ -1,0 +1,151 @@
+"""A published BERT as a folder that works wherever the folder of a run does.
+
+Its vocabulary is renumbered: the five special pieces first, where this system has them, the others
+in their order; the rows of the word embeddings and of the MLM bias move alike. The folder appears
+only when it has been loaded back and found to do what transformers does with the published one.
+
+Letters: R rows of the word embeddings, V pieces.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_bert.checkpoint.run_dir import TOKENIZER_NAME
+from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.checkpoint.weights import read_stored
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.common.hashing import hash64
+from dist_bert.huggingface.folder import load_model, load_tokenizer, write_model, write_tokenizer
+from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.tokenizer.tokenizer import Tokenizer
+
+MODEL_NAME = "model.json"  # the architecture for --model; config.json is transformers' own
+RECORD_NAME = "import.json"
+
+_BY_PIECE = ("encoder.word_embeddings.weight", "mlm_bias")  # parameters with a row for each piece
+_MIN_LINES = 3_000
+_LINE_PIECES = 8
+
+
+def import_model(
+    source: WeightSource, output_dir: Path, sample_text: str | None, allow_differences: bool
+) -> None:
+    """Writes the folder, loads it back, compares, and prints what it finds.
+
+    Args:
+        source: of published weights, a folder.
+        output_dir: is missing or empty; `check_new_folder` has passed.
+        sample_text: file of texts, one a line, that are compared, too.
+        allow_differences: whether texts with other token ids are only told.
+
+    Raises:
+        UserError: it cannot be imported, or transformers computes other values or makes other ids;
+            no folder is left.
+    """
+    from dist_bert.huggingface.compare import check_ids, check_outputs, read_lines
+    from dist_bert.huggingface.tokenizer import ODD_TEXTS
+
+    sample = [] if sample_text is None else read_lines(sample_text)
+    published = load_tokenizer(source.path)
+    stored = read_stored(source)
+    with files.whole_folder(output_dir) as folder:
+        order = _write_tokenizer(source, published, folder)
+        weights = {**stored.tensors, **_reordered(stored.tensors, order)}
+        write_model(weights, source.model, folder)
+        files.write_json(folder / MODEL_NAME, dataclasses.asdict(source.model))
+        run = TrainedRun.load(folder)
+        print(_summary(run, stored.left_out), flush=True)
+        new_ids = torch.empty(len(order), dtype=torch.int64)
+        new_ids[torch.tensor(order)] = torch.arange(len(order))
+        texts = [*ODD_TEXTS, *vocabulary_texts(run.tokenizer), *sample]
+        outputs = check_outputs(run, load_model(source.path), published, texts, new_ids)
+        print(f"outputs    {outputs}", flush=True)
+
+        def encode(window: list[str]) -> list[list[int]]:
+            batch: list[list[int]] = published(window, add_special_tokens=False)["input_ids"]
+            return [new_ids[ids].tolist() for ids in batch]
+
+        token_ids = check_ids(run.tokenizer, encode, texts, allow_differences)
+        record = {
+            "source": str(source.path.absolute()),
+            "missing_heads": stored.missing_heads,
+            "left_out": stored.left_out,
+            "outputs": outputs,
+            "token_ids": token_ids,
+        }
+        files.write_json(folder / RECORD_NAME, record)
+
+
+def vocabulary_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """Lines in which every piece of text stands at least once, mixed; every third in capitals."""
+    pieces = np.arange(tokenizer.num_reserved_pieces, tokenizer.vocab_size)
+    num_copies = -(-_MIN_LINES * _LINE_PIECES // max(1, pieces.size))
+    copies, places = np.divmod(np.arange(num_copies * pieces.size), pieces.size)
+    mixed = pieces[places[np.argsort(hash64("vocabulary texts", copies, places))]]
+    for number, begin in enumerate(range(0, mixed.size, _LINE_PIECES)):
+        line = "".join(map(tokenizer.text_of, mixed[begin : begin + _LINE_PIECES].tolist()))
+        yield line.upper() if number % 3 == 2 else line
+
+
+def _write_tokenizer(source: WeightSource, published: Any, folder: Path) -> list[int]:
+    """Writes all files of the tokenizer; returns the published id of each of our R ids."""
+    path = folder / TOKENIZER_NAME
+    num_rows = source.model.vocab_size
+    if source.tokenizer is not None:  # written by launch/export_model.py: our ids already
+        files.write_bytes(path, source.tokenizer.read_bytes())
+        order = list(range(num_rows))
+    else:
+        from dist_bert.huggingface.tokenizer import renumbered
+
+        if not getattr(published, "is_fast", False):
+            raise UserError(
+                f"{source.path}: its tokenizer is a {type(published).__name__}, which the"
+                " tokenizers library does not have: only WordPiece vocabularies can be imported"
+            )
+        fast, order = renumbered(published.backend_tokenizer, num_rows, str(source.path))
+        files.write_bytes(path, fast.to_str(pretty=True).encode())
+    tokenizer = Tokenizer(path)
+    if tokenizer.vocab_size > num_rows:
+        raise UserError(
+            f"{source.path}: its tokenizer has {tokenizer.vocab_size} pieces, the word embeddings"
+            f" {num_rows} rows: they are not of one model"
+        )
+    write_tokenizer(tokenizer, source.model.max_position_embeddings, folder)
+    return order
+
+
+def _reordered(tensors: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """The parameters that have a row for each piece, with their first R rows in our order."""
+    rows = torch.tensor(order)
+    return {
+        name: torch.cat([tensors[name][rows], tensors[name][len(order) :]])
+        for name in _BY_PIECE
+        if name in tensors
+    }
+
+
+def _summary(run: TrainedRun, left_out: tuple[str, ...]) -> str:
+    """What has been read, in a few lines."""
+    tokenizer, config = run.tokenizer, run.config
+    kind = "WordPiece" if tokenizer.has_word_pieces else "SentencePiece"
+    num_parameters = sum(value.numel() for value in run.own_weights().values())
+    surplus = config.vocab_size - tokenizer.vocab_size
+    rows = {
+        "model": f"{num_parameters / 1e6:.1f} M parameters, {config.num_hidden_layers} layers of"
+        f" {config.hidden_size}, {config.max_position_embeddings} positions",
+        "vocabulary": f"{kind}, {tokenizer.vocab_size:,} pieces"
+        + (f", {surplus:,} rows of no piece" if surplus else "")
+        + (", special ones moved to 0-4" if tokenizer.has_word_pieces else ""),
+    }
+    if run.missing_heads:
+        rows["not in it"] = ", ".join(run.missing_heads)
+    if left_out:
+        rows["left out"] = ", ".join(left_out)
+    return "\n".join(f"{name:<10} {value}" for name, value in rows.items())

@@ -1,0 +1,138 @@
+"""A model of transformers as one ONNX file, which runs without PyTorch.
+
+Not for: writing the folder beside which it lies (`dist_bert.huggingface.folder`).
+
+Letters: B samples of a batch, S padded length.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_bert.common import files
+from dist_bert.common.errors import UserError
+from dist_bert.tokenizer.config import SPECIAL_PIECES
+
+ONNX_NAME = "model.onnx"
+_OPSET = 20  # the first with GELU as one operator
+_MAX_DIFFERENCE = 1e-3
+# A file of protobuf ends at 2 GiB; the weights of a larger model lie beside it.
+_MAX_FILE_BYTES = 2_000_000_000
+
+
+def check_onnx() -> None:
+    """Finds out before anything slow whether ONNX files can be written and checked.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--onnx true: {error.name} is not installed: pip install -c constraints.txt -e"
+            " '.[onnx,huggingface]'"
+        ) from None
+
+
+def write_onnx(model: Any, folder: Path) -> str:
+    """Writes FOLDER/model.onnx for batches of any size and length, and compares what it computes.
+
+    Args:
+        model: of transformers, float32, in evaluation mode. Its inputs become those of the file,
+            int64 (B, S); its outputs have their names.
+        folder: is there.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UserError: onnxruntime computes something else.
+    """
+    import onnxruntime
+
+    path = folder / ONNX_NAME
+    longest: int = model.config.max_position_embeddings
+    batch = _batch(model.config, 2, min(8, longest))
+    with torch.no_grad():
+        names = list(model(**batch))
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
+    num_bytes = sum(4 * parameter.numel() for parameter in model.parameters())
+    with _quiet():
+        torch.onnx.export(
+            model,
+            (),
+            path,
+            kwargs=batch,
+            input_names=list(batch),
+            output_names=names,
+            dynamic_shapes={name: shape for name in batch},
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+            external_data=num_bytes > _MAX_FILE_BYTES,
+        )
+    for written in folder.glob(f"{ONNX_NAME}*"):
+        files.fsync(written)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    sizes = ((1, 2), (3, min(13, longest)), (2, longest))
+    batches = (_batch(model.config, *size) for size in sizes)
+    differences = torch.stack([_difference(model, session, batch) for batch in batches])
+    found = float(differences.max())  # torch's max keeps a NaN, Python's may lose it
+    told = (
+        f"{', '.join(names)} of onnxruntime: largest difference {found:.1e} at"
+        f" {', '.join(f'{samples} x {length}' for samples, length in sizes)} tokens"
+    )
+    if not found <= _MAX_DIFFERENCE:
+        raise UserError(
+            f"{told}, must be at most {_MAX_DIFFERENCE:g}; install the versions of constraints.txt"
+        )
+    return told
+
+
+def _batch(config: Any, num_samples: int, length: int) -> dict[str, Tensor]:
+    """Pieces drawn by lot; all samples but the first are padded, each more than the one before."""
+    shape = (num_samples, length)
+    drawn = torch.Generator().manual_seed(length)
+    places = torch.arange(length).expand(shape)
+    lengths = length - torch.arange(num_samples)[:, None] * (length // (num_samples + 1))
+    is_second = (places >= length // 3) & (config.type_vocab_size > 1)
+    return {
+        "input_ids": torch.randint(len(SPECIAL_PIECES), config.vocab_size, shape, generator=drawn),
+        "attention_mask": (places < lengths).long(),
+        "token_type_ids": is_second.long(),
+    }
+
+
+def _difference(model: Any, session: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The largest one between outputs of equal inputs."""
+    given = {name: value.numpy() for name, value in batch.items()}
+    with torch.no_grad():
+        expected = model(**batch).values()
+    differences = [
+        (torch.from_numpy(ours) - theirs).abs().max()
+        for ours, theirs in zip(session.run(None, given), expected, strict=True)
+    ]
+    return torch.stack(differences).max()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks on packages that are not needed and names that it chose."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

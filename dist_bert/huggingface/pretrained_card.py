@@ -1,0 +1,137 @@
+"""The README.md of an exported model: what it is, how it was trained, how it is used.
+
+The licence is the user's to choose. Not for: exporting (`dist_bert.huggingface.export_pretrained`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_bert.checkpoint.run_dir import METRICS_NAME
+from dist_bert.common.json_lines import rows_of
+
+_ACCURACY = "validation/nsp_accuracy"
+_SCORES = {  # metric -> (name, format)
+    "validation/mlm_loss": ("masked LM loss (nats)", ".4f"),
+    "validation/mlm_accuracy": ("masked LM accuracy", ".2%"),
+    "validation/nsp_loss": ("next sentence loss (nats)", ".4f"),
+    _ACCURACY: ("next sentence accuracy", ".2%"),
+}
+
+TOKENIZER_NOTES = {  # by whether it has word pieces
+    False: (
+        "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
+        " `BertTokenizer` (WordPiece) must not be used."
+    ),
+    True: (
+        "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the"
+        " special pieces have been put first, so its ids are not the published ones."
+    ),
+}
+
+
+def model_card(
+    name: str,
+    resolved: dict[str, Any],
+    step: int,
+    run_dir: Path,
+    has_word_pieces: bool,
+    check: str,
+    no_mlm_head: str,
+) -> str:
+    """The text of the card.
+
+    Args:
+        name: of the model's folder.
+        resolved: the run's config.json.
+        step: of the checkpoint.
+        run_dir: for the scores, if a validation was right at that step.
+        has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
+        check: what the export has compared, a line.
+        no_mlm_head: the reason why the folder has none; empty if it has one.
+    """
+    scores = _scores(run_dir, step, resolved.get("shards", {}).get("random_next"))
+    parts = [
+        "---\nlibrary_name: transformers\n"
+        f"pipeline_tag: {'feature-extraction' if no_mlm_head else 'fill-mask'}\n"
+        "# license: choose one; the text that the model was trained on matters, too\n---",
+        f"# {name}",
+        "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
+        *([f"The masked LM's head is not in it: {no_mlm_head}."] if no_mlm_head else []),
+        _usage(name, not no_mlm_head),
+        TOKENIZER_NOTES[has_word_pieces],
+        "## Training",
+        table([("", ""), *_training(resolved, step)]),
+    ]
+    if scores:
+        parts += [f"Held-out samples at step {step:,}:", table([("", ""), *scores])]
+    return "\n\n".join([*parts, "## Checks of the export", check]) + "\n"
+
+
+def _usage(name: str, has_mlm_head: bool) -> str:
+    fill_mask = f'pipeline("fill-mask", "{name}")("A sentence with a [MASK] in it.")\n'
+    return (
+        "```python\nfrom transformers import AutoModel, AutoTokenizer"
+        f"{', pipeline' if has_mlm_head else ''}\n\n"
+        f"{fill_mask if has_mlm_head else ''}"
+        f'tokenizer, model = (c.from_pretrained("{name}") for c in (AutoTokenizer, AutoModel))\n'
+        "```"
+    )
+
+
+def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
+    """Names and values; a part of the configuration that a run does not have has no lines."""
+    rows = [("optimizer steps", f"{step:,}")]  # 0 if it was imported
+    settings = resolved.get("deepspeed", {})
+    if "train_batch_size" in settings:
+        rows.append(("samples a step", f"{settings['train_batch_size']:,}"))
+    optimizer = settings.get("optimizer")
+    if optimizer:
+        values = ", ".join(f"{key} {value}" for key, value in optimizer["params"].items())
+        rows.append(("optimizer", f"{optimizer['type']} ({values})"))
+    run = resolved.get("run", {})
+    names = ("num_train_steps", "schedule", "warmup_steps", "decay_steps", "seed", "masks")
+    rows += [(name, f"{run[name]}") for name in names if name in run]
+    shards = resolved.get("shards", {})
+    names = (
+        "sequence_length", "pair_objective", "masked_lm_prob", "whole_words", "mean_span_length",
+        "copies",
+    )  # fmt: skip
+    config = shards.get("config", {})
+    rows += [(name, f"{config[name]}") for name in names if name in config]
+    if shards:
+        rows.append(("fingerprint of the data", f"`{shards['fingerprint']}`"))
+        rows.append(("fingerprint of the tokenizer", f"`{shards['tokenizer']['fingerprint']}`"))
+    rows += [(f"{name}", version) for name, version in resolved.get("versions", {}).items()]
+    return rows
+
+
+def _scores(run_dir: Path, step: int, random_next: float | None) -> list[tuple[str, str]]:
+    """What the validation at a step found; empty if there was none.
+
+    Args:
+        run_dir: of the run.
+        step: of the checkpoint.
+        random_next: share of the held-out pairs that are random; None where it is not known.
+    """
+    rows = rows_of(run_dir / METRICS_NAME, only_numbers=True)
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["step"] == step and any(name.startswith("validation/") for name in row):
+            found = row
+    scores = {
+        metric: (name, format(found[metric], form))
+        for metric, (name, form) in _SCORES.items()
+        if metric in found
+    }
+    if _ACCURACY in scores and random_next is not None:
+        majority = max(random_next, 1 - random_next)
+        name, told = scores[_ACCURACY]
+        scores[_ACCURACY] = (name, f"{told} (always the more frequent label: {majority:.2%})")
+    return list(scores.values())
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])

@@ -1,0 +1,126 @@
+"""A trained run as a model to use, and batches as tensors. Not for: training or scores."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dist_bert.checkpoint.format import CheckpointReader
+from dist_bert.checkpoint.run_dir import (
+    CONFIG_NAME,
+    LATEST_NAME,
+    TOKENIZER_NAME,
+    require_weights,
+    run_folder,
+)
+from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.checkpoint.weights import read_stored
+from dist_bert.common.device import run_device
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import from_dict, read_json
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.published_names import HEADS, published_names
+from dist_bert.tokenizer.tokenizer import Tokenizer
+from dist_bert.training.deepspeed_config import precision_of
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by precision
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint of a pretraining run, or a model that was imported."""
+
+    model: BertForPreTraining  # float32, in evaluation mode
+    config: ModelConfig
+    tokenizer: Tokenizer
+    precision: str  # in which it was trained: bf16, fp16 or fp32
+    step: int  # 0 of an imported model: it does not say
+    device: torch.device
+    missing_heads: tuple[str, ...] = ()  # that an imported model lacks: random ones stand there
+
+    @classmethod
+    def load(cls, place: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
+        """Loads the weights onto this process's device.
+
+        Args:
+            place: the folder of the run, one of its checkpoints, or the folder of a model in
+                Hugging Face layout with our tokenizer, as launch/import_model.py and
+                launch/export_model.py write it.
+            pointer: which checkpoint of a run's folder, `latest` or `best` (of the lowest
+                validation loss).
+
+        Raises:
+            UserError: there is neither a checkpoint nor a model in the folder, or it is damaged.
+        """
+        path = require_weights(place, pointer)
+        run_dir = run_folder(path)
+        device = run_device()
+        if not path.is_dir():
+            return cls._of_file(path.parent, device)
+        reader = CheckpointReader(path)
+        resolved = read_json(run_dir / CONFIG_NAME)
+        config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
+        with torch.device("meta"):  # the weights are all replaced: nothing to initialise
+            model = BertForPreTraining(config)
+        model.load_state_dict(reader.weights(), assign=True)
+        return cls(
+            model.to(device).eval(),
+            config,
+            Tokenizer(run_dir / TOKENIZER_NAME),
+            precision=precision_of(resolved["deepspeed"]),
+            step=reader.contents["state"]["step"],
+            device=device,
+        )
+
+    @classmethod
+    def _of_file(cls, folder: Path, device: torch.device) -> "TrainedRun":
+        """Loads the one weights file of a folder."""
+        source = WeightSource.find(folder, "--checkpoint")
+        if source.tokenizer is None:
+            raise UserError(
+                f"--checkpoint {folder}: has no {TOKENIZER_NAME}; import the model first, `python"
+                f" launch/import_model.py --input {folder} --output_dir DIR`, and give that DIR"
+            )
+        stored = read_stored(source)
+        with torch.device("cpu" if stored.missing_heads else "meta"):
+            model = BertForPreTraining(source.model)
+        model.load_state_dict({**model.state_dict(), **stored.tensors}, assign=True)
+        resolved = read_json(folder / CONFIG_NAME)
+        return cls(
+            model.to(device).eval(),
+            source.model,
+            Tokenizer(source.tokenizer),
+            precision=precision_of(resolved.get("deepspeed", {})),
+            step=resolved.get("run", {}).get("num_train_steps", 0),  # a run writes it at its end
+            device=device,
+            missing_heads=stored.missing_heads,
+        )
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """All weights but those of missing heads, by the parameters' names."""
+        names = published_names(self.config)
+        without = tuple(HEADS[head] for head in self.missing_heads)
+        return {
+            name: value
+            for name, value in self.model.state_dict().items()
+            if not names[name][0].startswith(without)
+        }
+
+    def require_mlm_head(self) -> None:
+        """Refuses a model that cannot say what stands behind a [MASK].
+
+        Raises:
+            UserError: its MLM head is missing.
+        """
+        if "MLM head" in self.missing_heads:
+            raise UserError(
+                "the model has no MLM head, which tells masked tokens: it was saved for another"
+                " task; `launch/pretrain.py --init_from` trains a new one"
+            )
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint in float32, by the parameters' names, on the CPU."""
+    return CheckpointReader(checkpoint).weights()

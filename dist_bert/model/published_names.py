@@ -1,0 +1,141 @@
+"""Converts state dicts to and from the published BERT parameter names.
+
+The published names are those of `transformers.BertForPreTraining`. One table says which published
+tensors make up each of ours, stacked along dimension 0. Not for: reading or writing files.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_bert.common.errors import UserError
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.config import ModelConfig
+
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+# Published files repeat the tied decoder: name -> the parameter that it must equal.
+TIED = {
+    "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+# What published files may lack, as models saved for another task do: head -> how its names begin.
+HEADS = {
+    "MLM head": "cls.predictions.",
+    "pooler": "bert.pooler.",
+    "NSP head": "cls.seq_relationship.",
+}
+Names = dict[str, tuple[str, ...]]  # our name -> published names
+PARAMETERS: Names = {
+    "encoder.word_embeddings.weight": (WORD_EMBEDDINGS,),
+    "encoder.position_embeddings.weight": ("bert.embeddings.position_embeddings.weight",),
+    "encoder.token_type_embeddings.weight": ("bert.embeddings.token_type_embeddings.weight",),
+    "mlm_bias": ("cls.predictions.bias",),
+}
+MODULES: Names = {  # each with a weight and a bias, as those of a layer
+    "encoder.embeddings_norm": ("bert.embeddings.LayerNorm",),
+    "mlm_dense": ("cls.predictions.transform.dense",),
+    "mlm_norm": ("cls.predictions.transform.LayerNorm",),
+    "pooler": ("bert.pooler.dense",),
+    "nsp": ("cls.seq_relationship",),
+}
+LAYER_MODULES: Names = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "intermediate": ("intermediate.dense",),
+    "output": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
+}
+
+
+def published_names(config: ModelConfig) -> Names:
+    """Our parameter name -> the published ones, whose tensors are stacked along dimension 0."""
+    modules = MODULES | {
+        f"encoder.layers.{i}.{ours}": tuple(f"bert.encoder.layer.{i}.{part}" for part in parts)
+        for i in range(config.num_hidden_layers)
+        for ours, parts in LAYER_MODULES.items()
+    }
+    return PARAMETERS | _parameters_of(modules)
+
+
+def _parameters_of(modules: Names) -> Names:
+    """The weight and the bias of each module."""
+    return {
+        f"{ours}.{kind}": tuple(f"{part}.{kind}" for part in parts)
+        for ours, parts in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+# Of fine-tuning: no head has both.
+HEAD_PARAMETERS = _parameters_of({"classifier": ("classifier",), "span": ("qa_outputs",)})
+
+
+def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
+
+    With a head of fine-tuning: as in transformers' model of its task. The tensors are views of
+    those in `state_dict`, which may lack heads.
+    """
+    published = {
+        name: part
+        for ours, parts in (published_names(config) | HEAD_PARAMETERS).items()
+        if ours in state_dict
+        for name, part in zip(parts, state_dict[ours].chunk(len(parts)), strict=True)
+    }
+    published[WORD_EMBEDDINGS] = published[WORD_EMBEDDINGS][: config.vocab_size]
+    if "mlm_bias" in state_dict:  # the decoder is the MLM head's
+        published |= {copy: published[original] for copy, original in TIED.items()}
+    return published
+
+
+def from_published(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, without: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Published parameters as our state dict; the padded rows of the vocabulary are zero.
+
+    Args:
+        state_dict: without the tied decoder or with it. Older files, such as bert-base-uncased, say
+            gamma and beta for LayerNorm's weight and bias and add `position_ids`, a constant.
+        config: the architecture that the parameters must fit.
+        without: how the names of heads begin that are in neither of the two state dicts.
+
+    Raises:
+        UserError: parameters are missing, unknown or of another shape, or the decoder is not tied.
+    """
+    given = {
+        name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): value
+        for name, value in state_dict.items()
+        if name != "bert.embeddings.position_ids"
+    }
+    with torch.device("meta"):  # shapes without memory
+        whole = to_published(BertForPreTraining(config).state_dict(), config)
+    expected = {name: value for name, value in whole.items() if not name.startswith(without)}
+    for copy, original in TIED.items():  # a file may keep either of the two
+        if original not in given and copy in given:
+            given[original] = given[copy]
+    problems = [f"missing {name}" for name in expected if name not in given and name not in TIED]
+    problems += [f"unknown {name}" for name in given if name not in expected]
+    problems += [
+        f"{name} is {tuple(value.shape)}, must be {tuple(expected[name].shape)}"
+        for name, value in given.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    if not problems:
+        problems = [
+            f"{copy} differs from {original}, to which this model ties it"
+            for copy, original in TIED.items()
+            if copy in given and not torch.equal(given[copy], given[original])
+        ]
+    if problems:
+        shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
+        raise UserError("published parameters do not fit the model: " + "; ".join(shown))
+    num_padded_rows = config.padded_vocab_size - config.vocab_size
+    given[WORD_EMBEDDINGS] = F.pad(given[WORD_EMBEDDINGS], (0, 0, 0, num_padded_rows))
+    return {
+        ours: torch.cat([given[name] for name in names])
+        for ours, names in published_names(config).items()
+        if names[0] in expected
+    }

@@ -1,0 +1,136 @@
+"""`launch/pretrain.py --check`: in about a minute what would otherwise fail after hours.
+
+Lists every problem that it finds, of all ranks. An existing run stays as it is.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_bert.checkpoint import checkpoint
+from dist_bert.common.cli import USER_ERROR_EXIT_CODE
+from dist_bert.common.device import has_gpu
+from dist_bert.common.errors import UserError
+from dist_bert.data.pretraining_batches import count_validation_samples
+from dist_bert.data.reader import SampleReader
+from dist_bert.distributed.environment import differences, nodes
+from dist_bert.distributed.interrupts import end_with_error
+from dist_bert.distributed.process_group import leave_distributed, start_distributed
+from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.pretraining.job import Examination, PretrainingJob
+from dist_bert.pretraining.rehearsal import Rehearsal
+from dist_bert.tokenizer.tokenizer import Tokenizer
+from dist_bert.training.console import Console
+from dist_bert.training.rank_reports import gather_environment, gather_warnings
+
+_TIMEOUT_SECONDS = 900.0  # where the run configuration is what is wrong
+
+
+def check(found: Examination, console: Console) -> int:
+    """Checks a job, as far as there is one; called by every rank of the launcher.
+
+    Args:
+        found: the job's parts, and the problems of its configurations.
+        console: of this rank.
+
+    Returns:
+        The exit code: 0, or 2 where there are problems.
+
+    Raises:
+        UserError: the ranks cannot meet, or have no device.
+    """
+    run, job = found.run, found.job
+    watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
+    start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
+    try:
+        if job is not None:
+            console.say(json.dumps(job.resolved(), indent=2))
+        of_nodes = nodes(gather_environment())
+        console.say(f"checked  versions and code of all nodes ({len(of_nodes):,})")
+        differing = _told([f"nodes differ: {text}" for text in differences(of_nodes)])
+        problems = _told(found.problems)
+        if found.source is not None and found.manifest is not None:
+            watchdog.beat("opening the shards")
+            own = found.source.problems(found.manifest, dist.get_rank(), dist.get_world_size())
+            problems += _told(_of_all_ranks(own))
+            num_shards = sum(map(len, found.manifest.splits.values()))
+            console.say(f"checked  {num_shards} shards: sizes and first blocks")
+        if job is not None and not problems:
+            problems += _told(_of_all_ranks(_start_problems(job)))
+        can_rehearse = job is not None and not problems
+        if job is not None:
+            watchdog.beat("reading the checkpoint")
+            name, misfits = checkpoint.examine(job.run.output_dir, job.identity(), job.may_differ)
+            console.say(f"checked  {name or 'no checkpoint: the run starts from step 0'}")
+            problems += _told(misfits)
+        if job is not None and can_rehearse:
+            rehearsal = Rehearsal(job, console.say, watchdog.beat)
+            problems += _told(_of_all_ranks(rehearsal.problems(may_resume=not problems)))
+        else:
+            console.say("left out steps, a save and a validation: they need what is wrong")
+        problems += differing  # last: they keep nothing else from being checked
+        gather_warnings(console)
+    except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
+        _end_out_of_memory(job)
+    except Exception as error:
+        end_with_error(error)
+    leave_distributed()
+    watchdog.stop()
+    console.say(f"problems found: {len(problems) or 'none'}")
+    return USER_ERROR_EXIT_CODE if problems else 0
+
+
+def _told(problems: list[str]) -> list[str]:
+    """The same problems, each shown as an error, on rank 0."""
+    if dist.get_rank() == 0:
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+    return list(problems)
+
+
+def _of_all_ranks(problems: list[str]) -> list[str]:
+    """The problems of all ranks, each once."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, problems)
+    return list(dict.fromkeys(problem for own in gathered for problem in own))
+
+
+def _problem_of(work: Callable[[], Any]) -> list[str]:
+    """The mistake in which a piece of work ends, if it does."""
+    try:
+        work()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _start_problems(job: PretrainingJob) -> list[str]:
+    """What a start would refuse once it has torch: device, splits, tokenizer."""
+    run, shape = job.run, job.deepspeed.batch_shape
+
+    def open_held_out() -> None:
+        held_out = SampleReader(job.source, job.manifest, "validation")
+        count_validation_samples(held_out, shape.world_size, run.validation_samples)
+
+    return [
+        *_problem_of(lambda: job.check_device(has_gpu())),
+        *_problem_of(lambda: SampleReader(job.source, job.manifest, "train")),
+        *_problem_of(open_held_out),
+        *_problem_of(lambda: Tokenizer(job.tokenizer_path)),
+    ]
+
+
+def _end_out_of_memory(job: PretrainingJob | None) -> None:
+    assert job is not None
+    os.write(
+        2,
+        f"error: rank {dist.get_rank()}: out of GPU memory: lower train_micro_batch_size_per_gpu"
+        f" (now {job.deepspeed.batch_shape.micro_batch_size}), or set activation_checkpointing, a"
+        " higher ZeRO stage or offload\n".encode(),
+    )
+    os._exit(USER_ERROR_EXIT_CODE)

@@ -1,0 +1,263 @@
+"""A run in small: two steps, a save, a load, a validation batch; what they cost, and the whole run.
+
+By the code of the run itself. What it writes goes to a folder of its own on the run's file system,
+which is removed.
+"""
+
+import contextlib
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_bert.checkpoint import checkpoint
+from dist_bert.checkpoint.checkpoint import TrainState
+from dist_bert.checkpoint.fragments import fragments
+from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME
+from dist_bert.common.device import describe_device, run_device
+from dist_bert.common.errors import UserError
+from dist_bert.common.prefetch import prefetch
+from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
+from dist_bert.data.reader import SampleReader
+from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.pretraining.build import new_model, training_stream
+from dist_bert.pretraining.fixed_sentences import FixedSentences
+from dist_bert.pretraining.job import PretrainingJob
+from dist_bert.tokenizer.tokenizer import Tokenizer
+from dist_bert.training.engine import StepRecord, build_engine, train, validate
+from dist_bert.training.progress import duration, flops_of_batches, peak_memory_bytes, slowness
+from dist_bert.training.rank_reports import total_peak_flops
+
+_NUM_STEPS = 2  # the first one pays for set-up, the second one is timed
+_SCRATCH_NAME = ".check"
+_GIB = 2**30
+
+
+class Rehearsal:
+    """One rank's part of it; every method is called by all ranks together."""
+
+    def __init__(
+        self, job: PretrainingJob, say: Callable[[str], None], beat: Callable[[str], None]
+    ) -> None:
+        """Takes what it works with.
+
+        Args:
+            job: without problems of its own.
+            say: takes a line for rank 0's console.
+            beat: told what begins.
+        """
+        self._job = job
+        self._say = say
+        self._beat = beat
+        self._engine: Any = None
+        self._state = TrainState()
+        self._step_seconds = self._save_seconds = self._validation_seconds = 0.0
+        self._mfu: float | None = None
+        self._checkpoint_bytes = self._free_bytes = 0
+        self._peak_flops = 1.0  # of all ranks' devices
+
+    def problems(self, may_resume: bool) -> list[str]:
+        """What goes wrong, as far as this rank sees it.
+
+        Args:
+            may_resume: whether the run's checkpoint, if it has one, is gone on from.
+        """
+        job = self._job
+        self._beat("making model and engine")
+        training = SampleReader(job.source, job.manifest, "train")
+        training.beat = self._beat
+        device = describe_device(run_device(), job.deepspeed.precision)
+        self._peak_flops = total_peak_flops(run_device(), job.deepspeed.precision)
+        self._say(
+            f"checked  {device['device']}: {device['arithmetic']}; matrix products reach"
+            f" {self._peak_flops / 1e12:.3g} TFLOP/s over all ranks"
+        )
+        try:
+            self._engine = _new_engine(job, new_model(job, training, self._say))
+            if may_resume:
+                self._state = checkpoint.load(
+                    self._engine, job.run.output_dir, job.identity(), job.may_differ
+                )
+            found = self._take_steps(training)
+            found += self._validate_once()
+            with _scratch_folder(Path(job.run.output_dir)) as folder:
+                found += self._save_and_load(folder)
+            return found + self._estimate()
+        except UserError as error:  # raised by all ranks together
+            return [str(error)]
+        finally:
+            if self._engine is not None:
+                self._engine.destroy()
+
+    def _take_steps(self, training: SampleReader) -> list[str]:
+        """Forward, backward and update, with the run's schedule."""
+        records: list[StepRecord] = []
+        times: list[float] = []
+
+        def report(record: StepRecord) -> None:
+            record.metrics.tolist()  # waits for the device
+            times.append(time.perf_counter())
+            records.append(record)
+
+        batches = prefetch(training_stream(self._job, training, self._state))
+        train(
+            self._engine,
+            batches,
+            self._state,
+            self._job.run,
+            self._job.deepspeed.peak_lr,
+            stop=Agreement(lambda: int(len(records) == _NUM_STEPS - 1)),  # asked within a step
+            beat=self._beat,
+            report=report,
+            validate=lambda state: True,
+            save=_leave_out,
+            roll_back=_leave_out,
+        )
+        batches.close()
+        if not records:
+            self._say(f"checked  no step: all {self._state.step:,} are done")
+            return []
+        self._step_seconds = times[-1] - times[-2] if len(times) > 1 else 0.0
+        if self._step_seconds:
+            flops = flops_of_batches(self._job.model, [records[-1].batch], training.has_pairs)
+            self._mfu = min(1.0, flops / self._step_seconds / self._peak_flops)
+        metrics = torch.stack([record.metrics for record in records])
+        dist.all_reduce(metrics)
+        losses = metrics[:, :2].sum(1).tolist()  # mlm_loss and nsp_loss
+        peak = torch.tensor([peak_memory_bytes(self._engine.device) / _GIB])
+        peak = peak.to(self._engine.device)
+        dist.all_reduce(peak, dist.ReduceOp.MAX)
+        self._say(
+            f"checked  {len(records)} steps behind step {self._state.step:,}: losses"
+            f" {', '.join(f'{loss:.4f}' for loss in losses)}, {self._step_seconds:.3g} s a step,"
+            f" at most {peak.item():.2f} GiB a rank"
+        )
+        # With fp16 the first updates are left out as a matter of course, to find the loss scale.
+        may_skip = self._job.deepspeed.precision == "fp16"
+        return [
+            f"step {record.state.step:,}: loss or gradient is not finite: try a lower lr, a longer"
+            " warmup_steps, gradient_clipping 1.0, or fp32"
+            for record, loss in zip(records, losses, strict=True)
+            if not math.isfinite(loss) or (record.is_skipped and not may_skip)
+        ]
+
+    def _validate_once(self) -> list[str]:
+        """One batch of a validation, and the fixed sentences."""
+        run, shape = self._job.run, self._job.deepspeed.batch_shape
+        held_out = SampleReader(self._job.source, self._job.manifest, "validation")
+        held_out.beat = self._beat
+        self._beat("validating")
+        batches = validation_batches(held_out, shape, dist.get_rank(), run.validation_samples)
+        start = time.perf_counter()
+        scores = validate(self._engine, itertools.islice(batches, 1))
+        seconds = time.perf_counter() - start
+        FixedSentences(held_out, Tokenizer(self._job.tokenizer_path)).ask(self._engine)
+        count = count_validation_samples(held_out, shape.world_size, run.validation_samples)
+        num_batches = max(1, count // (shape.micro_batch_size * shape.world_size))
+        self._validation_seconds = seconds * num_batches
+        self._say(f"checked  a validation batch: {seconds:.3g} s, {num_batches:,} a validation")
+        if all(map(math.isfinite, scores.values())):
+            return []
+        return ["validation: a score is not finite: try a lower lr, or fp32"]
+
+    def _save_and_load(self, folder: Path) -> list[str]:
+        """A checkpoint goes to the disk and comes back, and every bit of it is compared."""
+        self._beat("saving and loading")
+        identity = self._job.identity()
+        saved = [_bits(tensor) for tensor in self._tensors()]
+        start = time.perf_counter()
+        checkpoint.save(self._engine, folder, self._state, identity, keep=1)
+        self._save_seconds = time.perf_counter() - start
+        dist.barrier()  # the files of all ranks are there
+        self._checkpoint_bytes = _bytes_below(folder)
+        for tensor in self._tensors():
+            tensor.zero_()
+        state = checkpoint.load(self._engine, folder, identity)
+        loaded = [_bits(tensor) for tensor in self._tensors()]
+        is_equal = state == self._state and all(map(torch.equal, saved, loaded))
+        dist.barrier()  # all have read: the folder may go
+        self._free_bytes = shutil.disk_usage(folder).free + self._checkpoint_bytes
+        self._say(
+            f"checked  a checkpoint of {_size(self._checkpoint_bytes)}: saved in"
+            f" {self._save_seconds:.3g} s, loaded and compared bit for bit"
+        )
+        return [] if is_equal else [f"{folder}: a loaded checkpoint is not what was saved"]
+
+    def _estimate(self) -> list[str]:
+        """Time to the end of the run, and the disk that its checkpoints will take."""
+        run, step = self._job.run, self._state.step
+        num_steps = run.num_train_steps - step
+        num_validations = num_steps // (run.validation_interval or num_steps or 1)
+        num_saves = -(-num_steps // run.checkpoint_interval)
+        seconds = num_steps * self._step_seconds
+        seconds += num_validations * self._validation_seconds + num_saves * self._save_seconds
+        self._say(
+            f"estimate {duration(seconds)} for {num_steps:,} steps, {num_validations:,} validations"
+            f" and {num_saves:,} checkpoints"
+        )
+        for text in slowness(self._mfu, seconds).values():
+            self._say(f"warning: {text}")
+        # Those that are kept, the best one, the one that is being written.
+        needed = (run.keep_checkpoints + 2) * self._checkpoint_bytes
+        available = self._free_bytes + _bytes_below(Path(run.output_dir) / CHECKPOINTS_NAME)
+        figures = f"{_size(needed)} for checkpoints, {_size(available)}"
+        self._say(f"estimate {figures} available")
+        if needed <= available:
+            return []
+        return [
+            f"--output_dir {run.output_dir}: {figures} available: free some space, or lower"
+            f" keep_checkpoints (now {run.keep_checkpoints})"
+        ]
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for fragment in fragments(self._engine):
+            yield from fragment.tensors.values()
+
+
+def _new_engine(job: PretrainingJob, model: Any) -> Any:
+    """The engine; what DeepSpeed finds wrong in its JSON is the user's mistake."""
+    try:
+        return build_engine(model, job.deepspeed)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from None
+
+
+def _leave_out(state: TrainState) -> None:
+    """What the loop calls beside the steps."""
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that is equal only to what is bit for bit: NaN to itself, 0 not to -0."""
+    return tensor.to("cpu", copy=True).view(torch.int32)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.1f} GiB" if num_bytes >= _GIB else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def _scratch_folder(run_dir: Path) -> Iterator[Path]:
+    """A path on the run's file system for what may be written; nothing is left there."""
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    folder = existing / (
+        _SCRATCH_NAME if existing == run_dir else f"{_SCRATCH_NAME}-{run_dir.name}"
+    )
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of a check that was killed
+    dist.barrier()
+    try:
+        yield folder
+    finally:
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""Fine-tuning: labelled examples, their features and heads, decoding and scores."""

@@ -1,0 +1,48 @@
+"""The settings of a tokenizer's training; apart, so that `--help` does not load SentencePiece."""
+
+import dataclasses
+
+from dist_bert.common.settings import raise_all, setting
+
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Training of a tokenizer."""
+
+    vocab_size: int = setting(30_522, "number of pieces, special ones included")
+    model_type: str = setting("unigram", "how pieces are found", ("unigram", "bpe"))
+    lower_case: bool = setting(False, "fold case (an uncased model) on top of Unicode NFKC")
+    normalization: str = setting(
+        "auto",
+        "of text: nfkc = Unicode NFKC, and the zero-width non-joiner of Persian, Telugu, ... stays;"
+        " nmt_nfkc = SentencePiece's, in which it is a space; identity = none; FILE = rules as"
+        " SentencePiece has them (code points in hexadecimal, a tab, those they become); auto ="
+        " nfkc where the text has non-joiners inside words, else nmt_nfkc",
+    )
+    byte_fallback: bool = setting(
+        False, "spell unknown characters as bytes; takes 256 of the pieces"
+    )
+    character_coverage: float = setting(
+        0.9995, "share of the text's characters that get a piece, above 0 to 1; the rest is unknown"
+    )
+    max_sentences: int = setting(500_000, "training sentences, chosen by hash; 0 = all of them")
+
+    def __post_init__(self) -> None:
+        problems = []
+        reserved = len(SPECIAL_PIECES) + 256 * self.byte_fallback
+        if self.vocab_size <= reserved:
+            problems.append(f"vocab_size = {self.vocab_size}: must be above {reserved}")
+        if not 0.0 < self.character_coverage <= 1.0:
+            problems.append(
+                f"character_coverage = {self.character_coverage}: must be above 0 and at most 1"
+            )
+        if self.max_sentences < 0:
+            problems.append(f"max_sentences = {self.max_sentences}: must be at least 0")
+        if self.lower_case and self.normalization not in ("auto", "nfkc", "nmt_nfkc"):
+            problems.append(
+                f"lower_case = True: normalization = {self.normalization} does not fold case; leave"
+                " one of them out"
+            )
+        raise_all("tokenizer", problems)

@@ -1,0 +1,1 @@
+"""Looks at a machine and tries what a run needs."""

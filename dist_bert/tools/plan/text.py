@@ -1,0 +1,160 @@
+"""A plan as text for people. Not for: any figure that `dist_bert.tools.plan.plan` has not."""
+
+from typing import Any
+
+from dist_bert.common.text_tables import number, table
+from dist_bert.tools.plan.plan import MOST_COMMUNICATION, Hardware, Workload
+from dist_bert.tools.plan.zero_layout import ZeroLayout
+
+
+def plan_text(
+    plan: dict[str, Any],
+    layout: ZeroLayout,
+    workload: Workload,
+    hardware: Hardware,
+    origins: dict[str, str],
+) -> str:
+    """All sections of a plan; `origins` says where MFU and samples are from, and the GPU's kind."""
+    sections = (
+        _assumptions(plan, layout, workload, hardware, origins),
+        _memory(plan["memory"]),
+        _run(plan["run"]),
+        _communication(plan["communication"], plan["run"]["step_seconds"]),
+        _scaling(plan["scaling"], layout.stage),
+        _scaling_ends(plan["scaling_ends"]),
+        _disk(plan["disk"]),
+    )
+    return "\n\n".join(sections)
+
+
+def _assumptions(
+    plan: dict[str, Any],
+    layout: ZeroLayout,
+    workload: Workload,
+    hardware: Hardware,
+    origins: dict[str, str],
+) -> str:
+    link = hardware.link
+    return _rows(
+        f"prediction for {layout.num_ranks:,} x {origins['gpu']}, ZeRO-{layout.stage}"
+        f" {layout.precision}",
+        {
+            "parameters": f"{plan['parameters']:,}",
+            "GPU": f"{hardware.peak_flops / 1e12:,.0f} TFLOP/s peak,"
+            f" {hardware.memory_bytes / 2**30:.1f} GiB",
+            "MFU": f"{hardware.mfu:.1%} ({origins['mfu']})",
+            "links": f"{link.inside_bytes_per_second / 1e9:g} GB/s in a node of"
+            f" {link.gpus_per_node}, {link.between_bytes_per_second / 1e9:g} GB/s between nodes,"
+            f" {1e6 * link.latency_seconds:g} us (assumed)",
+            "samples": f"{workload.tokens_per_sample:.1f} tokens, {workload.masked_per_sample:.1f}"
+            f" masked ({origins['samples']})",
+        },
+    )
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    items = {}
+    for part in ("states", "buffers", "activations"):
+        items.update({name: _gib(size) for name, size in memory[part].items()})
+    items["framework (assumed)"] = _gib(memory["framework_assumed"])
+    peak, available = memory["peak_bytes"], memory["available_bytes"]
+    budget = available * (1 - memory["margin"])
+    items["in the update instead"] = ", ".join(
+        f"{name} {size / 2**30:.2f}" for name, size in memory["update"].items()
+    )
+    items["peak"] = f"{_gib(peak)}  of {available / 2**30:.1f} GiB"
+    if peak > budget:
+        items["peak"] += f": does not fit, with {memory['margin']:.0%} left free"
+    items["largest micro-batch"] = (
+        f"{memory['largest_micro_batch']:8,}  with {memory['margin']:.0%} left free;"
+        " with --activation_checkpointing true"
+        f" {memory['largest_micro_batch_with_checkpointing']:,}"
+    )
+    checkpointing = " with activation checkpointing" * memory["activation_checkpointing"]
+    size = memory["micro_batch_size"]
+    title = f"GiB of a GPU, micro-batch of {size:,} longest samples{checkpointing}"
+    return _rows(title, items)
+
+
+def _run(run: dict[str, Any]) -> str:
+    rows = {
+        "samples": f"{run['samples']:,} in {run['steps']:,} steps of {run['train_batch_size']:,}",
+        "tokens": f"{run['tokens']:.3g}",
+        "FLOPs": f"{run['flops']:.3g}, a step {run['flops_per_step']:.3g}",
+        "step": f"{run['step_seconds'] * 1e3:,.1f} ms, {run['samples_per_second']:,.0f} samples/s,"
+        f" {run['tokens_per_second']:,.0f} tokens/s",
+        "hours": f"{number(run['hours'])}, of all GPUs {number(run['gpu_hours'])}",
+    }
+    if run["epochs"] is not None:
+        rows["epochs"] = number(run["epochs"])
+    return _rows("the run", rows)
+
+
+def _communication(communication: dict[str, Any], step_seconds: float) -> str:
+    rows = {
+        f"{message['what']} ({message['operation']})": f"{_mb(message['message_bytes'])} MB"
+        f" in {message['num_calls']:,} messages, {_mb(message['sent_bytes'])} MB sent,"
+        f" {message['seconds'] * 1e3:.2f} ms"
+        for message in communication["messages"]
+    }
+    rows["share of the step"] = (
+        f"{communication['share_without_overlap']:.1%} one after the other,"
+        f" {communication['share_with_overlap']:.1%} where all that can overlap does"
+    )
+    sent = communication["sent_bytes_per_step"]
+    return _rows(f"communication of a step, a GPU: {_mb(sent)} MB sent", rows)
+
+
+def _scaling(times: list[dict[str, Any]], stage: int) -> str:
+    rows = {
+        f"{time['num_gpus']:,}": {
+            "micro_batch": time["micro_batch_size"],
+            "accumulation": time["accumulation_steps"],
+            "compute_ms": time["compute_seconds"] * 1e3,
+            "messages_ms": time["communication_seconds"] * 1e3,
+            "exposed_ms": time["exposed_seconds"] * 1e3,
+            "share_%": 100 * time["share_with_overlap"],
+            "share_without_overlap_%": 100 * time["share_without_overlap"],
+        }
+        for time in times
+    }
+    return table(f"GPUs, same batch, ZeRO-{stage}", rows)
+
+
+def _scaling_ends(ends: dict[str, dict[str, int]]) -> str:
+    rows = {
+        stage.replace("zero", "ZeRO-"): {f"batch {int(size):,}": most for size, most in row.items()}
+        for stage, row in ends.items()
+    }
+    title = f"most GPUs with at most {MOST_COMMUNICATION:.0%} communication*"
+    note = "* at the largest micro-batch that fits, with overlap"
+    return f"{table(title, rows)}\n{note}"
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    return _rows(
+        "disk",
+        {
+            "checkpoint": f"{_gb(disk['checkpoint_bytes'])} GB, written in"
+            f" {number(disk['write_seconds'])} s",
+            "at most": f"{_gb(disk['most_bytes'])} GB",
+            "share of the time": f"{disk['share_of_time']:.2%}",
+        },
+    )
+
+
+def _rows(title: str, rows: dict[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    return "\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())])
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:8.2f}"
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.1f}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f}"

@@ -1,0 +1,1 @@
+"""The whole path on real text within a time limit."""

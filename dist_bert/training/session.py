@@ -1,0 +1,389 @@
+"""A training run around the loop: start, resume, validations, checkpoints, end.
+
+For every kind of training: `Work` is what a kind adds. Not for: what is trained on
+(`dist_bert.pretraining.pretrain`, `dist_bert.finetuning.finetune`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+from torch import nn
+
+from dist_bert.checkpoint import checkpoint
+from dist_bert.checkpoint.checkpoint import TrainState, all_ranks_agree
+from dist_bert.checkpoint.run_dir import (
+    CHECKPOINTS_NAME,
+    INTERRUPTED_NAME,
+    LOG_NAME,
+    LOGS_NAME,
+    latest_checkpoint,
+)
+from dist_bert.common import files
+from dist_bert.common.device import describe_device
+from dist_bert.common.errors import NodeError, UserError
+from dist_bert.common.prefetch import prefetch
+from dist_bert.data.batches import MicroBatch, StepBatch
+from dist_bert.distributed.heartbeat import Heartbeat
+from dist_bert.distributed.interrupts import REASONS, Interrupts, end_at_once, end_with_error
+from dist_bert.distributed.process_group import leave_distributed, start_distributed
+from dist_bert.distributed.rank_log import open_rank_log
+from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.training.config import RunConfig
+from dist_bert.training.console import Console
+from dist_bert.training.engine import build_engine, train, validation_is_due
+from dist_bert.training.job import Job
+from dist_bert.training.loss_spikes import LossSpikes
+from dist_bert.training.metrics import Prediction, read_metrics
+from dist_bert.training.progress import Progress
+from dist_bert.training.rank_reports import Ranks, total_peak_flops
+from dist_bert.training.run_lock import RunLock
+from dist_bert.training.run_record import first_line, kept_peak, open_run
+
+Batches = Iterator[MicroBatch]
+
+
+class Validation(NamedTuple):
+    """What a validation found.
+
+    Attributes:
+        metrics: by name, without "validation/".
+        ask: answers to fixed sentences; not called where the validation was stopped.
+        score: by which checkpoints are compared, the higher the better; None = by the loss.
+    """
+
+    metrics: dict[str, float]
+    ask: Callable[[], Sequence[Prediction]] = tuple
+    score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a kind of training adds to the loop.
+
+    Attributes:
+        model: at step 0, on the CPU in float32, the same on all ranks.
+        stream: this rank's steps from a state on.
+        validate: scores the engine's model; takes the engine, and a function that watches over the
+            micro-batches passed through it and ends them early when all ranks agree to stop.
+        has_pairs: whether samples have a next-sentence label.
+        patience: validations in a row without a better one after which the run is over; 0 = never.
+    """
+
+    model: nn.Module
+    stream: Callable[[TrainState], Iterator[StepBatch]]
+    validate: Callable[[Any, Callable[[Batches], Batches]], Validation]
+    has_pairs: bool = True
+    patience: int = 0
+
+
+def run_session(
+    run: RunConfig, folder: str | Path, console: Console, body: Callable[[Watchdog], int]
+) -> int:
+    """Joins the ranks of the launcher, does the work, and parts from them; called by every rank.
+
+    Args:
+        run: gives the limits of waiting.
+        folder: that is written to, by no other training at the same time.
+        console: of this rank.
+        body: the work; takes the watchdog, returns the exit code.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
+            together.
+    """
+    watchdog = Watchdog(run.watchdog_minutes)
+    heartbeat = None
+    unwritable: OSError | None = None
+    try:
+        try:
+            open_rank_log(Path(run.output_dir) / LOGS_NAME)
+        except OSError as error:  # told below, by all ranks together
+            unwritable = error
+        start_distributed(run.timeout_seconds)
+        heartbeat = Heartbeat(run.heartbeat_seconds)
+        lock = _locked(folder, unwritable)
+        code = body(watchdog)
+        if lock is not None:
+            lock.release()
+        heartbeat.stop()
+        dist.barrier()  # a rank that still beats would miss those that have left
+    except UserError as error:  # raised by all ranks together; after any other one peers may hang
+        console.note_mistake(error)
+        console.close()
+        if isinstance(error, NodeError):
+            end_at_once(str(error))
+        watchdog.stop()
+        if heartbeat is not None:
+            heartbeat.stop()
+        leave_distributed()
+        raise
+    except Exception as error:
+        console.note(f"error: rank 0 failed: {type(error).__name__}: {error}")
+        console.close()
+        end_with_error(error)
+    leave_distributed()
+    watchdog.stop()
+    console.close()
+    return code
+
+
+def _locked(folder: str | Path, unwritable: OSError | None) -> RunLock | None:
+    """The lock of the folder, on rank 0; called by all ranks together.
+
+    Args:
+        folder: that is written to.
+        unwritable: what this rank met when it opened its log.
+
+    Raises:
+        UserError: on all ranks, if any cannot write there or another training does.
+    """
+    with all_ranks_agree("cannot start"):
+        if unwritable is not None:
+            raise unwritable
+        return RunLock(folder) if dist.get_rank() == 0 else None
+
+
+def train_run(
+    job: Job, work: Work, interrupts: Interrupts, console: Console, watchdog: Watchdog
+) -> int:
+    """Trains until the last step, going on from the latest checkpoint where there is one.
+
+    Called by all ranks together, within `run_session`.
+
+    Returns:
+        The number of the reason to stop before (`interrupts.REASONS`); 0 = the run is done.
+
+    Raises:
+        UserError: the checkpoint does not fit the job, or training has diverged.
+    """
+    run = job.run
+    engine = build_engine(work.model, job.deepspeed)
+    try:
+        watchdog.beat("loading the checkpoint")
+        state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
+        checkpoint.settle(run.output_dir, state.step)
+        watchdog.beat("starting the loop")
+        stop = Agreement(lambda: interrupts.noted)
+        parts = _Parts(job, work, engine, state, stop, watchdog, console)
+        stop.begin()
+        goes_on = not parts.is_over(state.step)
+        if not stop.end() and parts.lacks_validation(state):
+            goes_on = parts.validate(state)  # the one during which the run was interrupted
+        batches = prefetch(work.stream(state))
+        if goes_on:
+            state = train(
+                engine,
+                batches,
+                state,
+                run,
+                job.deepspeed.peak_lr,
+                stop=stop,
+                beat=watchdog.beat,
+                report=parts.progress.add,
+                validate=parts.validate,
+                save=parts.save,
+                roll_back=parts.roll_back,
+                spikes=parts.spikes,
+                act_on_spike=parts.act_on_spike,
+            )
+        batches.close()
+        watchdog.beat("ending")
+        parts.close()
+        _tell_end(run, state, stop.reason, console)
+    except UserError:
+        engine.destroy()
+        raise
+    engine.destroy()
+    return stop.reason
+
+
+class _Parts:
+    """What the training loop calls beside the steps; each method by all ranks together."""
+
+    def __init__(
+        self,
+        job: Job,
+        work: Work,
+        engine: Any,
+        state: TrainState,
+        stop: Agreement,
+        watchdog: Watchdog,
+        console: Console,
+    ) -> None:
+        """Opens the run's folder, and says where the run begins."""
+        self._job = job
+        self._work = work
+        self._engine = engine
+        self._stop = stop
+        self._watchdog = watchdog
+        self._console = console
+        self._validation_losses: dict[int, float] = {}  # of the last step that had a validation
+        self._best = checkpoint.best_validation(job.run.output_dir)  # its loss and step
+        self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
+        run = job.run
+        is_first = dist.get_rank() == 0
+        device = describe_device(engine.device, job.deepspeed.precision)
+        watchdog.beat("measuring the device's peak")
+        device["world_size"] = dist.get_world_size()
+        device["peak_flops"] = total_peak_flops(engine.device, job.deepspeed.precision)
+        if is_first:
+            device["peak_flops"] = kept_peak(run.output_dir, device)
+        with all_ranks_agree("cannot start"):
+            self._writer = open_run(job, state, device, console.say) if is_first else None
+        self._rows = read_metrics(run.output_dir) if is_first and state.step else []
+        told = [LossSpikes.of_rows(run.spike_threshold, self._rows)]
+        dist.broadcast_object_list(told, src=0)  # so that all ranks act on a spike together
+        (spikes,) = told
+        self.spikes = spikes if run.on_spike != "record" else None
+        self.progress = Progress(
+            engine,
+            job.model,
+            run,
+            work.has_pairs,
+            self._writer,
+            console,
+            Ranks(run.output_dir, console),
+            device["peak_flops"],
+            _skipped_steps(self._rows),
+            None if self.spikes else spikes,
+        )
+        if is_first:
+            console.open_log(Path(run.output_dir) / LOG_NAME)
+        console.say(first_line(job, state, device))
+        console.start_bar(run.num_train_steps, state.step)
+
+    def lacks_validation(self, state: TrainState) -> bool:
+        """Whether the checkpoint's validation was interrupted; on all ranks, by rank 0's rows."""
+        if not (state.step and validation_is_due(state.step, self._job.run)):
+            return False
+        is_written = any(
+            row["step"] == state.step and any(name.startswith("validation/") for name in row)
+            for row in self._rows[-2:]
+        )
+        answer = [is_written]
+        dist.broadcast_object_list(answer, src=0)
+        return not answer[0]
+
+    def close(self) -> None:
+        """Ends the run's files."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def validate(self, state: TrainState) -> bool:
+        """Writes scores on held-out samples, unless a stop is agreed on meanwhile.
+
+        Returns:
+            Whether to go on training.
+        """
+        self.progress.flush()
+        doing = f"in the validation at step {state.step:,}"
+        found = self._work.validate(
+            self._engine, lambda batches: self._stop.until_stop(self._watched(batches, doing))
+        )
+        if not self._stop.reason:
+            loss = self.progress.validation(state.step, found.metrics, found.ask())
+            loss = loss if found.score is None else 1.0 - found.score
+            self._validation_losses = {state.step: loss}
+            self._best = min(self._best, (loss, state.step))
+        self.progress.restart_clock()
+        return not self.is_over(state.step)
+
+    def is_over(self, step: int) -> bool:
+        """Whether so many validations in a row were not better that training ends."""
+        patience, (_, best_step) = self._work.patience, self._best
+        return patience > 0 and step - best_step >= patience * self._job.run.validation_interval
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint."""
+        run = self._job.run
+        self.progress.flush()  # a resumed run writes only what follows its checkpoint
+        self._watchdog.beat(f"saving step {state.step:,}")
+        checkpoint.save(
+            self._engine,
+            run.output_dir,
+            state,
+            self._job.identity(),
+            run.keep_checkpoints,
+            self._validation_losses.get(state.step),
+        )
+        self._watchdog.beat(f"behind step {state.step:,}")
+        self._console.say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")
+        self._has_rolled_back = False
+        self.progress.restart_clock()
+
+    def roll_back(self, state: TrainState) -> None:
+        """Takes back all updates since the last checkpoint; step and position in the data go on.
+
+        The same samples would end the same way. A run that is killed before its next checkpoint
+        comes here again when resumed, so resuming stays exact.
+
+        Raises:
+            UserError: that did not help, or there is no checkpoint.
+        """
+        run = self._job.run
+        size = self._job.deepspeed.batch_shape.global_batch_size
+        first = state.samples - run.max_skipped_steps * size
+        problem = (
+            f"step {state.step:,}: loss or gradient was not finite in {run.max_skipped_steps} steps"
+            f" (samples {first:,} to {state.samples - 1:,} of the stream)"
+        )
+        advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
+        if self._has_rolled_back:
+            self.progress.flush()
+            raise UserError(f"{problem}, also after going back to a checkpoint: {advice}")
+        if not self._go_back(problem):
+            raise UserError(f"{problem}, before the first checkpoint: {advice}")
+
+    def act_on_spike(self, state: TrainState, spike: float) -> None:
+        """Goes back to the last checkpoint, once until the next, where the run is to do so."""
+        if self._job.run.on_spike == "roll_back" and not self._has_rolled_back:
+            self._go_back(f"step {state.step:,}: the loss is {spike:.2f} times the running median")
+
+    def _go_back(self, problem: str) -> bool:
+        """Takes the weights of the last checkpoint; returns whether there is one."""
+        self.progress.flush()
+        job = self._job
+        if latest_checkpoint(job.run.output_dir) is None:
+            return False
+        self._watchdog.beat("going back to a checkpoint")
+        place = job.run.output_dir
+        from_state = checkpoint.load(self._engine, place, job.identity(), job.may_differ)
+        self._has_rolled_back = True
+        self._console.say(
+            f"{problem}: going on behind them with the weights of step {from_state.step:,};"
+            f" the updates since then are taken back"
+        )
+        return True
+
+    def _watched(self, batches: Iterator[MicroBatch], doing: str) -> Iterator[MicroBatch]:
+        for number, batch in enumerate(batches, start=1):
+            self._watchdog.beat(f"{doing}, micro-batch {number:,}")
+            yield batch
+
+
+def _skipped_steps(rows: list[dict[str, float]]) -> int:
+    """How many steps a resumed run had skipped."""
+    counts = (row["train/skipped_steps"] for row in reversed(rows) if "train/skipped_steps" in row)
+    return int(next(counts, 0))
+
+
+def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) -> None:
+    """Rank 0 says that the run is done or, also in a file for batch scripts, interrupted."""
+    if reason and dist.get_rank() == 0:
+        text = f"stopped at step {state.step:,} of {run.num_train_steps:,}: {REASONS[reason]}"
+        try:
+            files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
+        except OSError as error:  # of a full disk: the exit code says it, too
+            console.warn(f"{error.filename}: cannot be written ({error.strerror})")
+        console.say(f"{text}; the same command goes on from the last checkpoint")
+    elif not reason:
+        console.say(
+            f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens"
+        )

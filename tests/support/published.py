@@ -1,0 +1,74 @@
+"""Folders as published BERTs lie in them: vocabularies in their order, weights by transformers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from tests.support.corpus import chinese_sentences, english_sentences
+
+SENTENCES = english_sentences(1_500, seed=1) + chinese_sentences(500, seed=2)
+SURPLUS_ROWS = 6  # of the word embeddings, which no piece has
+SIZES = dict(
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=37,
+    max_position_embeddings=53,
+)
+
+
+def published_vocabulary(lower_case: bool, vocab_size: int = 640) -> list[str]:
+    """Pieces as in bert-base-uncased: [PAD], unused ones, the special ones at 100 to 103, text."""
+    trained = fast_tokenizer(["[UNK]"], lower_case)
+    trained.train_from_iterator(
+        SENTENCES, trainers.WordPieceTrainer(vocab_size=vocab_size, show_progress=False)
+    )
+    ids = trained.get_vocab()
+    return [
+        "[PAD]",
+        *(f"[unused{number}]" for number in range(99)),
+        *("[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        *(f"[unused{number}]" for number in range(99, 120)),
+        *sorted(ids, key=ids.__getitem__),
+    ]
+
+
+def fast_tokenizer(
+    vocabulary: Sequence[str], lower_case: bool, **rules: Any
+) -> tokenizers.Tokenizer:
+    """BERT's rules on a vocabulary."""
+    pieces = {piece: index for index, piece in enumerate(vocabulary)}
+    fast = tokenizers.Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    fast.normalizer = normalizers.BertNormalizer(lowercase=lower_case, **rules)
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return fast
+
+
+def write_vocabulary(folder: Path, vocabulary: Sequence[str], **settings: Any) -> None:
+    """vocab.txt and tokenizer_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_weights(
+    folder: Path, num_rows: int, kind: str = "BertForPreTraining", **changes: Any
+) -> Any:
+    """A random model of one of transformers' classes, saved as it saves them; returns it."""
+    import torch
+    import transformers
+
+    shards = {k: changes.pop(k) for k in ("max_shard_size",) if k in changes}
+    torch.manual_seed(7)
+    config = transformers.BertConfig(vocab_size=num_rows, **SIZES, **changes)
+    model = getattr(transformers, kind)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and LayerNorms too
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder, **shards)
+    return model.eval()

@@ -1,0 +1,157 @@
+"""Which device a process computes on, and by which arithmetic."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_bert.common import device as device_module
+from dist_bert.common.device import (
+    arithmetic,
+    bf16_flags,
+    device_type,
+    has_bf16_instructions,
+    has_gpu,
+    run_device,
+    set_up_device,
+)
+from dist_bert.common.errors import UserError
+
+SERVER = "flags\t\t: fpu sse avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n"
+LAPTOP = "flags\t\t: fpu sse avx2 fma\n"
+ARM = "Features\t: fp asimd sve bf16 i8mm\n"
+OLD_ARM = "Features\t: fp asimd crc32\n"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A file in place of /proc/cpuinfo, and no limit on oneDNN."""
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(device_module, "_CPU_INFO", path)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    has_bf16_instructions.cache_clear()
+    yield path
+    has_bf16_instructions.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sees_gpu", "expected"),
+    [
+        ("", False, "cpu"),
+        ("", True, "cuda"),
+        ("cpu", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_the_variable_counts_before_what_torch_sees(
+    monkeypatch: pytest.MonkeyPatch, asked: str, sees_gpu: bool, expected: str
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees_gpu)
+    assert device_type() == expected
+    assert has_gpu() == (expected == "cuda")
+    assert run_device() == torch.device(expected)
+
+
+@pytest.mark.parametrize(("asked", "problem"), [("cuda", "no GPU here"), ("xpu", "one of cpu,")])
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, asked: str, problem: str
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"DS_ACCELERATOR = {asked}: .*{problem}"):
+        device_type()
+
+
+def test_every_rank_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    set_up_device(local_rank=1, local_size=2)
+    assert chosen == [1]
+    with pytest.raises(UserError, match=r"rank 2 of this host has no GPU.*--num_gpus 2"):
+        set_up_device(local_rank=2, local_size=3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "local_size", "asked", "expected"),
+    [(8, 2, "", 4), (2, 4, "", 1), (7, 2, "", 3), (8, 2, "5", None)],
+)
+def test_ranks_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, local_size: int, asked: str, expected: int | None
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(device_module, "num_cores", lambda: cores)
+    monkeypatch.setattr(device_module, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    set_up_device(0, local_size)
+    assert taken == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("cpu_info", "flags"),
+    [
+        (SERVER, ["amx_bf16", "avx512_bf16"]),
+        (LAPTOP, []),
+        (ARM, ["bf16"]),
+        (OLD_ARM, []),
+        (None, []),
+    ],
+)
+def test_instructions_are_read_from_the_processors_flags(
+    machine: Path, cpu_info: str | None, flags: list[str]
+) -> None:
+    if cpu_info is not None:
+        machine.write_text(f"processor\t: 0\n{cpu_info}")
+    assert bf16_flags() == flags
+    assert has_bf16_instructions() == bool(flags)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("AVX2", False),
+        ("avx512_core", False),
+        ("AVX512_CORE_VNNI", False),
+        ("AVX512_CORE_BF16", True),
+        ("AVX512_CORE_AMX", True),
+        ("DEFAULT", True),
+        ("", True),
+    ],
+)
+def test_a_limit_on_onednn_counts(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: bool
+) -> None:
+    machine.write_text(SERVER)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert has_bf16_instructions() is expected
+
+
+def test_the_arithmetic_in_words(machine: Path) -> None:
+    machine.write_text(LAPTOP)
+    assert arithmetic("bf16", "cpu").startswith("bf16 by float32 products: this CPU has no")
+    assert arithmetic("bf16", "cuda") == "bf16"
+    assert arithmetic("fp16", "cuda") == "fp16"
+    assert arithmetic("fp32", "cpu") == "fp32"
+    has_bf16_instructions.cache_clear()
+    machine.write_text(SERVER)
+    assert arithmetic("bf16", "cpu") == "bf16"
+
+
+def test_asking_needs_no_torch() -> None:
+    program = (
+        "import sys; from dist_bert.common.device import arithmetic; arithmetic('bf16', 'cpu');"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

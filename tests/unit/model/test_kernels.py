@@ -1,0 +1,186 @@
+"""The fast operations against torch's own, in values, gradients and statistics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_bert.model import kernels
+from dist_bert.model.kernels import (
+    dropout,
+    dropout_noise,
+    group_samples,
+    grouped_attention,
+    hashed_counters,
+    linear_cross_entropy,
+)
+
+pytestmark = pytest.mark.trains
+
+NUM_HEADS, HEAD_SIZE = 3, 4
+LENGTHS = (33, 31, 17, 16, 16, 5, 1)
+
+
+def bounds_of(lengths: tuple[int, ...]) -> Tensor:
+    return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+
+
+def random(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=rng, dtype=dtype).requires_grad_()
+
+
+def torchs_attention(qkv: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """One sample after the other, none padded."""
+    contexts = []
+    for sample in qkv.split(lengths):
+        q, k, v = sample.view(len(sample), 3, NUM_HEADS, HEAD_SIZE).permute(1, 2, 0, 3)
+        contexts.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
+    return torch.cat(contexts)
+
+
+def test_hashes_are_splitmix64() -> None:
+    """Steele, Lea and Flood's generator in Python's integers."""
+    mask, seed = (1 << 64) - 1, 0x1234567890ABCDEF
+    expected = []
+    for number in range(1, 6):
+        z = (seed + number * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        expected.append(z ^ (z >> 31))
+    assert hashed_counters(5, seed).numpy().view(np.uint64).tolist() == expected
+    assert hashed_counters(2, seed, first=3).numpy().view(np.uint64).tolist() == expected[3:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_drops_the_share_it_is_told_and_keeps_the_mean(dtype: torch.dtype) -> None:
+    p, count = 0.1, 1_000_003
+    noise = dropout_noise((count,), dtype, p, seed=5)
+    share = float((noise == 0).double().mean())
+    assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / count)  # five standard deviations
+    kept = noise[noise != 0].unique()
+    assert len(kept) == 1 and float(kept) == pytest.approx(1 / (1 - p), rel=3e-3)
+
+
+def test_dropout_of_neighbours_lanes_and_seeds_is_independent() -> None:
+    count = 400_000
+    first, other = (dropout_noise((count,), torch.float32, 0.5, seed) == 0 for seed in (7, 8))
+    pairs = {
+        "another seed": (first, other),
+        **{f"{d} places on": (first[:-d], first[d:]) for d in (1, 2, 3, 4, 5, 64, 1_024)},
+    }
+    for name, (a, b) in pairs.items():
+        both = float((a & b).double().mean())
+        assert abs(both - 0.25) < 5 * math.sqrt(0.25 * 0.75 / len(a)), name
+
+
+def test_dropout_follows_torchs_seed() -> None:
+    values = random(13, 7, dtype=torch.float32)
+    torch.manual_seed(1)
+    first, second = dropout(values, 0.3), dropout(values, 0.3)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(values, 0.3), first)
+    assert not torch.equal(first, second)
+    (gradient,) = torch.autograd.grad(first.sum(), values)
+    assert torch.equal(gradient != 0, first != 0)
+    assert torch.equal(dropout(values, 0.0), values)
+
+
+@pytest.mark.parametrize("cached_scores", [1, 5_000, 20_000, 1 << 21])
+def test_grouped_attention_agrees_with_torch(
+    cached_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_CACHED_SCORES", cached_scores)
+    qkv = random(sum(LENGTHS), 3 * NUM_HEADS * HEAD_SIZE)
+    direction = random(sum(LENGTHS), NUM_HEADS * HEAD_SIZE, seed=4).detach()
+    groups = group_samples(bounds_of(LENGTHS), NUM_HEADS)
+    results = []
+    for context in (
+        grouped_attention(qkv, groups, NUM_HEADS, 0.0),
+        torchs_attention(qkv, LENGTHS),
+    ):
+        results.append((context, *torch.autograd.grad(context, qkv, direction)))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=0, atol=1e-12)
+
+
+def test_groups_cover_all_tokens_within_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_CACHED_SCORES", 3_000)
+    groups = group_samples(bounds_of(LENGTHS), NUM_HEADS)
+    found = [(group.start, group.stop, group.length) for group in groups]
+    assert found == [(0, 33, 48), (33, 64, 32), (64, 81, 32), (81, 118, 16), (118, 119, 16)]
+    assert groups[3].token_of_slot is not None and len(groups[3].token_of_slot) == 3 * 16
+
+
+@pytest.mark.parametrize("cached_scores", [1, 5_000, 1 << 21])
+def test_gradients_of_attention_with_dropout(
+    cached_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward pass draws the dropout of the forward pass again: numeric derivatives tell."""
+    monkeypatch.setattr(kernels, "_CACHED_SCORES", cached_scores)
+    lengths = (7, 16, 3)
+    qkv = random(sum(lengths), 3 * NUM_HEADS * HEAD_SIZE)
+    groups = group_samples(bounds_of(lengths), NUM_HEADS)
+
+    def attend(qkv: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return grouped_attention(qkv, groups, NUM_HEADS, 0.4)
+
+    assert not torch.equal(attend(qkv), grouped_attention(qkv, groups, NUM_HEADS, 0.0))
+    assert torch.autograd.gradcheck(attend, (qkv,))
+
+
+def test_attention_with_dropout_is_right_on_average() -> None:
+    lengths = (19, 4)
+    qkv = random(sum(lengths), 3 * NUM_HEADS * HEAD_SIZE, dtype=torch.float32).detach()
+    groups = group_samples(bounds_of(lengths), NUM_HEADS)
+    draws = torch.stack([grouped_attention(qkv, groups, NUM_HEADS, 0.2) for _ in range(4_000)])
+    deviation = draws.std(0) / math.sqrt(len(draws))
+    error = (draws.mean(0) - torchs_attention(qkv, lengths)).abs()
+    assert float((error / deviation).max()) < 5.0
+
+
+@pytest.mark.parametrize("cached_logits", [1, 300, 1 << 20])
+def test_linear_cross_entropy_agrees_with_torch(
+    cached_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_CACHED_LOGITS", cached_logits)
+    hidden, weight = (random(*s, dtype=torch.float32) for s in ((17, 5), (101, 5)))
+    with torch.no_grad():
+        bias = random(101, seed=5, dtype=torch.float32) * 1.0
+        bias[97:] = -torch.inf  # rows that pad the vocabulary
+    bias.requires_grad_()
+    labels = torch.randint(97, (17,), generator=torch.Generator().manual_seed(6))
+    logits = F.linear(hidden, weight, bias)
+    labels[::4] = logits.argmax(1)[::4]
+    labels[[3, 4]] = -100
+    expected = 1.7 * F.cross_entropy(logits, labels, reduction="sum")
+    loss, num_correct = linear_cross_entropy(hidden, weight, bias, labels)
+    assert 1.7 * loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert num_correct == (logits.argmax(1) == labels).sum() >= 4
+    inputs = (hidden, weight, bias)
+    ours, torchs = (torch.autograd.grad(x, inputs) for x in (1.7 * loss, expected))
+    for gradient, torchs_gradient in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(gradient, torchs_gradient, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        evaluated, _ = linear_cross_entropy(hidden, weight, bias, labels)
+    assert torch.equal(evaluated, loss)
+
+
+def test_gradients_of_linear_cross_entropy_in_bf16_scale_exactly() -> None:
+    """1/3 rounded to bf16 would be 0.2 % off; the product may round, but not the factor."""
+    hidden, weight = (random(*s, dtype=torch.float32) for s in ((64, 8), (101, 8)))
+    hidden, weight, bias = (
+        x.detach().bfloat16().requires_grad_() for x in (hidden, weight, weight[:, 0])
+    )
+    inputs = (hidden, weight, bias)
+    labels = torch.arange(64)
+    loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
+    ones = torch.autograd.grad(loss, inputs, retain_graph=True)
+    thirds = torch.autograd.grad(loss / 3.0, inputs)
+    for one, third in zip(ones, thirds, strict=True):
+        ratio = third.float().abs().sum() / one.float().abs().sum()
+        assert float(ratio) == pytest.approx(1 / 3, rel=5e-4)

@@ -1,0 +1,276 @@
+"""A pretraining job: what identifies it, and everything that is refused before it starts."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_flags
+from dist_bert.model.config import ModelConfig
+from dist_bert.pretraining.job import Examination, PretrainingJob
+from dist_bert.training.config import RunConfig
+from dist_bert.training.deepspeed_flags import add_deepspeed_flags
+from tests.support.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
+
+DEEPSPEED = {
+    "train_batch_size": 12,
+    "train_micro_batch_size_per_gpu": 2,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+    "zero_optimization": {"stage": 2},
+    "bf16": {"enabled": True},
+}
+RUN: dict[str, Any] = {"num_train_steps": 9, "warmup_steps": 2}
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> DataSet:
+    return write_data_set(tmp_path / "shards")
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def make_job(
+    folder: Path, *flags: str, world_size: int = 3, deepspeed: dict[str, Any] | None = None
+) -> PretrainingJob:
+    """The job of a command line, with three JSON files and the shards of `folder`."""
+    parser = argparse.ArgumentParser()
+    for name in ("model", "config"):
+        parser.add_argument(f"--{name}")
+    add_deepspeed_flags(parser, "")
+    add_flags(parser, RunConfig)
+    add_flags(parser, ModelConfig)
+    arguments = [
+        f"--deepspeed_config={write(folder / 'd.json', {**DEEPSPEED, **(deepspeed or {})})}",
+        f"--model={write(folder / 'm.json', dataclasses.asdict(TINY_MODEL))}",
+        f"--config={write(folder / 'r.json', RUN)}",
+        f"--shards={folder / 'shards'}",
+        *flags,
+    ]
+    return Examination.of(parser.parse_args(arguments), world_size).require_job()
+
+
+def refusal(folder: Path, *flags: str, **others: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        make_job(folder, *flags, **others)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_job_takes_its_parts_from_files_and_flags(tmp_path: Path, data_set: DataSet) -> None:
+    job = make_job(tmp_path, "--seed", "7", "--hidden_dropout_prob", "0")
+    assert job.model == dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0)
+    assert job.run == RunConfig(shards=str(data_set.folder), seed=7, **RUN)
+    assert job.manifest == data_set.manifest
+    assert job.deepspeed.batch_shape.accumulation_steps == 2
+    assert job.tokenizer_path == data_set.folder / "tokenizer.model"
+
+
+def test_what_is_resolved_is_json_with_every_setting(tmp_path: Path, data_set: DataSet) -> None:
+    job = make_job(tmp_path)
+    resolved = json.loads(json.dumps(job.resolved()))
+    assert resolved == {
+        "model": dataclasses.asdict(job.model),
+        "run": dataclasses.asdict(job.run),
+        "deepspeed": {**DEEPSPEED, "gradient_accumulation_steps": 2},
+        "world_size": 3,
+        "shards": {
+            "fingerprint": data_set.manifest.fingerprint,
+            "config": data_set.manifest.config,
+            "tokenizer": data_set.manifest.tokenizer,
+            "random_next": None,  # the statistics of made-up shards are empty
+        },
+    }
+
+
+def test_flags_for_the_deepspeed_json_are_recorded_as_if_they_stood_there(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    flags = ("--lr", "0.5", "--train_batch_size", "18", "--deepspeed", "gradient_clipping=0.25")
+    recorded = make_job(tmp_path, *flags).resolved()["deepspeed"]
+    assert recorded == {
+        **DEEPSPEED,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.5}},
+        "train_batch_size": 18,
+        "gradient_accumulation_steps": 3,
+        "gradient_clipping": 0.25,
+    }
+    message = refusal(tmp_path, "--deepspeed", "gradient_cliping=0.25")
+    assert (
+        "d.json (with the flags' gradient_cliping) configuration: unknown key gradient_cli"
+        in message
+    )
+
+
+def test_identity_is_json_and_names_what_a_checkpoint_depends_on(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    identity = make_job(tmp_path).identity()
+    assert json.loads(json.dumps(identity)) == identity
+    for name, value in dataclasses.asdict(TINY_MODEL).items():
+        assert identity.pop(f"model {name}") == value
+    expected = {
+        "shards fingerprint": data_set.manifest.fingerprint,
+        "tokenizer fingerprint": data_set.manifest.tokenizer["fingerprint"],
+        "seed": 42,
+        "masks": "fresh",
+        "train_batch_size": 12,
+    }
+    assert {key: identity[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "flags,key",
+    [
+        (("--seed", "43"), "seed"),
+        (("--masks", "static"), "masks"),
+        (("--intermediate_size", "38"), "model intermediate_size"),
+        (("--hidden_act", "relu"), "model hidden_act"),
+    ],
+)
+def test_what_makes_it_another_run_changes_the_identity(
+    tmp_path: Path, data_set: DataSet, flags: tuple[str, ...], key: str
+) -> None:
+    one, other = make_job(tmp_path).identity(), make_job(tmp_path, *flags).identity()
+    assert {k for k in one if one[k] != other[k]} == {key} and one.keys() == other.keys()
+
+
+def test_another_batch_size_or_data_set_changes_the_identity(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    one = make_job(tmp_path).identity()
+    assert make_job(tmp_path, deepspeed={"train_batch_size": 24}).identity() != one
+    write_data_set(tmp_path / "shards", train=((5, 3), (7,)))
+    other = make_job(tmp_path).identity()
+    assert {k for k in one if one[k] != other[k]} == {"shards fingerprint"}
+
+
+def test_where_the_shards_lie_is_no_part_of_the_identity(tmp_path: Path, data_set: DataSet) -> None:
+    local = make_job(tmp_path)
+    url, cache = data_set.folder.as_uri(), str(tmp_path / "cache")
+    flags = ("--shards", url, "--local_cache", cache, "--local_cache_gib", "1")
+    job = make_job(tmp_path, *flags)
+    assert job.identity() == local.identity() and job.manifest == local.manifest
+    assert job.tokenizer_path.parent == tmp_path / "cache"
+    assert job.tokenizer_path.read_bytes() == local.tokenizer_path.read_bytes()
+    assert job.resolved()["run"]["local_cache_gib"] == 1.0
+
+
+def test_caches_that_cannot_work_are_refused(tmp_path: Path, data_set: DataSet) -> None:
+    url, cache = data_set.folder.as_uri(), ("--local_cache", str(tmp_path / "cache"))
+    assert "give --local_cache DIR" in refusal(tmp_path, "--shards", url, "--vocab_size", "7")
+    assert "does nothing without local_cache" in refusal(tmp_path, "--local_cache_gib", "3")
+    assert "must be at least 0" in refusal(tmp_path, *cache, "--local_cache_gib", "-1")
+    records = data_set.manifest.splits
+    needed = sum(record.bytes for record in (*records["train"], *records["validation"]))
+    enough, too_little = (str(size / 2**30) for size in (needed, needed - 1))
+    make_job(tmp_path, *cache, "--local_cache_gib", enough)
+    problem = refusal(tmp_path, *cache, "--local_cache_gib", too_little)
+    assert f"is below the {needed / 2**30:.3g} GiB of shards" in problem
+    first = records["validation"][0]  # 8 samples: a validation of so many needs no other shard
+    make_job(tmp_path, *cache, "--local_cache_gib", too_little, "--validation_samples", "8")
+    assert first.num_samples == 8
+    (data_set.folder / "tokenizer.model").write_bytes(b"another one")
+    problem = refusal(tmp_path, "--shards", url, *cache, "--vocab_size", "7")
+    assert "is not the tokenizer that made the shards" in problem and "vocab_size = 7" in problem
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--num_train_steps", "10"),
+        ("--log_interval", "3"),
+        ("--output_dir", "elsewhere"),
+        ("--checkpoint_interval", "5"),
+        ("--validation_samples", "7"),
+    ],
+)
+def test_what_does_not_touch_the_weights_may_change(
+    tmp_path: Path, data_set: DataSet, flags: tuple[str, ...]
+) -> None:
+    assert make_job(tmp_path, *flags).identity() == make_job(tmp_path).identity()
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    message = refusal(tmp_path, "--vocab_size", str(VOCAB_SIZE - 1))
+    assert message == (
+        "pretraining configuration: vocab_size = 100 is smaller than the tokenizer's 101:"
+        " set --vocab_size 101 or more"
+    )
+    make_job(tmp_path, "--vocab_size", str(VOCAB_SIZE))
+    make_job(tmp_path, "--vocab_size", str(VOCAB_SIZE + 1))
+
+
+def test_positions_below_the_sequence_length_are_refused(tmp_path: Path, data_set: DataSet) -> None:
+    message = refusal(tmp_path, "--max_position_embeddings", str(SEQUENCE_LENGTH - 1))
+    assert "max_position_embeddings = 30 is below the shards' sequence_length = 31" in message
+    make_job(tmp_path, "--max_position_embeddings", str(SEQUENCE_LENGTH))
+
+
+def test_another_or_no_tokenizer_is_refused(tmp_path: Path, data_set: DataSet) -> None:
+    path = data_set.folder / "tokenizer.model"
+    path.write_bytes(b"another one")
+    message = refusal(tmp_path)
+    assert f"{path} is not the tokenizer that made the shards" in message
+    path.unlink()
+    assert f"{path} is missing: prepare the shards again" in refusal(tmp_path)
+
+
+def test_layers_are_compiled_on_gpus_alone_and_not_at_zero_3(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    job = make_job(tmp_path, "--compile_layers", "true")
+    job.check_device(has_gpu=True)
+    with pytest.raises(UserError, match="compile_layers = True: needs a GPU"):
+        job.check_device(has_gpu=False)
+    make_job(tmp_path).check_device(has_gpu=False)
+    stage_3 = {"zero_optimization": {"stage": 3}}
+    message = refusal(tmp_path, "--compile_layers", "true", deepspeed=stage_3)
+    assert "compile_layers = True: works at ZeRO 0 to 2" in message
+
+
+def test_all_that_does_not_fit_comes_at_once(tmp_path: Path, data_set: DataSet) -> None:
+    (data_set.folder / "tokenizer.model").unlink()
+    message = refusal(tmp_path, "--vocab_size", "7", "--max_position_embeddings", "5")
+    assert message.count("; ") == 2
+    for part in ("vocab_size = 7", "max_position_embeddings = 5", "tokenizer.model is missing"):
+        assert part in message
+
+
+def test_without_shards_it_says_how_to_make_them(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    for state in ("does not exist", "is unfinished"):
+        message = refusal(tmp_path)
+        assert message.startswith(f"--shards {folder}: {state}")
+        assert "make quickstart" in message
+        assert (
+            f"launch/prepare_shards.py --input TEXT... --tokenizer FILE --output_dir {folder}"
+            in (message)
+        )
+        folder.mkdir(exist_ok=True)
+
+
+def test_mistakes_in_the_parts_come_out(tmp_path: Path, data_set: DataSet) -> None:
+    assert "warmup_steps = 2 is above num_train_steps = 1" in refusal(
+        tmp_path, "--num_train_steps", "1"
+    )
+    assert "hidden_size = 25 is not divisible" in refusal(tmp_path, "--hidden_size", "25")
+    assert "train_batch_size = 12 is not a multiple" in refusal(tmp_path, world_size=5)
+    assert "unknown key typo" in refusal(tmp_path, deepspeed={"typo": 1})
+
+
+def test_the_problems_of_all_configurations_come_together(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    flags = ["--num_train_steps", "1", "--hidden_size", "25"]
+    message = refusal(tmp_path, *flags, deepspeed={"typo": 1}, world_size=5)
+    for part in ("warmup_steps = 2 is above", "hidden_size = 25", "typo", "train_batch_size = 12"):
+        assert part in message

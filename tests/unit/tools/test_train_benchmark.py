@@ -1,0 +1,52 @@
+"""What the benchmark of training compares: the same samples, the same work."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_bert.data.batches import NO_LABEL, BatchShape, unpad
+from dist_bert.data.reader import SampleReader
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.micro_batches import to_device
+from dist_bert.model.published_names import to_published
+from dist_bert.tools.benchmark.training import _transformers_model, padded_batches, padded_inputs
+from tests.support.synthetic import TINY_MODEL, write_data_set
+
+MODEL = dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+SHAPE = BatchShape(accumulation_steps=2, world_size=1, micro_batch_size=3)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> SampleReader:
+    return SampleReader(tmp_path, write_data_set(tmp_path).manifest, "train")
+
+
+def test_transformers_gets_our_samples(reader: SampleReader) -> None:
+    """With our weights, padded inputs have the loss of unpadded ones, mean per kind of label."""
+    columns = reader.gather(np.zeros(5, np.int64), np.arange(5))
+    batch = unpad(columns)
+    num_masked = int((batch["masked_lm_labels"] != NO_LABEL).sum())
+    num_pairs = int((batch["next_sentence_label"] != NO_LABEL).sum())
+    cpu = torch.device("cpu")
+    ours = BertForPreTraining(MODEL).eval()
+    loss, _ = ours(**to_device(batch, cpu), num_masked=num_masked, num_samples=num_pairs)
+    theirs = _transformers_model(MODEL).eval()
+    theirs.load_state_dict(to_published(ours.state_dict(), MODEL))
+    inputs = padded_inputs(columns)
+    assert inputs["input_ids"].shape == (5, columns["num_tokens"].max())
+    expected = theirs(**to_device(inputs, cpu)).loss
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_all_samples_of_the_global_batch_come_once(reader: SampleReader, is_sorted: bool) -> None:
+    batches = padded_batches(reader, SHAPE, 0, is_sorted)
+    lengths = [batch["attention_mask"].sum(1).tolist() for batch in batches]
+    assert [len(batch) for batch in lengths] == [3, 3]
+    flat = [length for batch in lengths for length in batch]
+    assert is_sorted == (flat == sorted(flat, reverse=True))
+    for batch, num_tokens in zip(batches, lengths, strict=True):
+        assert batch["input_ids"].shape[1] == max(num_tokens)

@@ -1,0 +1,275 @@
+"""The DeepSpeed JSON: batch sizes solved, wrong training refused, all problems at once."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_bert.common.errors import UserError
+from dist_bert.training.deepspeed_config import DeepSpeedConfig
+
+TOTAL, MICRO = "train_batch_size", "train_micro_batch_size_per_gpu"
+ACCUMULATION = "gradient_accumulation_steps"
+ADAMW = {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}}
+LAMB = {"type": "Lamb", "params": {"lr": 1e-4}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deepspeed.json"
+
+
+def load(path: Path, world_size: int = 1, **values: Any) -> DeepSpeedConfig:
+    """A config with a valid optimizer and batch size unless `values` has others; None removes."""
+    values = {TOTAL: 24, "optimizer": ADAMW, **values}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return DeepSpeedConfig.load(path, world_size)
+
+
+def problem(path: Path, world_size: int = 1, **values: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, world_size, **values)
+    message = str(caught.value)
+    assert message.startswith(f"{path} configuration: ") and "\n" not in message
+    return message.removeprefix(f"{path} configuration: ")
+
+
+@pytest.mark.parametrize(
+    "sizes,world_size,expected",  # (accumulation, world size, micro-batch)
+    [
+        ({TOTAL: 24}, 1, (1, 1, 24)),
+        ({TOTAL: 24}, 3, (1, 3, 8)),
+        ({TOTAL: 24, MICRO: 4}, 3, (2, 3, 4)),
+        ({TOTAL: 24, MICRO: 24}, 1, (1, 1, 24)),
+        ({TOTAL: 24, ACCUMULATION: 4}, 3, (4, 3, 2)),
+        ({TOTAL: 24, ACCUMULATION: 4}, 1, (4, 1, 6)),
+        ({TOTAL: 24, MICRO: 4, ACCUMULATION: 2}, 3, (2, 3, 4)),
+        ({TOTAL: None, MICRO: 4}, 3, (1, 3, 4)),
+        ({TOTAL: None, MICRO: 4, ACCUMULATION: 5}, 3, (5, 3, 4)),
+    ],
+)
+def test_batch_sizes_are_solved(
+    path: Path, sizes: dict[str, Any], world_size: int, expected: tuple[int, int, int]
+) -> None:
+    config = load(path, world_size, **sizes)
+    shape = config.batch_shape
+    assert (shape.accumulation_steps, shape.world_size, shape.micro_batch_size) == expected
+    accumulation, _, micro = expected
+    filled = {TOTAL: accumulation * world_size * micro, MICRO: micro, ACCUMULATION: accumulation}
+    assert {key: config.values[key] for key in filled} == filled
+    assert config.values["optimizer"] == ADAMW
+
+
+@pytest.mark.parametrize(
+    "sizes,world_size,message",
+    [
+        ({TOTAL: 25, MICRO: 4}, 3, f"{MICRO} = 4 x 3 ranks = 12: set it to 24 or 36,"),
+        ({TOTAL: 5, MICRO: 4}, 3, f"{MICRO} = 4 x 3 ranks = 12: set it to 12,"),
+        ({TOTAL: 25, ACCUMULATION: 4}, 2, f"2 ranks x {ACCUMULATION} = 4 = 8: set it to 24 or 32,"),
+        ({TOTAL: 10}, 3, "3 ranks = 3: set it to 9 or 12,"),
+        ({TOTAL: 2}, 3, "3 ranks = 3: set it to 3,"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_refused_with_the_nearest_that_can(
+    path: Path, sizes: dict[str, Any], world_size: int, message: str
+) -> None:
+    found = problem(path, world_size, **sizes)
+    assert found == (
+        f"{TOTAL} = {sizes[TOTAL]} is not a multiple of {message} or change the others"
+    )
+
+
+def test_three_sizes_that_disagree_are_refused(path: Path) -> None:
+    found = problem(path, 3, **{TOTAL: 48, MICRO: 4, ACCUMULATION: 2})
+    assert found == (
+        f"{TOTAL} = 48 is not {MICRO} = 4 x 3 ranks x {ACCUMULATION} = 2 = 24: set it to 24,"
+        " or change the others"
+    )
+
+
+def test_every_remedy_works(path: Path) -> None:
+    num_refused = 0
+    for total, micro, accumulation, world_size in itertools.product(
+        (1, 2, 5, 12, 17, 30), (None, 1, 3, 4), (None, 1, 2, 3), (1, 2, 3)
+    ):
+        sizes = {TOTAL: total, MICRO: micro, ACCUMULATION: accumulation}
+        product = (micro or 1) * (accumulation or 1) * world_size
+        is_fixed = micro is not None and accumulation is not None
+        if total == product if is_fixed else total % product == 0:
+            assert load(path, world_size, **sizes).batch_shape.global_batch_size == total
+            continue
+        num_refused += 1
+        remedies = re.search(r"set it to (\d+)(?: or (\d+))?,", problem(path, world_size, **sizes))
+        assert remedies is not None
+        for remedy in filter(None, remedies.groups()):
+            load(path, world_size, **{**sizes, TOTAL: int(remedy)})
+    assert num_refused > 100
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, "8", "auto", True])
+@pytest.mark.parametrize("key", [TOTAL, MICRO, ACCUMULATION])
+def test_sizes_that_are_no_counts_are_refused(path: Path, key: str, value: Any) -> None:
+    assert problem(path, **{key: value}).startswith(f"{key} = {value!r}: must be a whole number")
+
+
+def test_a_batch_size_must_be_given(path: Path) -> None:
+    for sizes in ({TOTAL: None}, {TOTAL: None, ACCUMULATION: 2}):
+        found = problem(path, 1, **sizes)
+        assert found == f"{TOTAL}: must be given, in samples over all ranks"
+
+
+def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:
+    found = problem(path, gradient_clip=1.0, train_batch=8)
+    assert found.startswith("unknown key gradient_clip, train_batch; known: train_batch_size, ")
+    assert " gradient_clipping, " in found and " zero_optimization, " in found
+
+
+@pytest.mark.parametrize(
+    "key,reason",
+    [
+        ("scheduler", "the learning rate is a run setting: schedule, warmup_steps"),
+        ("tensorboard", "TensorBoard is always written, to OUTPUT_DIR/tensorboard"),
+        ("steps_per_print", "the console's interval is the run setting log_interval"),
+    ],
+)
+def test_what_has_its_home_elsewhere_is_refused_with_the_place(
+    path: Path, key: str, reason: str
+) -> None:
+    found = problem(path, 1, **{key: {}})
+    assert found.startswith(f"{key}: {reason}") and found.endswith("; remove it")
+    assert "unknown" not in found
+
+
+@pytest.mark.parametrize("kind", ["Lamb", "LAMB"])
+def test_lamb_needs_zero_0_and_no_bf16(path: Path, kind: str) -> None:
+    optimizer = {**LAMB, "type": kind}
+    for stage in (1, 2, 3):
+        found = problem(path, optimizer=optimizer, zero_optimization={"stage": stage})
+        assert f"optimizer type {kind} with ZeRO {stage} would train wrongly" in found
+        assert found.endswith("use AdamW, or ZeRO 0")
+    assert load(path, optimizer=optimizer, zero_optimization={"stage": 0}).zero_stage == 0
+    assert load(path, optimizer=optimizer).zero_stage == 0
+    assert load(path, optimizer=optimizer, fp16={"enabled": True}).precision == "fp16"
+    assert load(path, zero_optimization={"stage": 2}).zero_stage == 2  # AdamW may
+    found = problem(path, optimizer=optimizer, bf16={"enabled": True})
+    assert found.startswith(f"optimizer type {kind} with bf16: DeepSpeed's kernel takes float32")
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Muon", "DeepSpeed clips its finished updates at ZeRO 1 and 2"),
+        ("Lion", "DeepSpeed has it for GPUs alone"),
+        ("OneBitAdam", "DeepSpeed 0.19 has it no longer"),
+        ("OneBitLamb", "DeepSpeed 0.19 has it no longer"),
+        ("ZeroOneAdam", "DeepSpeed 0.19 has it no longer"),
+        ("SGD", "is not known here; use AdamW, Adam, or Lamb at ZeRO 0"),
+    ],
+)
+def test_optimizers_that_cannot_work_are_refused_with_the_reason(
+    path: Path, kind: str, reason: str, stage: int
+) -> None:
+    optimizer = {"type": kind, "params": {"lr": 1e-4}}
+    found = problem(path, optimizer=optimizer, zero_optimization={"stage": stage})
+    assert found.startswith(f"optimizer type {kind}: {reason}") and found.count("; use AdamW") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fp16": {"enabled": True}}, "fp16 is enabled, which needs a GPU, and there is none here"),
+        ({"optimizer": LAMB}, "optimizer type Lamb needs a GPU (DeepSpeed has no other), and"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(
+    path: Path, values: dict[str, Any], message: str
+) -> None:
+    config = load(path, **values)
+    with pytest.raises(UserError) as caught:
+        config.check_device(has_gpu=False)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    config.check_device(has_gpu=True)
+    load(path, bf16={"enabled": True}).check_device(has_gpu=False)
+
+
+SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_accepted(shipped: Path) -> None:
+    config = DeepSpeedConfig.load(shipped, 4)
+    stage, _, rest = shipped.stem.split("zero")[1].partition("_")
+    assert config.zero_stage == int(stage)
+    assert config.precision == (rest if rest in ("fp16", "fp32") else "bf16")
+    assert ("offload_optimizer" in config.values["zero_optimization"]) == (rest == "offload")
+    assert config.values["gradient_clipping"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        None,
+        {},
+        {"type": "AdamW"},
+        {"type": "AdamW", "params": {}},
+        {"type": "AdamW", "params": {"lr": "1e-4"}},
+        {"type": "AdamW", "params": {"lr": True}},
+        {"params": {"lr": 1e-4}},
+    ],
+)
+def test_an_optimizer_needs_type_and_lr(path: Path, optimizer: Any) -> None:
+    found = problem(path, optimizer=optimizer)
+    assert found.startswith("optimizer: must be given with its type and peak lr, as {")
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"optimizer": "AdamW"}, "optimizer = 'AdamW': must be a JSON object"),
+        ({"optimizer": {"params": 3}}, "optimizer params = 3: must be a JSON object"),
+        ({"bf16": True}, "bf16 = True: must be a JSON object"),
+        ({"fp16": [], "zero_optimization": 2}, "fp16 = []: must be a JSON object; zero_opt"),
+    ],
+)
+def test_a_section_that_is_no_object_is_named(
+    path: Path, values: dict[str, Any], message: str
+) -> None:
+    assert problem(path, **values).startswith(message)
+
+
+def test_precision_is_one_of_three(path: Path) -> None:
+    on, off = {"enabled": True}, {"enabled": False}
+    assert load(path).precision == "fp32"
+    assert load(path, bf16=off, fp16=off).precision == "fp32"
+    assert load(path, bf16=on).precision == "bf16"
+    assert load(path, bf16=off, fp16=on).precision == "fp16"
+    assert problem(path, bf16=on, fp16=on) == "bf16 and fp16 are both enabled: choose one"
+
+
+def test_facts_of_the_optimizer(path: Path) -> None:
+    config = load(path)
+    assert (config.peak_lr, config.weight_decay) == (1e-4, 0.01)
+    assert load(path, optimizer={"type": "Adam", "params": {"lr": 1}}).weight_decay == 0.0
+
+
+def test_all_problems_come_at_once(path: Path) -> None:
+    on = {"enabled": True}
+    found = problem(
+        path, 2, **{TOTAL: 7}, optimizer={"type": "Lamb"}, bf16=on, fp16=on, scheduler={}, typo=1,
+        zero_optimization={"stage": 1},
+    )  # fmt: skip
+    parts = ("scheduler: ", "unknown key typo", "optimizer: must", "type Lamb with ZeRO 1", "both")
+    for part in (*parts, f"{TOTAL} = 7 is not a multiple of 2 ranks"):
+        assert part in found
+
+
+def test_a_missing_or_broken_file_is_named(path: Path) -> None:
+    with pytest.raises(UserError, match=r"deepspeed\.json: cannot be read"):
+        DeepSpeedConfig.load(path, 1)
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"deepspeed\.json: is not valid JSON"):
+        DeepSpeedConfig.load(path, 1)
