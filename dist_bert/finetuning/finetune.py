@@ -36,7 +36,6 @@ from dist_bert.finetuning.batches import scores_of_set, training_steps
 from dist_bert.finetuning.heads import Head, start_from
 from dist_bert.finetuning.job import FinetuneJob, FinetunePlan
 from dist_bert.finetuning.predict import load_head
-from dist_bert.finetuning.question_task import PreparedQuestions, QuestionTask
 from dist_bert.finetuning.results import RESULTS_NAME, summarize, write_results
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import pinned
@@ -148,9 +147,7 @@ def _finish(job: FinetuneJob, console: Console) -> None:
     shape, held_out = job.deepspeed.batch_shape, job.held_out
     logits = scores_of_set(model, held_out.features, shape, device)
     assert logits is not None
-    task: Any = job.task
-    if isinstance(task, QuestionTask) and isinstance(held_out, PreparedQuestions):
-        task = task.with_best_threshold(held_out, logits)
+    task = job.task.tuned(held_out, logits)
     answers = task.answers(held_out, logits)
     scores = task.scores(held_out, answers)
     loss = task.loss(held_out, logits)
@@ -161,9 +158,8 @@ def _finish(job: FinetuneJob, console: Console) -> None:
             "lr": job.deepspeed.peak_lr,
             "seed": job.run.seed,
             "identity": job.identity(),
+            **task.tuned_settings(),
         }
-        if isinstance(task, QuestionTask) and task.may_lack_answers:
-            facts["null_score_threshold"] = task.null_score_threshold
         console.say(write_results(run_dir, scores, {**facts, "loss": loss}))
     dist.barrier()  # all have read
     if dist.get_rank() == 0:
