@@ -26,7 +26,7 @@ from tests.unit.training.test_console import Terminal, logged
 # Both ranks warn, one of them of something else, too; and that one is slow from step 4 on.
 NOISY = """
 import logging, os, runpy, time, warnings
-from dist_bert import engine
+from dist_bert.training import engine
 from dist_bert.distributed.watchdog import Watchdog
 beat, to_device, rank, step = Watchdog.beat, engine.to_device, os.environ["RANK"], 0
 def noisy_beat(watchdog, doing):

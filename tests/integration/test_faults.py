@@ -326,7 +326,7 @@ def test_all_groups_take_the_timeout() -> None:
     """Also those that are made later, without naming one: ZeRO's."""
     program = (
         "import torch, torch.distributed as dist\n"
-        "from dist_bert.training.engine import leave_distributed, start_distributed\n"
+        "from dist_bert.distributed.process_group import leave_distributed, start_distributed\n"
         "start_distributed(7.5)\n"
         "for group in (dist.group.WORLD, dist.new_group([0])):\n"
         "    print(group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"

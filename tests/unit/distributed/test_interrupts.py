@@ -72,7 +72,7 @@ def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LAUNCHED = """
 import threading, time
-from dist_bert import interrupts
+from dist_bert.distributed import interrupts
 
 class Clock:  # the thread's: its last wait ends once the main thread has told
     monotonic = staticmethod(time.monotonic)
@@ -155,7 +155,7 @@ def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_ran
     program = f"""
         import atexit, ctypes, os, sys, time, warnings
         from pathlib import Path
-        from dist_bert.distributed.interrupts import end_rank
+        from dist_bert.common.cli import end_rank
 
         rank, folder = int(os.environ["RANK"]), Path({str(tmp_path)!r})
 

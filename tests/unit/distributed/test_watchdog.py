@@ -5,7 +5,7 @@ from tests.unit.distributed.test_interrupts import run_program
 # The clock of the watchdog goes as it is told to; faulthandler's timer is a real one.
 START = """
 import ctypes, faulthandler, threading, time
-from dist_bert import watchdog
+from dist_bert.distributed import watchdog
 
 class Clock:
     now, looks = 0.0, 0
