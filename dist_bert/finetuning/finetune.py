@@ -40,7 +40,8 @@ from dist_bert.finetuning.results import RESULTS_NAME, summarize, write_results
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import pinned
 from dist_bert.training.console import Console
-from dist_bert.training.session import Batches, Validation, Work, run_session, train_run
+from dist_bert.training.rank_group import run_session
+from dist_bert.training.session import Batches, Validation, Work, train_run
 
 ANSWERS_NAME = "answers.jsonl"
 

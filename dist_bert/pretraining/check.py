@@ -45,7 +45,7 @@ def check(found: Examination, console: Console) -> int:
         UserError: the ranks cannot meet, or have no device.
     """
     run, job = found.run, found.job
-    watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
+    watchdog = Watchdog(run)
     start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
     try:
         if job is not None:
@@ -69,7 +69,7 @@ def check(found: Examination, console: Console) -> int:
             console.say(f"checked  {name or 'no checkpoint: the run starts from step 0'}")
             problems += _told(misfits)
         if job is not None and can_rehearse:
-            rehearsal = Rehearsal(job, console.say, watchdog.beat)
+            rehearsal = Rehearsal(job, console.say, watchdog)
             problems += _told(_of_all_ranks(rehearsal.problems(may_resume=not problems)))
         else:
             console.say("left out steps, a save and a validation: they need what is wrong")

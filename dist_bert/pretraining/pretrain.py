@@ -17,7 +17,8 @@ from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
 from dist_bert.training.engine import validate
-from dist_bert.training.session import Batches, Validation, Work, run_session, train_run
+from dist_bert.training.rank_group import run_session
+from dist_bert.training.session import Batches, Validation, Work, train_run
 
 
 def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> int:

@@ -21,12 +21,14 @@ from dist_bert.checkpoint import checkpoint
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.checkpoint.fragments import fragments
 from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME
+from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common.device import describe_device, run_device
 from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.pretraining.build import new_model, training_stream
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
@@ -43,22 +45,22 @@ _GIB = 2**30
 class Rehearsal:
     """One rank's part of it; every method is called by all ranks together."""
 
-    def __init__(
-        self, job: PretrainingJob, say: Callable[[str], None], beat: Callable[[str], None]
-    ) -> None:
+    def __init__(self, job: PretrainingJob, say: Callable[[str], None], watchdog: Watchdog) -> None:
         """Takes what it works with.
 
         Args:
             job: without problems of its own.
             say: takes a line for rank 0's console.
-            beat: told what begins.
+            watchdog: told what begins.
         """
         self._job = job
         self._say = say
-        self._beat = beat
+        self._watchdog = watchdog
+        self._beat = watchdog.beat
         self._engine: Any = None
         self._state = TrainState()
-        self._step_seconds = self._save_seconds = self._validation_seconds = 0.0
+        self._step_seconds = self._validation_seconds = 0.0
+        self._save_seconds = 0.0  # for which the loop stands still
         self._mfu: float | None = None
         self._checkpoint_bytes = self._free_bytes = 0
         self._peak_flops = 1.0  # of all ranks' devices
@@ -173,8 +175,14 @@ class Rehearsal:
         identity = self._job.identity()
         saved = [_bits(tensor) for tensor in self._tensors()]
         start = time.perf_counter()
-        checkpoint.save(self._engine, folder, self._state, identity, keep=1)
-        self._save_seconds = time.perf_counter() - start
+        saves = CheckpointWriter(self._engine, folder, identity, 1, self._watchdog)
+        try:
+            saves.save(self._state)
+            self._save_seconds = time.perf_counter() - start
+            saves.finish()
+        finally:
+            saves.close()
+        seconds = time.perf_counter() - start
         dist.barrier()  # the files of all ranks are there
         self._checkpoint_bytes = _bytes_below(folder)
         for tensor in self._tensors():
@@ -186,7 +194,8 @@ class Rehearsal:
         self._free_bytes = shutil.disk_usage(folder).free + self._checkpoint_bytes
         self._say(
             f"checked  a checkpoint of {_size(self._checkpoint_bytes)}: saved in"
-            f" {self._save_seconds:.3g} s, loaded and compared bit for bit"
+            f" {seconds:.3g} s, of which a training waits {self._save_seconds:.3g} s; loaded and"
+            " compared bit for bit"
         )
         return [] if is_equal else [f"{folder}: a loaded checkpoint is not what was saved"]
 

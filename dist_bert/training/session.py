@@ -18,29 +18,25 @@ from dist_bert.checkpoint.run_dir import (
     CHECKPOINTS_NAME,
     INTERRUPTED_NAME,
     LOG_NAME,
-    LOGS_NAME,
     latest_checkpoint,
 )
+from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common import files
 from dist_bert.common.device import describe_device
-from dist_bert.common.errors import NodeError, UserError
+from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.batches import MicroBatch, StepBatch
-from dist_bert.distributed.heartbeat import Heartbeat
-from dist_bert.distributed.interrupts import REASONS, Interrupts, end_at_once, end_with_error
-from dist_bert.distributed.process_group import leave_distributed, start_distributed
-from dist_bert.distributed.rank_log import open_rank_log
+from dist_bert.distributed.interrupts import REASONS, SAVE_FAILED, Interrupts
 from dist_bert.distributed.stop_agreement import Agreement
-from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.distributed.watchdog import START, STEP, Watchdog
 from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
-from dist_bert.training.engine import build_engine, train, validation_is_due
+from dist_bert.training.engine import StepRecord, build_engine, train, validation_is_due
 from dist_bert.training.job import Job
 from dist_bert.training.loss_spikes import LossSpikes
 from dist_bert.training.metrics import Prediction, read_metrics
 from dist_bert.training.progress import Progress
 from dist_bert.training.rank_reports import Ranks, total_peak_flops
-from dist_bert.training.run_lock import RunLock
 from dist_bert.training.run_record import first_line, kept_peak, open_run
 
 Batches = Iterator[MicroBatch]
@@ -80,82 +76,12 @@ class Work:
     patience: int = 0
 
 
-def run_session(
-    run: RunConfig, folder: str | Path, console: Console, body: Callable[[Watchdog], int]
-) -> int:
-    """Joins the ranks of the launcher, does the work, and parts from them; called by every rank.
-
-    Args:
-        run: gives the limits of waiting.
-        folder: that is written to, by no other training at the same time.
-        console: of this rank.
-        body: the work; takes the watchdog, returns the exit code.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
-            together.
-    """
-    watchdog = Watchdog(run.watchdog_minutes)
-    heartbeat = None
-    unwritable: OSError | None = None
-    try:
-        try:
-            open_rank_log(Path(run.output_dir) / LOGS_NAME)
-        except OSError as error:  # told below, by all ranks together
-            unwritable = error
-        start_distributed(run.timeout_seconds)
-        heartbeat = Heartbeat(run.heartbeat_seconds)
-        lock = _locked(folder, unwritable)
-        code = body(watchdog)
-        if lock is not None:
-            lock.release()
-        heartbeat.stop()
-        dist.barrier()  # a rank that still beats would miss those that have left
-    except UserError as error:  # raised by all ranks together; after any other one peers may hang
-        console.note_mistake(error)
-        console.close()
-        if isinstance(error, NodeError):
-            end_at_once(str(error))
-        watchdog.stop()
-        if heartbeat is not None:
-            heartbeat.stop()
-        leave_distributed()
-        raise
-    except Exception as error:
-        console.note(f"error: rank 0 failed: {type(error).__name__}: {error}")
-        console.close()
-        end_with_error(error)
-    leave_distributed()
-    watchdog.stop()
-    console.close()
-    return code
-
-
-def _locked(folder: str | Path, unwritable: OSError | None) -> RunLock | None:
-    """The lock of the folder, on rank 0; called by all ranks together.
-
-    Args:
-        folder: that is written to.
-        unwritable: what this rank met when it opened its log.
-
-    Raises:
-        UserError: on all ranks, if any cannot write there or another training does.
-    """
-    with all_ranks_agree("cannot start"):
-        if unwritable is not None:
-            raise unwritable
-        return RunLock(folder) if dist.get_rank() == 0 else None
-
-
 def train_run(
     job: Job, work: Work, interrupts: Interrupts, console: Console, watchdog: Watchdog
 ) -> int:
     """Trains until the last step, going on from the latest checkpoint where there is one.
 
-    Called by all ranks together, within `run_session`.
+    Called by all ranks together, within `rank_group.run_session`.
 
     Returns:
         The number of the reason to stop before (`interrupts.REASONS`); 0 = the run is done.
@@ -164,14 +90,24 @@ def train_run(
         UserError: the checkpoint does not fit the job, or training has diverged.
     """
     run = job.run
+    watchdog.use(START)
+    watchdog.beat("making the engine")
     engine = build_engine(work.model, job.deepspeed)
+    saves = CheckpointWriter(
+        engine,
+        run.output_dir,
+        job.identity(),
+        run.keep_checkpoints,
+        watchdog,
+        lambda step: console.say(f"saved step {step:,} in {run.output_dir}/{CHECKPOINTS_NAME}"),
+    )
     try:
         watchdog.beat("loading the checkpoint")
         state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
         checkpoint.settle(run.output_dir, state.step)
         watchdog.beat("starting the loop")
-        stop = Agreement(lambda: interrupts.noted)
-        parts = _Parts(job, work, engine, state, stop, watchdog, console)
+        stop = Agreement(lambda: SAVE_FAILED if saves.has_failed else interrupts.noted)
+        parts = _Parts(job, work, engine, saves, state, stop, watchdog, console)
         stop.begin()
         goes_on = not parts.is_over(state.step)
         if not stop.end() and parts.lacks_validation(state):
@@ -186,7 +122,7 @@ def train_run(
                 job.deepspeed.peak_lr,
                 stop=stop,
                 beat=watchdog.beat,
-                report=parts.progress.add,
+                report=parts.report,
                 validate=parts.validate,
                 save=parts.save,
                 roll_back=parts.roll_back,
@@ -198,8 +134,10 @@ def train_run(
         parts.close()
         _tell_end(run, state, stop.reason, console)
     except UserError:
+        saves.close()
         engine.destroy()
         raise
+    saves.close()
     engine.destroy()
     return stop.reason
 
@@ -212,6 +150,7 @@ class _Parts:
         job: Job,
         work: Work,
         engine: Any,
+        saves: CheckpointWriter,
         state: TrainState,
         stop: Agreement,
         watchdog: Watchdog,
@@ -221,6 +160,7 @@ class _Parts:
         self._job = job
         self._work = work
         self._engine = engine
+        self._saves = saves
         self._stop = stop
         self._watchdog = watchdog
         self._console = console
@@ -271,8 +211,19 @@ class _Parts:
         dist.broadcast_object_list(answer, src=0)
         return not answer[0]
 
+    def report(self, record: StepRecord) -> None:
+        """Takes the record of a step."""
+        self._watchdog.use(STEP)
+        self.progress.add(record)
+        self._saves.tell_written()
+
     def close(self) -> None:
-        """Ends the run's files."""
+        """Ends the saves and the run's files.
+
+        Raises:
+            UserError: on all ranks, if any could not write a checkpoint.
+        """
+        self._saves.finish()
         if self._writer is not None:
             self._writer.close()
 
@@ -301,20 +252,19 @@ class _Parts:
         return patience > 0 and step - best_step >= patience * self._job.run.validation_interval
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint."""
-        run = self._job.run
+        """Takes a checkpoint, which is written while training goes on.
+
+        Raises:
+            UserError: on all ranks, if any could not write one.
+        """
         self.progress.flush()  # a resumed run writes only what follows its checkpoint
         self._watchdog.beat(f"saving step {state.step:,}")
-        checkpoint.save(
-            self._engine,
-            run.output_dir,
-            state,
-            self._job.identity(),
-            run.keep_checkpoints,
-            self._validation_losses.get(state.step),
-        )
+        if self._stop.reason == SAVE_FAILED:
+            self._saves.finish()
+        self._saves.save(state, self._validation_losses.get(state.step))
+        if state.step == 1:  # a save that cannot work fails at once
+            self._saves.finish()
         self._watchdog.beat(f"behind step {state.step:,}")
-        self._console.say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")
         self._has_rolled_back = False
         self.progress.restart_clock()
 
@@ -349,6 +299,7 @@ class _Parts:
     def _go_back(self, problem: str) -> bool:
         """Takes the weights of the last checkpoint; returns whether there is one."""
         self.progress.flush()
+        self._saves.finish()  # a run that was killed and resumed has no newer checkpoint, either
         job = self._job
         if latest_checkpoint(job.run.output_dir) is None:
             return False

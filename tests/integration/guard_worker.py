@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dist_bert.checkpoint import checkpoint, fragments
 from dist_bert.checkpoint.checkpoint import TrainState
+from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common.cli import end_rank
 from dist_bert.common.errors import UserError
 from dist_bert.data.batches import BatchShape, StepBatch
@@ -28,6 +29,7 @@ from dist_bert.data.sample_order import SampleOrder
 from dist_bert.data.shard_format import Manifest
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.training.config import RunConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -107,11 +109,13 @@ def trained(
     engine: Any, steps: Iterator[StepBatch], run: RunConfig, saved: list[Any], folder: str
 ) -> list[StepRecord]:
     records: list[StepRecord] = []
+    saves = CheckpointWriter(engine, folder, {}, 1, Watchdog())
 
     def save(state: TrainState) -> None:
         # The first of its interval; step 1 is saved, too.
         if not saved and state.step > 1 and run.checkpoint_interval < NUM_STEPS:
-            checkpoint.save(engine, folder, state, {}, keep=1)
+            saves.save(state)
+            saves.finish()
             saved.extend(contents(engine))
 
     train(
@@ -119,6 +123,7 @@ def trained(
         stop=Agreement(lambda: 0), beat=lambda doing: None, report=records.append,
         validate=lambda state: True, save=save, roll_back=lambda state: None,
     )  # fmt: skip
+    saves.close()
     return records
 
 

@@ -224,7 +224,9 @@ def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
     [
         {"max_minutes": -1.0},
         {"timeout_seconds": 0.5},
+        {"start_minutes": -1.0},
         {"watchdog_minutes": -0.1},
+        {"save_minutes": -0.5},
         {"max_skipped_steps": 0},
     ],
 )
