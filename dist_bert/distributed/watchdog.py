@@ -14,11 +14,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dist_bert.distributed.interrupts import end_at_once
 from dist_bert.distributed.rank_log import last_words, show_stacks
-from dist_bert.training.config import RunConfig
 
 START, STEP, SAVE = "start_minutes", "watchdog_minutes", "save_minutes"  # settings: the limits
 _BACKSTOP = 1.5  # limits after which faulthandler's own timer ends the process
@@ -27,15 +26,13 @@ _BACKSTOP = 1.5  # limits after which faulthandler's own timer ends the process
 class Watchdog:
     """Wants a beat of the run within a limit, and every checkpoint written within another."""
 
-    def __init__(self, run: RunConfig | None = None) -> None:
+    def __init__(self, limits: Mapping[str, float] | None = None) -> None:
         """Starts to watch, with the limit of the start.
 
         Args:
-            run: gives the limits, of which 0 = never mind; None = no limits.
+            limits: `START`, `STEP` and `SAVE` in minutes; 0 or missing = off.
         """
-        self._seconds = {
-            name: 60 * float(getattr(run, name)) if run else 0.0 for name in (START, STEP, SAVE)
-        }
+        self._seconds = {name: 60.0 * (limits or {}).get(name, 0.0) for name in (START, STEP, SAVE)}
         self._limit = START
         # When it began, what it is, and its limit; one tuple, because threads read it.
         self._run = (time.monotonic(), "starting", START)
@@ -78,8 +75,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        limits = filter(None, self._seconds.values())
-        pause = min(min(limits) / 10, 5.0)
+        pause = min(min(filter(None, self._seconds.values())) / 10, 5.0)
         while True:
             left = math.inf  # until faulthandler's timer must end the process
             for since, doing, limit in filter(None, (self._run, self._writing)):

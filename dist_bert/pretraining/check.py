@@ -45,7 +45,7 @@ def check(found: Examination, console: Console) -> int:
         UserError: the ranks cannot meet, or have no device.
     """
     run, job = found.run, found.job
-    watchdog = Watchdog(run)
+    watchdog = Watchdog(run.time_limits if run else None)
     start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
     try:
         if job is not None:

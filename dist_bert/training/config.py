@@ -59,8 +59,8 @@ class RunConfig:
     )
     start_minutes: float = setting(
         20.0,
-        "end the job if no part of the start (joining, loading, compiling, a micro-step of the first"
-        " step) ends for so long; 0 = never",
+        "end the job if no part of the start (joining, loading, compiling, a micro-step of the"
+        " first step) ends for so long; 0 = never",
     )
     watchdog_minutes: float = setting(
         10.0, "end the job if no micro-step or validation batch ends for so long; 0 = never"
@@ -152,3 +152,12 @@ class RunConfig:
         if self.local_cache_gib and not self.local_cache:
             problems.append("local_cache_gib: does nothing without local_cache")
         raise_all("run", problems)
+
+    @property
+    def time_limits(self) -> dict[str, float]:
+        """The limits of `dist_bert.distributed.watchdog`, in minutes."""
+        return {
+            "start_minutes": self.start_minutes,
+            "watchdog_minutes": self.watchdog_minutes,
+            "save_minutes": self.save_minutes,
+        }

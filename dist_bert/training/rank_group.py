@@ -39,7 +39,7 @@ def run_session(
         UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
             together.
     """
-    watchdog = Watchdog(run)
+    watchdog = Watchdog(run.time_limits)
     heartbeat = None
     unwritable: OSError | None = None
     try:

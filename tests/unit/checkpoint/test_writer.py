@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_bert.checkpoint import checkpoint
+from dist_bert.checkpoint import format as checkpoint_format
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.checkpoint.format import CheckpointReader, FragmentFile
 from dist_bert.checkpoint.run_dir import checkpoints_newest_first, step_of
@@ -205,8 +206,8 @@ def test_a_failure_is_raised_where_its_save_is_waited_for(
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         save_file(tensors, path)
 
-    save_file = vars(checkpoint_files)["save_file"]
-    monkeypatch.setitem(vars(checkpoint_files), "save_file", fail)
+    save_file = vars(checkpoint_format)["save_file"]
+    monkeypatch.setitem(vars(checkpoint_format), "save_file", fail)
     saves.step(1)
     saves.writer.finish()
     saves.step(2)

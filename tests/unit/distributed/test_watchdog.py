@@ -8,7 +8,6 @@ from tests.unit.distributed.test_interrupts import run_program
 START = """
 import ctypes, faulthandler, threading, time
 from dist_bert.distributed import watchdog
-from dist_bert.training.config import RunConfig
 
 class Clock:
     now, looks = 0.0, 0
@@ -25,7 +24,7 @@ def pass_time(seconds):
 watchdog.time, watchdog._BACKSTOP = Clock, {backstop}
 minutes = {minutes}  # 0.01 are 0.6 s
 dog = watchdog.Watchdog(
-    RunConfig(start_minutes=2 * minutes, watchdog_minutes=minutes, save_minutes=3 * minutes)
+    {{watchdog.START: 2 * minutes, watchdog.STEP: minutes, watchdog.SAVE: 3 * minutes}}
 )
 for step in range(9):
     dog.use(watchdog.STEP)
