@@ -7,12 +7,11 @@ move. Written by `dist_bert.checkpoint.writer`. What is not said to be rank 0's 
 all ranks together.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from dist_bert.checkpoint.run_dir import (
 )
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
+from dist_bert.distributed.agreement import all_ranks_agree, first_problem
 
 _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.training.console`
 
@@ -132,7 +132,7 @@ def examine(
         reader = CheckpointReader(newest)
     except UserError as error:
         return str(newest), [str(error)]
-    problem = _first_problem(_damage(reader))
+    problem = first_problem(_damage(reader))
     if problem:
         problems.append(f"{newest}: is damaged ({problem}): a start would put it aside")
     try:
@@ -201,40 +201,6 @@ def remove_old(run_dir: str | Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-@contextlib.contextmanager
-def all_ranks_agree(
-    what: str, partial: Path | None = None, group: dist.ProcessGroup | None = None
-) -> Iterator[None]:
-    """Ends a piece of work on all ranks together, with the first one's mistake if there is any.
-
-    Args:
-        what: could not be done, for the message.
-        partial: folder that is removed where there is a mistake.
-        group: by which they agree; None = the usual one.
-
-    Raises:
-        UserError: on all ranks, if any meets one or an error of the file system.
-    """
-    problem = ""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}"
-    except UserError as error:
-        problem = str(error)
-    if first := _first_problem(problem, group):
-        if partial is not None and dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{what}: {first}")
-
-
-def _first_problem(problem: str, group: dist.ProcessGroup | None = None) -> str:
-    """What the first rank with a problem has, told to all; empty if none has any."""
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem, group=group)
-    return next(filter(None, problems), "")
-
-
 def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
     """The newest checkpoint whose files are what was written; damaged ones are named.
 
@@ -249,7 +215,7 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
             problem = _damage(reader)
         except UserError as error:
             problem = str(error)
-        problem = _first_problem(problem)
+        problem = first_problem(problem)
         if problem:
             damaged[path] = f"{path.name}: {problem}"
             continue

@@ -23,7 +23,6 @@ from torch import Tensor
 from dist_bert.checkpoint import fragments
 from dist_bert.checkpoint.checkpoint import (
     TrainState,
-    all_ranks_agree,
     best_validation,
     publish,
     remove_old,
@@ -32,6 +31,7 @@ from dist_bert.checkpoint.format import Fragment, FragmentFile, write_state
 from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME
 from dist_bert.common.device import has_gpu
 from dist_bert.common.errors import UserError
+from dist_bert.distributed.agreement import all_ranks_agree
 from dist_bert.distributed.interrupts import end_with_error
 from dist_bert.distributed.watchdog import Watchdog
 

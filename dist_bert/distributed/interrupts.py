@@ -1,7 +1,7 @@
 """Reasons to stop before the last step: signals, the time limit, a launcher that is gone, a save.
 
 Here they are only noted, by one process for itself; all ranks agree on them at the next step
-boundary (`dist_bert.distributed.stop_agreement`). No torch: signals are caught from the first
+boundary (`dist_bert.distributed.agreement`). No torch: signals are caught from the first
 second on.
 """
 

@@ -27,13 +27,14 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.data.reader import SampleReader
-from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.pretraining.build import new_model, training_stream
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.tokenizer.tokenizer import Tokenizer
-from dist_bert.training.engine import StepRecord, build_engine, train, validate
+from dist_bert.training.engine import build_engine, validate
+from dist_bert.training.loop import StepRecord, TrainingLoop
 from dist_bert.training.progress import duration, flops_of_batches, peak_memory_bytes, slowness
 from dist_bert.training.rank_reports import total_peak_flops
 
@@ -102,26 +103,13 @@ class Rehearsal:
         """Forward, backward and update, with the run's schedule."""
         records: list[StepRecord] = []
         times: list[float] = []
-
-        def report(record: StepRecord) -> None:
+        deepspeed, stop = self._job.deepspeed, StopAgreement(lambda: 0)
+        loop = TrainingLoop(self._engine, self._job.run, deepspeed.peak_lr, stop, self._beat)
+        batches = prefetch(training_stream(self._job, training, self._state))
+        for record in itertools.islice(loop.steps(batches, self._state), _NUM_STEPS):
             record.metrics.tolist()  # waits for the device
             times.append(time.perf_counter())
             records.append(record)
-
-        batches = prefetch(training_stream(self._job, training, self._state))
-        train(
-            self._engine,
-            batches,
-            self._state,
-            self._job.run,
-            self._job.deepspeed.peak_lr,
-            stop=Agreement(lambda: int(len(records) == _NUM_STEPS - 1)),  # asked within a step
-            beat=self._beat,
-            report=report,
-            validate=lambda state: True,
-            save=_leave_out,
-            roll_back=_leave_out,
-        )
         batches.close()
         if not records:
             self._say(f"checked  no step: all {self._state.step:,} are done")
@@ -236,10 +224,6 @@ def _new_engine(job: PretrainingJob, model: Any) -> Any:
         return build_engine(model, job.deepspeed)
     except (ValueError, AssertionError) as error:
         raise UserError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from None
-
-
-def _leave_out(state: TrainState) -> None:
-    """What the loop calls beside the steps."""
 
 
 def _bits(tensor: Tensor) -> Tensor:

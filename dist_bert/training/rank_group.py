@@ -1,16 +1,14 @@
-"""The ranks of a launcher: they meet, do some work with one folder, and part.
+"""The process group of a job: its ranks meet, work on one folder, and part again."""
 
-For every kind of training. The work of a training run is in `dist_bert.training.session`.
-"""
-
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
-from dist_bert.checkpoint.checkpoint import all_ranks_agree
 from dist_bert.checkpoint.run_dir import LOGS_NAME
 from dist_bert.common.errors import NodeError, UserError
+from dist_bert.distributed.agreement import all_ranks_agree
 from dist_bert.distributed.heartbeat import Heartbeat
 from dist_bert.distributed.interrupts import end_at_once, end_with_error
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
@@ -21,41 +19,45 @@ from dist_bert.training.console import Console
 from dist_bert.training.run_lock import RunLock
 
 
-def run_session(
-    run: RunConfig, folder: str | Path, console: Console, body: Callable[[Watchdog], int]
-) -> int:
-    """Joins the ranks of the launcher, does the work, and parts from them; called by every rank.
+@contextlib.contextmanager
+def joined_ranks(
+    run: RunConfig, console: Console, folder: str | Path | None = None
+) -> Iterator[Watchdog]:
+    """Joins the ranks of the launcher for a block, and leaves them after it; run by every rank.
+
+    An error that all ranks raise together, a `UserError`, leaves the group in order. Any other one
+    ends this process at once, because its peers may wait for it in a collective.
 
     Args:
-        run: gives the limits of waiting.
-        folder: that is written to, by no other training at the same time.
-        console: of this rank.
-        body: the work; takes the watchdog, returns the exit code.
+        run: gives the time limits and the folder of the ranks' logs.
+        console: of this rank; closed at the end.
+        folder: is locked against other trainings; None = nothing is written, neither logs.
 
-    Returns:
-        The exit code.
+    Yields:
+        The watchdog, which expects the block's beats.
 
     Raises:
-        UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
-            together.
+        UserError: from the block, or the folder is in use or cannot be written to; raised by all
+            ranks together.
     """
     watchdog = Watchdog(run.time_limits)
     heartbeat = None
     unwritable: OSError | None = None
     try:
         try:
-            open_rank_log(Path(run.output_dir) / LOGS_NAME)
-        except OSError as error:  # told below, by all ranks together
+            if folder is not None:
+                open_rank_log(Path(run.output_dir) / LOGS_NAME)
+        except OSError as error:  # raised below, by all ranks together
             unwritable = error
         start_distributed(run.timeout_seconds)
         heartbeat = Heartbeat(run.heartbeat_seconds)
-        lock = _locked(folder, unwritable)
-        code = body(watchdog)
+        lock = _locked(folder, unwritable) if folder is not None else None
+        yield watchdog
         if lock is not None:
             lock.release()
         heartbeat.stop()
         dist.barrier()  # a rank that still beats would miss those that have left
-    except UserError as error:  # raised by all ranks together; after any other one peers may hang
+    except UserError as error:
         console.note_mistake(error)
         console.close()
         if isinstance(error, NodeError):
@@ -72,15 +74,14 @@ def run_session(
     leave_distributed()
     watchdog.stop()
     console.close()
-    return code
 
 
 def _locked(folder: str | Path, unwritable: OSError | None) -> RunLock | None:
     """The lock of the folder, on rank 0; called by all ranks together.
 
     Args:
-        folder: that is written to.
-        unwritable: what this rank met when it opened its log.
+        folder: is written to.
+        unwritable: the error with which this rank's log could not be opened.
 
     Raises:
         UserError: on all ranks, if any cannot write there or another training does.

@@ -24,7 +24,7 @@ from dist_bert.checkpoint import checkpoint, writer
 from dist_bert.checkpoint import format as checkpoint_format
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.micro_batches import to_device
-from dist_bert.training import engine
+from dist_bert.training import loop
 
 RANK, PLACE, WHAT = re.fullmatch(r"(.)\|(.*)\|(\w+)", os.environ["FAULT"]).groups()  # type: ignore[union-attr]
 beat, writing = Watchdog.beat, Watchdog.writing
@@ -106,7 +106,7 @@ def stall() -> None:
 if __name__ == "__main__":
     Watchdog.beat = faulty_beat  # type: ignore
     Watchdog.writing = faulty_writing  # type: ignore
-    engine.to_device = faulty_to_device  # type: ignore
+    loop.to_device = faulty_to_device  # type: ignore
     vars(checkpoint_format)["save_file"] = faulty_save_file
     may_stall(writer, "write_state")
     may_stall(writer, "remove_old")

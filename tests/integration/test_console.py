@@ -26,9 +26,9 @@ from tests.unit.training.test_console import Terminal, logged
 # Both ranks warn, one of them of something else, too; and that one is slow from step 4 on.
 NOISY = """
 import logging, os, runpy, time, warnings
-from dist_bert.training import engine
+from dist_bert.training import loop
 from dist_bert.distributed.watchdog import Watchdog
-beat, to_device, rank, step = Watchdog.beat, engine.to_device, os.environ["RANK"], 0
+beat, to_device, rank, step = Watchdog.beat, loop.to_device, os.environ["RANK"], 0
 def noisy_beat(watchdog, doing):
     global step
     if doing == "in step 2, micro-step 1 of 3":
@@ -43,7 +43,7 @@ def slow_to_device(*arguments):
     if rank == "1" or step < 4:
         time.sleep(0.1)
     return to_device(*arguments)
-Watchdog.beat, engine.to_device = noisy_beat, slow_to_device
+Watchdog.beat, loop.to_device = noisy_beat, slow_to_device
 runpy.run_path("launch/pretrain.py", run_name="__main__")
 """
 FIGURE = r"(?:[\d,]+\.\d+(?:e[-+]\d+)?|\d+:\d\d:\d\d|(?<=  )[\d,]+(?= tokens))"

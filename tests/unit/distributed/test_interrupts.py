@@ -13,8 +13,8 @@ import pytest
 import torch.distributed as dist
 
 from dist_bert.common.errors import UserError
+from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.interrupts import REASONS, Interrupts
-from dist_bert.distributed.stop_agreement import Agreement
 from dist_bert.training.config import RunConfig
 from tests.support.processes import children, environment, is_alive, run_script, started, wait_until
 
@@ -204,7 +204,7 @@ def group_of_one() -> Iterator[None]:
 
 def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
     noted = 0
-    agreement = Agreement(lambda: noted)
+    agreement = StopAgreement(lambda: noted)
     agreement.begin()
     assert agreement.end() == agreement.reason == 0
     seen = []
