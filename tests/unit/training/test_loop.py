@@ -10,7 +10,7 @@ from dist_bert.data.batches import StepBatch
 from dist_bert.training.config import RunConfig
 from dist_bert.training.loop import SaveSchedule, StepRecord, validation_is_due
 
-RUN = RunConfig(num_train_steps=11, checkpoint_interval=4, validation_interval=3)
+RUN = RunConfig(num_train_steps=11, warmup_steps=0, checkpoint_interval=4, validation_interval=3)
 BATCH = StepBatch([], num_samples=2, num_tokens=7, num_token_pairs=49)
 
 
