@@ -17,7 +17,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags, flags_of, resolve
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import PEAK_BF16_FLOPS
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags, deepspeed_flags
 
 
@@ -29,7 +29,9 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.tools.plan.zero_layout import ZeroLayout
     from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
-    run_config = resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments))
+    run_config = resolve(
+        PretrainingConfig, arguments.config, flags_of(PretrainingConfig, arguments)
+    )
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     changes = deepspeed_flags(arguments)
     deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
@@ -63,7 +65,7 @@ def main(arguments: argparse.Namespace) -> None:
         write_json(arguments.json, {"settings": settings, "plan": plan})
 
 
-def _workload(arguments: argparse.Namespace, run_config: RunConfig) -> Any:
+def _workload(arguments: argparse.Namespace, run_config: PretrainingConfig) -> Any:
     from dist_bert.data.remote import is_url
     from dist_bert.data.shard_format import MANIFEST_NAME
     from dist_bert.data.shard_source import read_manifest
@@ -193,7 +195,7 @@ def make_parser() -> Parser:
     add("--json", metavar="FILE", help="also write the plan here")
     add("--dry_run", action="store_true", help="print the resolved settings and stop")
     add_deepspeed_flags(parser, "configs/zero2.json")
-    add_flags(parser, RunConfig)
+    add_flags(parser, PretrainingConfig)
     add_flags(parser, ModelConfig)
     return parser
 

@@ -14,7 +14,7 @@ from dist_bert.common.cli import Parser, is_first_rank, run_rank
 from dist_bert.common.settings import add_flags
 from dist_bert.distributed.interrupts import Interrupts
 from dist_bert.model.config import ModelConfig
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training.console import Console
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 
@@ -59,6 +59,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     add_deepspeed_flags(parser, "configs/zero2.json")
-    add_flags(parser, RunConfig)
+    add_flags(parser, PretrainingConfig)
     add_flags(parser, ModelConfig)
     run_rank(main, parser.parse_args())

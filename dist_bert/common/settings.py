@@ -72,7 +72,7 @@ def resolve(
     """Builds a config of dataclass `cls`: default < JSON file < flag.
 
     Args:
-        cls: RunConfig, ModelConfig or their like.
+        cls: PretrainingConfig, ModelConfig or their like.
         file: path of a JSON object whose keys are fields of `cls`, or None.
         flags: field values given on the command line; None means "not given".
 

@@ -5,7 +5,7 @@ import math
 
 from dist_bert.common.settings import raise_all, setting
 from dist_bert.finetuning.examples import TASKS
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class FinetuneConfig:
 
     def run(
         self, output_dir: str, seed: int, num_samples: int, global_batch_size: int
-    ) -> RunConfig:
+    ) -> TrainingConfig:
         """What the training loop is to do in one run.
 
         Args:
@@ -125,7 +125,7 @@ class FinetuneConfig:
         num_steps = max(1, math.ceil(self.num_train_epochs * num_samples / global_batch_size))
         num_evals = max(1, round(self.num_train_epochs * self.evals_per_epoch))
         interval = math.ceil(num_steps / num_evals)
-        return RunConfig(
+        return TrainingConfig(
             output_dir=output_dir,
             num_train_steps=num_steps,
             warmup_steps=round(self.warmup_share * num_steps),

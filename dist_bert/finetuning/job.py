@@ -26,22 +26,10 @@ from dist_bert.finetuning.text_task import TextTask
 from dist_bert.finetuning.word_task import OUTSIDE, WordTask
 from dist_bert.model.config import ModelConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import PEAK_LR, deepspeed_flags
 
-# What of a RunConfig says nothing here.
-_PRETRAINING = (
-    "shards",
-    "masks",
-    "validation_samples",
-    "init_from",
-    "extend_positions",
-    "change_batch_size",
-    "compile_layers",
-    "spike_threshold",
-    "on_spike",
-)
 _MAX_CLASSES = 1_000  # more are a mistake in label_column
 _QUESTION_LENGTH, _OTHER_LENGTH = 384, 128
 
@@ -54,7 +42,7 @@ class FinetuneJob:
     read: ReadConfig
     source: WeightSource
     model: ModelConfig
-    run: RunConfig
+    run: TrainingConfig
     deepspeed: DeepSpeedConfig
     task: Task
     training: Prepared
@@ -77,7 +65,7 @@ class FinetuneJob:
             "task": task_facts(self.config.task, self.task),
             "finetune": {**dataclasses.asdict(self.config), "seed": self.run.seed},
             "read": dataclasses.asdict(self.read),
-            "run": {n: v for n, v in dataclasses.asdict(self.run).items() if n not in _PRETRAINING},
+            "run": dataclasses.asdict(self.run),
             "deepspeed": self.deepspeed.values,
             "world_size": self.deepspeed.batch_shape.world_size,
             "encoder": {"path": str(self.source.path), "checkpoint": self._checkpoint_name},

@@ -20,10 +20,10 @@ from dist_bert.data.pretraining_batches import count_validation_samples
 from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.environment import differences, nodes
 from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import Examination, PretrainingJob
 from dist_bert.pretraining.rehearsal import Rehearsal
 from dist_bert.tokenizer.tokenizer import Tokenizer
-from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
 from dist_bert.training.rank_group import joined_ranks
 from dist_bert.training.rank_reports import gather_environment, gather_warnings
@@ -43,7 +43,7 @@ def check(found: Examination, console: Console) -> int:
         UserError: the ranks cannot meet, or have no device.
     """
     run = found.run
-    with joined_ranks(run or RunConfig(), console) as watchdog:
+    with joined_ranks(run or PretrainingConfig(), console) as watchdog:
         problems = _problems(found, console, watchdog)
         console.say(f"problems found: {len(problems) or 'none'}")
     return USER_ERROR_EXIT_CODE if problems else 0

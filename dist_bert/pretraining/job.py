@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dist_bert.checkpoint.run_dir import latest_checkpoint, step_of
 from dist_bert.checkpoint.weight_source import WeightSource
@@ -23,10 +23,11 @@ from dist_bert.data.shard_format import Manifest
 from dist_bert.data.shard_source import ShardSource, bytes_of_first, most_bytes
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.config import ModelConfig
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import deepspeed_flags
-from dist_bert.training.job import T
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PretrainingJob:
     """The configurations of one run and the data set that it reads."""
 
     model: ModelConfig
-    run: RunConfig
+    run: PretrainingConfig
     deepspeed: DeepSpeedConfig
     source: ShardSource
     manifest: Manifest
@@ -165,7 +166,7 @@ class PretrainingJob:
 class Examination:
     """What a command line of launch/pretrain.py amounts to; what is wrong is None and a problem."""
 
-    run: RunConfig | None
+    run: PretrainingConfig | None
     source: ShardSource | None
     manifest: Manifest | None
     job: PretrainingJob | None
@@ -183,7 +184,11 @@ class Examination:
                 problems.append(str(error))
                 return None
 
-        run = attempt(lambda: resolve(RunConfig, arguments.config, flags_of(RunConfig, arguments)))
+        run = attempt(
+            lambda: resolve(
+                PretrainingConfig, arguments.config, flags_of(PretrainingConfig, arguments)
+            )
+        )
         model = attempt(
             lambda: resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         )

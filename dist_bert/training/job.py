@@ -1,13 +1,11 @@
 """What every kind of training says of itself to the session that runs it."""
 
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from dist_bert.model.config import ModelConfig
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
-
-T = TypeVar("T")
 
 
 class Job(Protocol):
@@ -18,7 +16,7 @@ class Job(Protocol):
         """The architecture."""
 
     @property
-    def run(self) -> RunConfig:
+    def run(self) -> TrainingConfig:
         """Steps, schedule, intervals and the run's folder."""
 
     @property

@@ -21,7 +21,7 @@ from dist_bert.data.batches import StepBatch
 from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.device_timer import Span, moment
 from dist_bert.model.micro_batches import to_device
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.loss_spikes import LossSpikes
 from dist_bert.training.optimizer import lr_share
 from dist_bert.training.skipped_steps import SkippedSteps, gradient_factor
@@ -57,7 +57,7 @@ class TrainingLoop:
     """
 
     engine: Any
-    run: RunConfig
+    run: TrainingConfig
     peak_lr: float
     stop: StopAgreement
     beat: Callable[[str], None]
@@ -141,7 +141,7 @@ class SaveSchedule:
     many there were. The save is then due after the next step that is not.
     """
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, run: TrainingConfig) -> None:
         """Takes the settings of a run."""
         self._run = run
         self._is_due = False
@@ -161,7 +161,7 @@ class SaveSchedule:
         return True
 
 
-def validation_is_due(step: int, run: RunConfig) -> bool:
+def validation_is_due(step: int, run: TrainingConfig) -> bool:
     """Whether a validation belongs to the state after an optimizer step."""
     interval = run.validation_interval
     return step == run.num_train_steps or (interval > 0 and step > 0 and step % interval == 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def lr_share(step: int, run: RunConfig) -> float:
+def lr_share(step: int, run: TrainingConfig) -> float:
     """The learning rate of an optimizer step as a share of its peak.
 
     Args:

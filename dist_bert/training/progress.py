@@ -16,7 +16,7 @@ import torch.distributed as dist
 from dist_bert.data.batches import StepBatch
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import training_flops
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.console import Console
 from dist_bert.training.loop import StepRecord
 from dist_bert.training.loss_spikes import LossSpikes
@@ -35,7 +35,7 @@ class Progress:
         self,
         engine: Any,
         model: ModelConfig,
-        run: RunConfig,
+        run: TrainingConfig,
         has_pairs: bool,
         writer: MetricsWriter | None,
         console: Console,

@@ -14,14 +14,14 @@ from dist_bert.distributed.interrupts import end_at_once, end_with_error
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.distributed.rank_log import open_rank_log
 from dist_bert.distributed.watchdog import Watchdog
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.console import Console
 from dist_bert.training.run_lock import RunLock
 
 
 @contextlib.contextmanager
 def joined_ranks(
-    run: RunConfig, console: Console, folder: str | Path | None = None
+    run: TrainingConfig, console: Console, folder: str | Path | None = None
 ) -> Iterator[Watchdog]:
     """Joins the ranks of the launcher for a block, and leaves them after it; run by every rank.
 

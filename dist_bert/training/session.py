@@ -29,7 +29,7 @@ from dist_bert.data.batches import MicroBatch, StepBatch
 from dist_bert.distributed.agreement import StopAgreement, all_ranks_agree
 from dist_bert.distributed.interrupts import REASONS, SAVE_FAILED, Interrupts
 from dist_bert.distributed.watchdog import START, STEP, Watchdog
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.console import Console
 from dist_bert.training.engine import build_engine
 from dist_bert.training.job import Job
@@ -339,7 +339,7 @@ def _skipped_steps(rows: list[dict[str, float]]) -> int:
     return int(next(counts, 0))
 
 
-def _tell_end(run: RunConfig, state: TrainState, reason: int, console: Console) -> None:
+def _tell_end(run: TrainingConfig, state: TrainState, reason: int, console: Console) -> None:
     """Rank 0 says that the run is done or, also in a file for batch scripts, interrupted."""
     if reason and dist.get_rank() == 0:
         text = f"stopped at step {state.step:,} of {run.num_train_steps:,}: {REASONS[reason]}"

@@ -15,8 +15,8 @@ from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.build import new_model, training_stream
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import PretrainingJob
-from dist_bert.training.config import RunConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
 from dist_bert.training.loop import TrainingLoop
@@ -35,7 +35,7 @@ def main() -> None:
         source = ShardSource(str(arguments.shards))
         job = PretrainingJob(
             ModelConfig(**case["model"]),
-            RunConfig(**case["run"]),
+            PretrainingConfig(**case["run"]),
             DeepSpeedConfig.from_values(case["deepspeed"], name, 1),
             source,
             source.manifest(),

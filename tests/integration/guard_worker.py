@@ -30,7 +30,7 @@ from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.bert import BertForPreTraining
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
 from dist_bert.training.loop import SaveSchedule, StepRecord, TrainingLoop
@@ -106,7 +106,7 @@ def are_alike(left: list[Any], right: list[Any]) -> bool:
 
 
 def trained(
-    engine: Any, steps: Iterator[StepBatch], run: RunConfig, saved: list[Any], folder: str
+    engine: Any, steps: Iterator[StepBatch], run: PretrainingConfig, saved: list[Any], folder: str
 ) -> list[StepRecord]:
     records: list[StepRecord] = []
     saves = CheckpointWriter(engine, folder, {}, 1, Watchdog())
@@ -126,7 +126,7 @@ def trained(
 
 
 def check(stage: int, precision: str, clipping: float, shards: Path, folder: str) -> None:
-    run = RunConfig(num_train_steps=NUM_STEPS, warmup_steps=0, schedule="constant")
+    run = PretrainingConfig(num_train_steps=NUM_STEPS, warmup_steps=0, schedule="constant")
     run = dataclasses.replace(run, checkpoint_interval=SAVED_STEP - 1, max_skipped_steps=99)
     engine = new_engine(stage, precision, clipping)
     saved: list[Any] = []
@@ -155,7 +155,7 @@ def check_floor(stage: int, shards: Path) -> None:
     accelerator = type(get_accelerator())  # DeepSpeed refuses fp16 on CPU; torch has it
     accelerator.is_fp16_supported = lambda self: True
     accelerator.supported_dtypes = lambda self: [torch.float, torch.half, torch.bfloat16]
-    run = RunConfig(num_train_steps=20, warmup_steps=0, max_skipped_steps=3)
+    run = PretrainingConfig(num_train_steps=20, warmup_steps=0, max_skipped_steps=3)
     engine = new_engine(stage, "fp16", 1.0)
     scales: list[float] = []
 

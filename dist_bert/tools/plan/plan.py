@@ -12,6 +12,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.data.shard_format import Manifest
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import training_flops
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
 from dist_bert.tools.plan.memory import (
     CHECKPOINT_BYTES,
@@ -23,7 +24,6 @@ from dist_bert.tools.plan.memory import (
     snapshot_bytes,
 )
 from dist_bert.tools.plan.zero_layout import ZeroLayout
-from dist_bert.training.config import RunConfig
 from dist_bert.training.metrics import read_metrics
 
 # Of the makers' data sheets, in 10^9 bytes; cards report a few per cent more. The A100 of 40 GB.
@@ -150,7 +150,7 @@ class StepTime:
 def make_plan(
     layout: ZeroLayout,
     micro_batch_size: int,
-    run: RunConfig,
+    run: PretrainingConfig,
     workload: Workload,
     hardware: Hardware,
 ) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def measured_mfu(run_dir: str) -> float:
 
 
 def _run(
-    layout: ZeroLayout, batch_size: int, run: RunConfig, workload: Workload, step: StepTime
+    layout: ZeroLayout, batch_size: int, run: PretrainingConfig, workload: Workload, step: StepTime
 ) -> dict[str, Any]:
     num_samples = batch_size * run.num_train_steps
     step_flops = workload.flops(layout.model, batch_size)
@@ -326,7 +326,7 @@ def _step_as_json(time: StepTime) -> dict[str, Any]:
 
 
 def _disk(
-    layout: ZeroLayout, run: RunConfig, step: StepTime, disk_bytes_per_second: float
+    layout: ZeroLayout, run: PretrainingConfig, step: StepTime, disk_bytes_per_second: float
 ) -> dict[str, Any]:
     checkpoint = CHECKPOINT_BYTES * layout.num_parameters
     weights = 4 * layout.num_parameters

@@ -18,7 +18,7 @@ from dist_bert.common.files import sha256_of_file
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import from_published
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from tests.support.synthetic import TINY_MODEL, VOCAB_SIZE, write_run
 
 POSITIONS = "encoder.position_embeddings.weight"
@@ -156,9 +156,9 @@ def test_positions_are_repeated_or_cut(
 
 
 def test_extending_nothing_is_refused() -> None:
-    RunConfig(init_from="somewhere", extend_positions=True)
+    PretrainingConfig(init_from="somewhere", extend_positions=True)
     with pytest.raises(UserError, match="extend_positions = True: does nothing without init_from"):
-        RunConfig(extend_positions=True)
+        PretrainingConfig(extend_positions=True)
 
 
 def test_positions_that_fit_stay() -> None:

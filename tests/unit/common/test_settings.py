@@ -19,7 +19,7 @@ from dist_bert.common.settings import (
     setting,
 )
 from dist_bert.model.config import ModelConfig
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags, deepspeed_flags, with_values
 
@@ -180,7 +180,7 @@ DEEP: Any = json.loads("[" * 800 + "]" * 800)
 )
 def test_strange_values_are_refused_in_a_short_line(values: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        from_dict(RunConfig, values, "a.json")
+        from_dict(PretrainingConfig, values, "a.json")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2_000
 
 
@@ -209,14 +209,14 @@ def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
 )
 def test_runs_that_cannot_be_are_refused(changes: dict[str, Any], messages: list[str]) -> None:
     with pytest.raises(UserError, match=r"^run configuration: ") as caught:
-        RunConfig(**changes)
+        PretrainingConfig(**changes)
     for message in messages:
         assert message in str(caught.value)
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    RunConfig(num_train_steps=7, warmup_steps=7, validation_interval=0, min_lr_ratio=1.0)
-    RunConfig(num_train_steps=7, warmup_steps=3, schedule="wsd", decay_steps=4)
+    PretrainingConfig(num_train_steps=7, warmup_steps=7, validation_interval=0, min_lr_ratio=1.0)
+    PretrainingConfig(num_train_steps=7, warmup_steps=3, schedule="wsd", decay_steps=4)
     ModelConfig(hidden_dropout_prob=0.0, vocab_size=1, hidden_size=12)
 
 
@@ -277,7 +277,7 @@ def test_every_deepspeed_file_loads(path: Path, world_size: int) -> None:
     "path", sorted((CONFIGS / "run").glob("*.json")), ids=lambda path: path.stem
 )
 def test_every_run_file_resolves(path: Path) -> None:
-    resolve(RunConfig, path)
+    resolve(PretrainingConfig, path)
 
 
 def deepspeed_values(*flags: str) -> dict[str, Any]:

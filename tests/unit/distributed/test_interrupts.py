@@ -15,7 +15,7 @@ import torch.distributed as dist
 from dist_bert.common.errors import UserError
 from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.interrupts import REASONS, Interrupts
-from dist_bert.training.config import RunConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from tests.support.processes import children, environment, is_alive, run_script, started, wait_until
 
 
@@ -233,7 +233,7 @@ def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
 def test_limits_have_ranges(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(UserError, match=f"{name} = .*must be at least"):
-        RunConfig(**change)
+        PretrainingConfig(**change)
 
 
 def test_a_refused_file_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:

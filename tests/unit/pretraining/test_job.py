@@ -11,8 +11,8 @@ import pytest
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags
 from dist_bert.model.config import ModelConfig
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import Examination, PretrainingJob
-from dist_bert.training.config import RunConfig
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 from tests.support.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
 
@@ -44,7 +44,7 @@ def make_job(
     for name in ("model", "config"):
         parser.add_argument(f"--{name}")
     add_deepspeed_flags(parser, "")
-    add_flags(parser, RunConfig)
+    add_flags(parser, PretrainingConfig)
     add_flags(parser, ModelConfig)
     arguments = [
         f"--deepspeed_config={write(folder / 'd.json', {**DEEPSPEED, **(deepspeed or {})})}",
@@ -66,7 +66,7 @@ def refusal(folder: Path, *flags: str, **others: Any) -> str:
 def test_a_job_takes_its_parts_from_files_and_flags(tmp_path: Path, data_set: DataSet) -> None:
     job = make_job(tmp_path, "--seed", "7", "--hidden_dropout_prob", "0")
     assert job.model == dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0)
-    assert job.run == RunConfig(shards=str(data_set.folder), seed=7, **RUN)
+    assert job.run == PretrainingConfig(shards=str(data_set.folder), seed=7, **RUN)
     assert job.manifest == data_set.manifest
     assert job.deepspeed.batch_shape.accumulation_steps == 2
     assert job.tokenizer_path == data_set.folder / "tokenizer.model"

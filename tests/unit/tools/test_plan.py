@@ -13,6 +13,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.text_tables import number
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import PEAK_BF16_FLOPS, training_flops
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import Collective, Link, plan_communication
 from dist_bert.tools.plan.plan import (
     GPU_MEMORY_GBYTES,
@@ -24,7 +25,6 @@ from dist_bert.tools.plan.plan import (
     scaling_end,
     time_of_step,
 )
-from dist_bert.training.config import RunConfig
 from tests.support.processes import run_script
 from tests.unit.tools.test_memory_plan import make_layout
 
@@ -107,7 +107,7 @@ def test_scaling_ends_where_the_share_passes_a_fifth() -> None:
 
 
 def test_the_run_and_its_checkpoints() -> None:
-    run = RunConfig(num_train_steps=1_000, warmup_steps=10, checkpoint_interval=100)
+    run = PretrainingConfig(num_train_steps=1_000, warmup_steps=10, checkpoint_interval=100)
     workload = dataclasses.replace(WORKLOAD, samples_per_epoch=12_800)
     plan = make_plan(base_layout(), 32, run, workload, HARDWARE)
     assert plan["run"]["samples"] == 256_000 and plan["run"]["epochs"] == 20.0

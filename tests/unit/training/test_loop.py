@@ -7,14 +7,16 @@ import torch
 
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.data.batches import StepBatch
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.loop import SaveSchedule, StepRecord, validation_is_due
 
-RUN = RunConfig(num_train_steps=11, warmup_steps=0, checkpoint_interval=4, validation_interval=3)
+RUN = TrainingConfig(
+    num_train_steps=11, warmup_steps=0, checkpoint_interval=4, validation_interval=3
+)
 BATCH = StepBatch([], num_samples=2, num_tokens=7, num_token_pairs=49)
 
 
-def saved_steps(run: RunConfig, skipped: set[int], stops: set[int]) -> list[int]:
+def saved_steps(run: TrainingConfig, skipped: set[int], stops: set[int]) -> list[int]:
     schedule = SaveSchedule(run)
     record = StepRecord(TrainState(), BATCH, torch.zeros(4), None, 0.0, 0.0)
     return [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_bert.model.bert import BertForPreTraining
-from dist_bert.training.config import RunConfig
+from dist_bert.training.config import TrainingConfig
 from dist_bert.training.optimizer import lr_share, parameter_groups
 from tests.support.synthetic import TINY_MODEL
 
@@ -15,8 +15,8 @@ STEPS, WARMUP, DECAY = 110, 10, 30
 SCHEDULES = ("linear", "cosine", "constant", "wsd")
 
 
-def run_of(schedule: str, min_lr_ratio: float = 0.0, warmup_steps: int = WARMUP) -> RunConfig:
-    return RunConfig(
+def run_of(schedule: str, min_lr_ratio: float = 0.0, warmup_steps: int = WARMUP) -> TrainingConfig:
+    return TrainingConfig(
         num_train_steps=STEPS,
         warmup_steps=warmup_steps,
         schedule=schedule,

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.data.batches import StepBatch
 from dist_bert.model.bert import METRIC_NAMES
+from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training import progress as progress_module
-from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
 from dist_bert.training.loop import StepRecord
 from dist_bert.training.progress import Progress, slowness
@@ -69,7 +69,7 @@ def told(
     module.metric_names = METRIC_NAMES  # type: ignore[assignment]
     device = torch.device("cpu")
     engine = SimpleNamespace(module=module, device=device, fp16_enabled=lambda: False)
-    run = dataclasses.replace(RunConfig(), num_train_steps=1, warmup_steps=0)
+    run = dataclasses.replace(PretrainingConfig(), num_train_steps=1, warmup_steps=0)
     writer: Any = Writer()
     ranks: Any = SimpleNamespace(compare=lambda records, seconds: {"ranks/slowest_rank": 7})
     progress = Progress(engine, TINY_MODEL, run, has_pairs, writer, Console(), ranks, peak_flops)

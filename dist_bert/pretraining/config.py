@@ -1,0 +1,58 @@
+"""The settings of a pretraining run: what a run JSON holds."""
+
+import dataclasses
+
+from dist_bert.common.settings import setting
+from dist_bert.training.config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig(TrainingConfig):
+    """One pretraining run. Defaults are BERT's published recipe (Devlin et al. 2019, A.2)."""
+
+    shards: str = setting(
+        "data/shards",
+        "folder of prepared shards (has a manifest.json), or its URL: s3://, gs://, https://, ...",
+    )
+    local_cache: str = setting(
+        "",
+        "folder on a local disk of every node for copies of the shards, which its ranks share: for"
+        " URLs and slow file systems; $NAME in it is the node's; empty = none",
+    )
+    local_cache_gib: float = setting(
+        0.0, "most that all copies in local_cache take together; 0 = no limit"
+    )
+    masks: str = setting(
+        "fresh",
+        "static = as stored; fresh = as stored in the first epoch, then drawn anew in each",
+        ("fresh", "static"),
+    )
+    validation_samples: int = setting(4_096, "validation samples used each time; 0 = all of them")
+    change_batch_size: bool = setting(
+        False, "go on from a checkpoint of another train_batch_size, at exactly the next sample"
+    )
+    init_from: str = setting(
+        "",
+        "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
+        " or file in Hugging Face layout; a run that has a checkpoint goes on from that",
+    )
+    extend_positions: bool = setting(
+        False, "with init_from: repeat its position embeddings where the model has more of them"
+    )
+    compile_layers: bool = setting(
+        False,
+        "torch.compile the layers: on GPUs, at ZeRO 0 to 2; launch/benchmark.py train --against"
+        " compiled tells whether it pays",
+    )
+
+    def problems(self) -> list[str]:
+        """All values that are out of range or contradict each other, each as one sentence."""
+        problems = super().problems()
+        for name in ("validation_samples", "local_cache_gib"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
+        if self.extend_positions and not self.init_from:
+            problems.append("extend_positions = True: does nothing without init_from")
+        if self.local_cache_gib and not self.local_cache:
+            problems.append("local_cache_gib: does nothing without local_cache")
+        return problems
