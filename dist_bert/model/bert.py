@@ -303,7 +303,7 @@ class BertForPreTraining(nn.Module):
         cu_seqlens: Tensor,
         max_seqlen: int,
         masked_lm_positions: Tensor,
-        masked_lm_labels: Tensor,
+        masked_lm_labels: Tensor | None,
         next_sentence_label: Tensor,
         num_masked: int,
         num_samples: int,
@@ -318,6 +318,7 @@ class BertForPreTraining(nn.Module):
             max_seqlen: tokens of the longest sample.
             masked_lm_positions: (P,) int64, indices into the T tokens; P may be 0.
             masked_lm_labels: (P,) int64, the original pieces there; -100 leaves a position out.
+                None = return scores instead of losses.
             next_sentence_label: (B,) int64, 0 = B follows A, 1 = random, or 1 = both swapped; -100
                 leaves a sample out. Samples behind the first B are padding.
             num_masked: masked positions of the global batch: all ranks, all accumulation steps.
@@ -325,15 +326,18 @@ class BertForPreTraining(nn.Module):
 
         Returns:
             The loss, a float32 scalar, and the detached float32 shares of `metric_names`, (4,).
+            Without `masked_lm_labels` the scores of `mlm_logits`, (P, V), and float32 scores of the
+            next-sentence labels, (B, 2).
         """
         hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
         masked = hidden.index_select(0, masked_lm_positions)  # (P, H)
-        mlm_loss, num_correct = linear_cross_entropy(
-            *self.mlm_decoder_inputs(masked), masked_lm_labels
-        )
-        mlm_loss = mlm_loss / num_masked
+        decoder_inputs = self.mlm_decoder_inputs(masked)
         cls_positions = cu_seqlens[: len(next_sentence_label)]  # (B,)
         nsp_logits = self.nsp_logits(hidden.index_select(0, cls_positions)).float()  # (B, 2)
+        if masked_lm_labels is None:
+            return linear(*decoder_inputs), nsp_logits
+        mlm_loss, num_correct = linear_cross_entropy(*decoder_inputs, masked_lm_labels)
+        mlm_loss = mlm_loss / num_masked
         nsp_loss = F.cross_entropy(nsp_logits, next_sentence_label, reduction="sum") / num_samples
         mlm_accuracy = num_correct / num_masked
         nsp_accuracy = (nsp_logits.argmax(1) == next_sentence_label).sum() / num_samples

@@ -13,13 +13,13 @@ from dist_bert.data.batches import MicroBatch, StepBatch
 
 
 def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
-    """Arrays of a micro-batch as tensors on the device; plain integers stay what they are.
+    """Arrays of a micro-batch as tensors on the device; plain integers and None stay what they are.
 
     From page-locked memory (`pinned`) the copies are only started, ahead of what needs them.
     """
     return {
         name: value
-        if isinstance(value, int)
+        if value is None or isinstance(value, int)
         else torch.as_tensor(value).to(device, non_blocking=True)
         for name, value in micro_batch.items()
     }

@@ -6,21 +6,18 @@ Not for: scores (`dist_bert.training.engine.validate`) or texts of one's own
 Letters: B samples, P masked positions of all of them, V padded vocabulary.
 """
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from dist_bert.data.batches import unpad
 from dist_bert.data.masking import restore
 from dist_bert.data.reader import SampleReader
 from dist_bert.inference.fill_mask import likeliest_pieces
 from dist_bert.model.micro_batches import to_device
-from dist_bert.model.products import linear
 from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 from dist_bert.training.metrics import Prediction
 
@@ -65,7 +62,7 @@ class FixedSentences:
             )
         ]
         totals = {"num_masked": int(self._ends[-1]), "num_samples": len(rows)}
-        self._batch = {**unpad(columns), **totals}
+        self._batch = {**unpad(columns), "masked_lm_labels": None, **totals}
 
     def ask(self, engine: Any) -> list[Prediction]:
         """The likeliest pieces for every [MASK]; called by all ranks together, as ZeRO-3 needs it.
@@ -74,10 +71,9 @@ class FixedSentences:
             engine: the DeepSpeed engine, or anything with its `module`, `device`, `eval`, `train`.
         """
         engine.eval()
-        with torch.no_grad(), _kept_mlm_logits(engine.module) as kept:
-            engine(**to_device(self._batch, engine.device))
+        with torch.no_grad():
+            logits, _ = engine(**to_device(self._batch, engine.device))
         engine.train()
-        (logits,) = kept
         answers = [
             [{"piece": a.piece, "probability": round(a.probability, 6)} for a in mask]
             for mask in likeliest_pieces(logits[: len(self._expected)], self._tokenizer, _TOP)
@@ -88,27 +84,6 @@ class FixedSentences:
             {"text": text, "expected": pieces[start:end], "answers": answers[start:end]}
             for text, (start, end) in zip(self._texts, bounds, strict=True)
         ]
-
-
-@contextlib.contextmanager
-def _kept_mlm_logits(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps the scores that whole forwards compute on their way to the loss.
-
-    The whole forward, because at ZeRO-3 only within it there are weights.
-    """
-    kept: list[Tensor] = []
-    compute: Any = module.mlm_decoder_inputs
-
-    def compute_and_keep(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = compute(hidden)
-        kept.append(linear(*inputs))
-        return cast(tuple[Tensor, Tensor, Tensor], inputs)
-
-    module.mlm_decoder_inputs = compute_and_keep  # type: ignore[assignment]
-    try:
-        yield kept
-    finally:
-        del module.mlm_decoder_inputs  # the instance's, which hid the class's
 
 
 def _readable(tokenizer: Tokenizer, ids: Sequence[int], originals: Sequence[int]) -> str:

@@ -337,6 +337,14 @@ def test_shares_of_micro_batches_add_up(split: tuple[list[int], ...]) -> None:
         assert max_difference(gradient, sum_of_gradients[name]) < 1e-5, name
 
 
+def test_scores_are_returned_without_labels() -> None:
+    model, batch = make_model(), make_batch()
+    hidden = encode(model, batch)
+    mlm_scores, nsp_scores = model(**{**batch, "masked_lm_labels": None})
+    assert torch.equal(mlm_scores, model.mlm_logits(hidden[batch["masked_lm_positions"]]))
+    assert torch.equal(nsp_scores, model.nsp_logits(hidden[batch["cu_seqlens"][:-1]]))
+
+
 def test_metrics_are_the_means_of_the_batch() -> None:
     model, batch = make_model(), make_batch()
     hidden = encode(model, batch)
