@@ -2,6 +2,7 @@
 
 python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
 deepspeed launch/benchmark.py train --shards data/shards --json figures.json
+deepspeed launch/benchmark.py saves --shards data/shards --json figures.json
 python launch/benchmark.py sources --shards data/shards --json figures.json
 """
 
@@ -12,12 +13,16 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_bert.common.cli import Parser, is_first_rank, run_rank
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags, flags_of, resolve
 from dist_bert.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from dist_bert.data.reader import SampleReader
+    from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
 _PREPARE = """Measures the preparation, then our reader of shards beside webdataset and np.memmap.
 
@@ -32,6 +37,13 @@ Ours, also with compiled layers or without DeepSpeed (plain_torch, on one rank),
 BertForPreTraining, padded as its samples come or sorted by length as ours are, take turns on one
 global batch, in the precision and with the optimizer of the DeepSpeed JSON. Then: where the time of
 our step goes, and how long training would wait for data at 10,000 samples a second and rank.
+"""
+_SAVES = """Measures what a checkpoint costs training, beside steps without one.
+
+In turns: steps alone, steps of which the first is saved and its writing waited for, and the same
+with the writing beside training, as training does it. How long the loop stands still at a save, in
+seconds and steps, and what a save costs in all. Checkpoints of 12 bytes a parameter are written to
+a temporary folder in --folder, which is removed.
 """
 _SOURCES = """Measures training's data path on shards that lie elsewhere.
 
@@ -111,28 +123,17 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of training: table -> row -> column -> figure."""
-    from dist_bert.data.reader import SampleReader
     from dist_bert.data.shard_format import TOKENIZER_NAME, Manifest
     from dist_bert.tokenizer.tokenizer import Tokenizer
-    from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "plain_torch" in arguments.against and world_size > 1:
         raise UserError("--against plain_torch: compares one rank; leave it out with several")
-    if not list(Path("/dev").glob("nvidia[0-9]*")):
-        if "compiled" in arguments.against:
-            raise UserError("--against compiled: layers are compiled on GPUs alone; there is none")
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unnamed, DeepSpeed warns of it
+    if "compiled" in arguments.against and not _has_gpu():
+        raise UserError("--against compiled: layers are compiled on GPUs alone; there is none")
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells when it starts
-    model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
-    sizes = {
-        "train_batch_size": arguments.train_batch_size,
-        "train_micro_batch_size_per_gpu": arguments.micro_batch_size,
-    }
-    given = {name: size for name, size in sizes.items() if size is not None}
-    deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, given)
+    model, deepspeed, reader = _work(arguments)
     manifest = Manifest.load(arguments.shards)
-    reader = SampleReader(arguments.shards, manifest, "train")
     tokenizer = Tokenizer(Path(arguments.shards) / TOKENIZER_NAME)
     vocabulary = tokenizer.masking_vocabulary(
         manifest.config["whole_words"], manifest.config["mean_span_length"]
@@ -166,6 +167,30 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def saves(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of checkpoints: table -> row -> column -> figure."""
+    if arguments.folder and not Path(arguments.folder).is_dir():
+        raise UserError(f"--folder {arguments.folder}: does not exist; make it first")
+    model, deepspeed, reader = _work(arguments)
+    from dist_bert.distributed.process_group import leave_distributed, start_distributed
+    from dist_bert.tools.benchmark.saves import compare_saves  # imports torch and deepspeed
+
+    start_distributed()
+    try:
+        rows = compare_saves(
+            reader,
+            model,
+            deepspeed,
+            arguments.folder,
+            num_steps=arguments.steps,
+            rounds=arguments.rounds,
+            report=_say,
+        )
+    finally:
+        leave_distributed()
+    return {f"saves of {arguments.steps} steps": rows}
+
+
 def sources(arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of shards that lie elsewhere: table -> row -> column -> figure."""
     from dist_bert.data.shard_format import Manifest
@@ -184,6 +209,30 @@ def sources(arguments: argparse.Namespace) -> dict[str, Any]:
     return {f"{len(records)} shards, {num_bytes / 1e6:.1f} MB": rows}
 
 
+def _work(arguments: argparse.Namespace) -> "tuple[ModelConfig, DeepSpeedConfig, SampleReader]":
+    """What a training benchmark trains: the model, how, and its samples."""
+    from dist_bert.data.reader import SampleReader
+    from dist_bert.data.shard_format import Manifest
+    from dist_bert.training.deepspeed_config import DeepSpeedConfig
+
+    if not _has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unnamed, DeepSpeed warns of it
+    model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
+    sizes = {
+        "train_batch_size": arguments.train_batch_size,
+        "train_micro_batch_size_per_gpu": arguments.micro_batch_size,
+    }
+    given = {name: size for name, size in sizes.items() if size is not None}
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, given)
+    manifest = Manifest.load(arguments.shards)
+    return model, deepspeed, SampleReader(arguments.shards, manifest, "train")
+
+
+def _has_gpu() -> bool:
+    return bool(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def _say(text: str) -> None:
     if is_first_rank():
         print(text, flush=True)
@@ -193,6 +242,22 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 1")
     return int(text)
+
+
+def _add_work(command: argparse.ArgumentParser) -> None:
+    """The flags of `_work`."""
+    command.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
+    command.add_argument(
+        "--deepspeed_config",
+        default="configs/zero1.json",
+        help="DeepSpeed JSON (default: %(default)s)",
+    )
+    command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
+    command.add_argument(
+        "--train_batch_size", type=_count, help="instead of the DeepSpeed JSON's, over all ranks"
+    )
+    command.add_argument("--micro_batch_size", type=_count, help="likewise, of one rank")
+    add_flags(command, ModelConfig)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -229,17 +294,7 @@ if __name__ == "__main__":
     _add_common(command)
     command = commands.add_parser("train", description=_TRAIN, help="training step and loader")
     command.set_defaults(measure=train)
-    command.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
-    command.add_argument(
-        "--deepspeed_config",
-        default="configs/zero1.json",
-        help="DeepSpeed JSON (default: %(default)s)",
-    )
-    command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
-    command.add_argument(
-        "--train_batch_size", type=_count, help="instead of the DeepSpeed JSON's, over all ranks"
-    )
-    command.add_argument("--micro_batch_size", type=_count, help="likewise, of one rank")
+    _add_work(command)
     command.add_argument(
         "--against",
         nargs="*",
@@ -255,7 +310,19 @@ if __name__ == "__main__":
         action="store_true",
         help="measure the largest rate of matrix products on this device, and compare with it",
     )
-    add_flags(command, ModelConfig)
+    _add_common(command)
+    command = commands.add_parser("saves", description=_SAVES, help="checkpoints beside training")
+    command.set_defaults(measure=saves)
+    _add_work(command)
+    command.add_argument(
+        "--steps", type=_count, default=10, help="of a turn: longer than a save (default: 10)"
+    )
+    command.add_argument(
+        "--rounds", type=_count, default=3, help="of which the median counts (default: 3)"
+    )
+    command.add_argument(
+        "--folder", metavar="DIR", help="on the disk that is measured (default: TMPDIR's)"
+    )
     _add_common(command)
     command = commands.add_parser("sources", description=_SOURCES, help="shards elsewhere")
     command.set_defaults(measure=sources)

@@ -144,11 +144,11 @@ def _train(
 
 def _work() -> None:
     """One rank: trains, and writes down which samples went into every step."""
-    from dist_bert.training import engine, progress
+    from dist_bert.training import loop, progress
 
     seen: list[str] = []
     path = Path(os.environ[SEEN]) / f"{int(os.environ[LAUNCH]):03d}-{os.environ['RANK']}.jsonl"
-    to_device, add = vars(engine)["to_device"], progress.Progress.add
+    to_device, add = vars(loop)["to_device"], progress.Progress.add
 
     def noting_to_device(micro_batch: dict[str, Any], device: Any) -> dict[str, Any]:
         ids, bounds = micro_batch["input_ids"], micro_batch["cu_seqlens"]
@@ -162,7 +162,7 @@ def _work() -> None:
         seen.clear()
         add(self, record)
 
-    vars(engine)["to_device"] = noting_to_device
+    vars(loop)["to_device"] = noting_to_device
     progress.Progress.add = noting_add  # type: ignore[method-assign]
     runpy.run_path(str(ROOT / "launch" / "pretrain.py"), run_name="__main__")
 

@@ -3,23 +3,22 @@
 Weights and optimizer state are written as named fragments, each by the rank that holds it, so they
 are read by any number of ranks at any ZeRO stage and precision without conversion. A checkpoint is
 written under another name and becomes visible when all ranks are done, and only then does `latest`
-move. Every function here is called by all ranks together.
+move. Written by `dist_bert.checkpoint.writer`. What is not said to be rank 0's alone is called by
+all ranks together.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from dist_bert.checkpoint import fragments
-from dist_bert.checkpoint.format import CheckpointReader, FragmentFile, export_weights, write_state
+from dist_bert.checkpoint.format import CheckpointReader, export_weights
 from dist_bert.checkpoint.run_dir import (
     ASIDE_PREFIX,
     BEST_NAME,
@@ -36,6 +35,7 @@ from dist_bert.checkpoint.run_dir import (
 )
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
+from dist_bert.distributed.agreement import all_ranks_agree, first_problem
 
 _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.training.console`
 
@@ -47,59 +47,6 @@ class TrainState:
     step: int = 0  # optimizer steps done
     samples: int = 0  # samples consumed: the position in the data
     tokens: int = 0  # real tokens consumed
-
-
-def save(
-    engine: Any,
-    run_dir: str | Path,
-    state: TrainState,
-    identity: dict[str, Any],
-    keep: int,
-    validation_loss: float | None = None,
-) -> None:
-    """Writes a checkpoint, moves `latest` to it and removes all but the newest `keep` and the best.
-
-    Args:
-        engine: the DeepSpeed engine.
-        run_dir: the run's folder.
-        state: where the run stands.
-        identity: what a run must be equal in to resume from it (see `check_identity`).
-        keep: number of checkpoints that stay, at least 1.
-        validation_loss: at this step, if there was a validation; `best` moves to the checkpoint
-            with the lowest one.
-
-    Raises:
-        UserError: on all ranks, if any cannot write; the checkpoints that were there stay.
-    """
-    folder = Path(run_dir) / CHECKPOINTS_NAME
-    name = f"step-{state.step:09d}"
-    partial = folder / f".{name}.partial"
-    failure = f"cannot save step {state.step:,}"
-    with all_ranks_agree(failure):
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-    own = fragments.fragments(engine)
-    if fragments.is_replicated(engine):
-        own = own[dist.get_rank() :: dist.get_world_size()]
-    with all_ranks_agree(failure, partial):
-        written = FragmentFile.write(partial, dist.get_rank(), own)
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, dataclasses.asdict(written))
-    contents = {
-        "state": dataclasses.asdict(state),
-        "identity": identity,
-        "validation_loss": validation_loss,
-        "optimizer": fragments.numbers(engine),
-        "shapes": {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()},
-        "files": gathered,
-    }
-    with all_ranks_agree(failure, partial):
-        if dist.get_rank() == 0:
-            write_state(partial, contents)
-            is_best = validation_loss is not None and validation_loss < best_validation(run_dir)[0]
-            _publish(partial, folder / name, is_best)
-            _remove_old(run_dir, keep)
 
 
 def load(
@@ -185,7 +132,7 @@ def examine(
         reader = CheckpointReader(newest)
     except UserError as error:
         return str(newest), [str(error)]
-    problem = _first_problem(_damage(reader))
+    problem = first_problem(_damage(reader))
     if problem:
         problems.append(f"{newest}: is damaged ({problem}): a start would put it aside")
     try:
@@ -236,35 +183,22 @@ def write_weights(run_dir: str | Path) -> None:
             export_weights(checkpoints_newest_first(run_dir)[0], Path(run_dir) / WEIGHTS_NAME)
 
 
-@contextlib.contextmanager
-def all_ranks_agree(what: str, partial: Path | None = None) -> Iterator[None]:
-    """Ends a piece of work on all ranks together, with the first one's mistake if there is any.
-
-    Args:
-        what: could not be done, for the message.
-        partial: folder that is removed where there is a mistake.
-
-    Raises:
-        UserError: on all ranks, if any meets one or an error of the file system.
-    """
-    problem = ""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}"
-    except UserError as error:
-        problem = str(error)
-    if first := _first_problem(problem):
-        if partial is not None and dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{what}: {first}")
+def publish(partial: Path, final: Path, is_best: bool) -> None:
+    """Makes a complete checkpoint visible, then points `latest` to it; on rank 0."""
+    files.fsync(partial)
+    shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier step
+    partial.rename(final)
+    files.fsync(final.parent)
+    for pointer in (LATEST_NAME, *([BEST_NAME] if is_best else [])):
+        _point(final.parent, pointer, final)
 
 
-def _first_problem(problem: str) -> str:
-    """What the first rank with a problem has, told to all; empty if none has any."""
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next(filter(None, problems), "")
+def remove_old(run_dir: str | Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, the latest too, and the best; on rank 0."""
+    best = named_checkpoint(run_dir, BEST_NAME)
+    for path in checkpoints_newest_first(run_dir)[keep:]:
+        if path != best:
+            shutil.rmtree(path)
 
 
 def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
@@ -281,7 +215,7 @@ def _newest_whole(run_dir: str | Path) -> CheckpointReader | None:
             problem = _damage(reader)
         except UserError as error:
             problem = str(error)
-        problem = _first_problem(problem)
+        problem = first_problem(problem)
         if problem:
             damaged[path] = f"{path.name}: {problem}"
             continue
@@ -302,22 +236,6 @@ def _damage(reader: CheckpointReader) -> str:
     return next(filter(None, (file.problem(reader.folder) for file in own)), "")
 
 
-def _full_shape(parameter: Any) -> torch.Size:
-    """Of a parameter that ZeRO-3 may have cut."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
-def _publish(partial: Path, final: Path, is_best: bool) -> None:
-    """Makes a complete checkpoint visible, then points `latest` to it."""
-    files.fsync(partial)
-    shutil.rmtree(final, ignore_errors=True)  # of a run that went on from an earlier step
-    partial.rename(final)
-    files.fsync(final.parent)
-    for pointer in (LATEST_NAME, *([BEST_NAME] if is_best else [])):
-        _point(final.parent, pointer, final)
-
-
 def _point(folder: Path, pointer: str, checkpoint: Path | None) -> None:
     """Lets `latest` or `best` name a checkpoint, or be gone."""
     if checkpoint is None:
@@ -331,11 +249,3 @@ def _put_aside(checkpoint: Path, prefix: str) -> None:
     aside = checkpoint.with_name(f"{prefix}{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-
-
-def _remove_old(run_dir: str | Path, keep: int) -> None:
-    """Removes all but the latest checkpoint, the newest before it, and the best one."""
-    best = named_checkpoint(run_dir, BEST_NAME)
-    for path in checkpoints_newest_first(run_dir)[keep:]:
-        if path != best:
-            shutil.rmtree(path)

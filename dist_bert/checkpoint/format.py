@@ -55,7 +55,12 @@ class FragmentFile:
 
     @classmethod
     def write(cls, folder: Path, rank: int, fragments: Iterable[Fragment]) -> "FragmentFile":
-        """Writes the fragments of one rank, to last.
+        """Writes the fragments of one rank, to last. Leaves the interpreter to other threads.
+
+        Args:
+            folder: of the checkpoint.
+            rank: that writes.
+            fragments: on the CPU, each tensor in memory of its own: safetensors takes no views.
 
         Raises:
             UserError: the file cannot be written.
@@ -65,8 +70,7 @@ class FragmentFile:
         for fragment in fragments:
             listed.append((fragment.name, fragment.start, fragment.size))
             for what, tensor in fragment.tensors.items():
-                # A copy: safetensors takes no views of one memory.
-                tensors[_key(what, fragment.name, fragment.start)] = tensor.to("cpu", copy=True)
+                tensors[_key(what, fragment.name, fragment.start)] = tensor
         try:
             save_file(tensors, path)
             files.allow_as_usual(path)

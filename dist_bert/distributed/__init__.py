@@ -2,5 +2,5 @@
 
 Not for: what they compute.
 Others mostly use `process_group.start_distributed`, `interrupts.Interrupts` and
-`stop_agreement.Agreement`.
+`agreement.StopAgreement`.
 """

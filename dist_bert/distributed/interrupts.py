@@ -1,7 +1,7 @@
-"""Reasons to stop before the last step: signals, the time limit, a launcher that is gone.
+"""Reasons to stop before the last step: signals, the time limit, a launcher that is gone, a save.
 
 Here they are only noted, by one process for itself; all ranks agree on them at the next step
-boundary (`dist_bert.distributed.stop_agreement`). No torch: signals are caught from the first
+boundary (`dist_bert.distributed.agreement`). No torch: signals are caught from the first
 second on.
 """
 
@@ -23,7 +23,9 @@ FAULT_EXIT_CODE = 1
 REASONS = (
     *("", "max_minutes are over", "the launcher is gone"),
     *("SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT"),
+    "a checkpoint could not be written",  # noted by the threads that write; ends in an error
 )
+SAVE_FAILED = len(REASONS) - 1
 _LAUNCHER_GONE = REASONS.index("the launcher is gone")
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's

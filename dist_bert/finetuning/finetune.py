@@ -36,12 +36,12 @@ from dist_bert.finetuning.batches import scores_of_set, training_steps
 from dist_bert.finetuning.heads import Head, start_from
 from dist_bert.finetuning.job import FinetuneJob, FinetunePlan
 from dist_bert.finetuning.predict import load_head
-from dist_bert.finetuning.question_task import PreparedQuestions, QuestionTask
 from dist_bert.finetuning.results import RESULTS_NAME, summarize, write_results
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import pinned
 from dist_bert.training.console import Console
-from dist_bert.training.session import Batches, Validation, Work, run_session, train_run
+from dist_bert.training.rank_group import joined_ranks
+from dist_bert.training.session import Batches, TrainingSetup, Validation, train_run
 
 ANSWERS_NAME = "answers.jsonl"
 
@@ -57,22 +57,28 @@ def finetune(plan: FinetunePlan, interrupts: Interrupts, console: Console) -> in
     """
     plan.jobs[0].deepspeed.check_device(has_gpu())
 
-    def body(watchdog: Watchdog) -> int:
-        for note in plan.notes:
-            console.say(note)
-        for number, job in enumerate(plan.jobs, start=1):
-            if len(plan.jobs) > 1:
-                console.say(f"run {number} of {len(plan.jobs)}: {job.run.output_dir}")
-            if (Path(job.run.output_dir) / RESULTS_NAME).exists():
-                _check_done(job)
-                console.say(f"{job.run.output_dir}: has its {RESULTS_NAME}; not run again")
-            elif _run_job(job, interrupts, console, watchdog):
-                return INTERRUPTED_EXIT_CODE
-        if dist.get_rank() == 0:
-            console.say(summarize(plan.output_dir, [job.run.output_dir for job in plan.jobs]))
-        return 0
+    with joined_ranks(plan.jobs[0].run, console, plan.output_dir) as watchdog:
+        reason = _run_jobs(plan, interrupts, console, watchdog)
+    return INTERRUPTED_EXIT_CODE if reason else 0
 
-    return run_session(plan.jobs[0].run, plan.output_dir, console, body)
+
+def _run_jobs(
+    plan: FinetunePlan, interrupts: Interrupts, console: Console, watchdog: Watchdog
+) -> int:
+    """Returns the number of the reason to stop before the end, 0 = all are done."""
+    for note in plan.notes:
+        console.say(note)
+    for number, job in enumerate(plan.jobs, start=1):
+        if len(plan.jobs) > 1:
+            console.say(f"run {number} of {len(plan.jobs)}: {job.run.output_dir}")
+        if (Path(job.run.output_dir) / RESULTS_NAME).exists():
+            _check_done(job)
+            console.say(f"{job.run.output_dir}: has its {RESULTS_NAME}; not run again")
+        elif reason := _run_job(job, interrupts, console, watchdog):
+            return reason
+    if dist.get_rank() == 0:
+        console.say(summarize(plan.output_dir, [job.run.output_dir for job in plan.jobs]))
+    return 0
 
 
 def _check_done(job: FinetuneJob) -> None:
@@ -88,13 +94,13 @@ def _check_done(job: FinetuneJob) -> None:
 def _run_job(job: FinetuneJob, interrupts: Interrupts, console: Console, watchdog: Watchdog) -> int:
     """Trains and scores; returns the number of the reason to stop before the end, 0 = done."""
     watchdog.beat("making model and engine")
-    work = Work(
+    setup = TrainingSetup(
         _first_model(job, console.say),
         lambda state: _steps(job, state),
         lambda engine, watched: _validate(job, engine, watched),
         patience=job.config.early_stopping,
     )
-    reason = train_run(job, work, interrupts, console, watchdog)
+    reason = train_run(job, setup, interrupts, console, watchdog)
     if not reason:
         watchdog.beat("scoring the best checkpoint")
         _finish(job, console)
@@ -148,9 +154,7 @@ def _finish(job: FinetuneJob, console: Console) -> None:
     shape, held_out = job.deepspeed.batch_shape, job.held_out
     logits = scores_of_set(model, held_out.features, shape, device)
     assert logits is not None
-    task: Any = job.task
-    if isinstance(task, QuestionTask) and isinstance(held_out, PreparedQuestions):
-        task = task.with_best_threshold(held_out, logits)
+    task = job.task.tuned(held_out, logits)
     answers = task.answers(held_out, logits)
     scores = task.scores(held_out, answers)
     loss = task.loss(held_out, logits)
@@ -161,9 +165,8 @@ def _finish(job: FinetuneJob, console: Console) -> None:
             "lr": job.deepspeed.peak_lr,
             "seed": job.run.seed,
             "identity": job.identity(),
+            **task.tuned_settings(),
         }
-        if isinstance(task, QuestionTask) and task.may_lack_answers:
-            facts["null_score_threshold"] = task.null_score_threshold
         console.say(write_results(run_dir, scores, {**facts, "loss": loss}))
     dist.barrier()  # all have read
     if dist.get_rank() == 0:

@@ -18,7 +18,6 @@ from dist_bert.finetuning.batches import evaluation_batches, scores_of_batches
 from dist_bert.finetuning.examples import Example
 from dist_bert.finetuning.heads import Head
 from dist_bert.finetuning.job import task_of
-from dist_bert.finetuning.question_task import QuestionTask
 from dist_bert.finetuning.results import best_run, read_results
 from dist_bert.finetuning.task import Task
 from dist_bert.model.config import ModelConfig
@@ -64,9 +63,7 @@ class FineTunedModel:
             )
         config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
         task = task_of(resolved["task"], Tokenizer(run_dir / TOKENIZER_NAME))
-        threshold = read_results(run_dir).get("null_score_threshold")
-        if isinstance(task, QuestionTask) and threshold is not None:
-            task = dataclasses.replace(task, null_score_threshold=threshold)
+        task = task.with_settings(read_results(run_dir))
         head, device = load_head(task, config, weights)
         return cls(run_dir, resolved["task"]["name"], task, config, head, device)
 

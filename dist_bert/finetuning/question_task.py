@@ -25,6 +25,7 @@ from dist_bert.finetuning.question_windows import (
     with_few_null_windows,
 )
 from dist_bert.finetuning.scores import Scores, answer_scores, language_of, score_answer
+from dist_bert.finetuning.task import QUESTION_PIPELINE
 from dist_bert.finetuning.text_task import published_classes
 from dist_bert.model.config import ModelConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ class QuestionTask:
     null_score_threshold: float = 0.0  # by how much no answer must outscore the best one, if so
     max_null_windows: int = 0  # windows of a question without the answer to learn from; 0 = all
     classes: ClassVar[tuple[str, ...]] = ()
-    pipeline: ClassVar[str] = "question-answering"
+    pipeline: ClassVar[str] = QUESTION_PIPELINE
 
     def labels_of(self, example: QuestionExample) -> Sequence[str]:
         """None: answers are places."""
@@ -141,7 +142,7 @@ class QuestionTask:
             found.append(predict(windows, scores, _NUM_CANDIDATES, self.max_answer_tokens))
         return found
 
-    def with_best_threshold(
+    def tuned(
         self, prepared: PreparedQuestions, logits: Sequence[NDArray[np.float32]]
     ) -> "QuestionTask":
         """The same with the `null_score_threshold` that makes the F1 of a labelled set greatest."""
@@ -161,6 +162,15 @@ class QuestionTask:
         )
         odds = np.array([prediction.null_odds for prediction in found])
         threshold, _ = best_threshold(odds, answered, unanswered)
+        return dataclasses.replace(self, null_score_threshold=threshold)
+
+    def tuned_settings(self) -> dict[str, Any]:
+        """`null_score_threshold`, where a question may lack an answer."""
+        return {"null_score_threshold": self.null_score_threshold} if self.may_lack_answers else {}
+
+    def with_settings(self, results: Mapping[str, Any]) -> "QuestionTask":
+        """The same with the `null_score_threshold` of a run's results, if there is one."""
+        threshold = results.get("null_score_threshold", self.null_score_threshold)
         return dataclasses.replace(self, null_score_threshold=threshold)
 
     def answers(

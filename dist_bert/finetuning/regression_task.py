@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dist_bert.finetuning.examples import TextExample
 from dist_bert.finetuning.scores import Scores, regression_scores
-from dist_bert.finetuning.text_task import TEXT_PIPELINE, PreparedTexts, prepared_texts
+from dist_bert.finetuning.task import TEXT_PIPELINE
+from dist_bert.finetuning.text_task import PreparedTexts, prepared_texts
 from dist_bert.model.config import ModelConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
@@ -33,6 +34,14 @@ class RegressionTask:
     deviation: float  # standard deviation of the same, above 0
     classes: ClassVar[tuple[str, ...]] = ()
     pipeline: ClassVar[str] = TEXT_PIPELINE
+
+    @property
+    def score_note(self) -> str:
+        """What the score of transformers' pipeline means."""
+        return (
+            f"`score` is the number itself, on the scale of the training set: mean {self.mean:.4g},"
+            f" standard deviation {self.deviation:.4g}."
+        )
 
     def labels_of(self, example: TextExample) -> Sequence[str]:
         """None."""
@@ -66,6 +75,20 @@ class RegressionTask:
         """Scores of the answers to labelled examples."""
         gold = np.array([example.target for example in prepared.examples], np.float64)
         return regression_scores(gold, np.array([answer[SCORE] for answer in answers]))
+
+    def tuned(
+        self, prepared: PreparedTexts, logits: Sequence[NDArray[np.float32]]
+    ) -> "RegressionTask":
+        """The task itself: no setting depends on held-out examples."""
+        return self
+
+    def tuned_settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def with_settings(self, results: Mapping[str, Any]) -> "RegressionTask":
+        """The task itself."""
+        return self
 
     def published_facts(self) -> dict[str, Any]:
         """The class of transformers, which returns the number as it is."""

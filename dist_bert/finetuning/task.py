@@ -17,6 +17,11 @@ from dist_bert.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from dist_bert.finetuning.heads import Head
 
+# The pipelines of transformers.
+TEXT_PIPELINE = "text-classification"  # of classes and of numbers
+WORD_PIPELINE = "token-classification"
+QUESTION_PIPELINE = "question-answering"
+
 
 class Prepared(Protocol):
     """Examples and what was made of them."""
@@ -70,6 +75,15 @@ class Task(Protocol):
 
     def scores(self, prepared: Any, answers: Sequence[dict[str, Any]]) -> Scores:
         """Scores of the answers to labelled examples."""
+
+    def tuned(self, prepared: Any, logits: Sequence[NDArray[np.float32]]) -> "Task":
+        """The task with the settings of answering that suit these labelled examples best."""
+
+    def tuned_settings(self) -> dict[str, Any]:
+        """Settings that `tuned` has chosen, by name, for the results of a run."""
+
+    def with_settings(self, results: Mapping[str, Any]) -> "Task":
+        """The task with the `tuned_settings` that a run's results hold."""
 
     def published_facts(self) -> dict[str, Any]:
         """What transformers' config.json says of the head: its class, the names of the classes."""

@@ -11,13 +11,12 @@ from scipy.special import expit, softmax
 from dist_bert.finetuning.examples import TextExample
 from dist_bert.finetuning.features import Features, mean_cross_entropy, text_features
 from dist_bert.finetuning.scores import Scores, classification_scores, multi_label_scores
+from dist_bert.finetuning.task import TEXT_PIPELINE
 from dist_bert.model.config import ModelConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from dist_bert.finetuning.heads import BertForTextClassification
-
-TEXT_PIPELINE = "text-classification"  # transformers', of classes and of numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +50,13 @@ class TextTask:
     has_several_labels: bool
 
     pipeline: ClassVar[str] = TEXT_PIPELINE
+
+    @property
+    def score_note(self) -> str:
+        """What the scores of transformers' pipeline mean."""
+        if self.has_several_labels:
+            return "All labels with a score above 0.5 apply, maybe none."
+        return "The label with the highest score comes first."
 
     def labels_of(self, example: TextExample) -> Sequence[str]:
         """Its labels."""
@@ -104,6 +110,18 @@ class TextTask:
         for row, answer in enumerate(answers):
             chosen[row, [class_of[name] for name in answer["labels"]]] = True
         return multi_label_scores(gold.astype(np.bool_), chosen, self.classes)
+
+    def tuned(self, prepared: PreparedTexts, logits: Sequence[NDArray[np.float32]]) -> "TextTask":
+        """The task itself: no setting depends on held-out examples."""
+        return self
+
+    def tuned_settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def with_settings(self, results: Mapping[str, Any]) -> "TextTask":
+        """The task itself."""
+        return self
 
     def published_facts(self) -> dict[str, Any]:
         """The class of transformers and the names of the classes."""

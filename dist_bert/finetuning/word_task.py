@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 from dist_bert.finetuning.examples import WordsExample
 from dist_bert.finetuning.features import Features, mean_cross_entropy, word_features
 from dist_bert.finetuning.scores import Scores, tag_scores
+from dist_bert.finetuning.task import WORD_PIPELINE
 from dist_bert.finetuning.text_task import published_classes
 from dist_bert.model.config import ModelConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ class WordTask:
     tokenizer: Tokenizer
     max_seq_length: int
     classes: tuple[str, ...]  # tags in IOB2
-    pipeline: ClassVar[str] = "token-classification"
+    pipeline: ClassVar[str] = WORD_PIPELINE
 
     def labels_of(self, example: WordsExample) -> Sequence[str]:
         """Its tags."""
@@ -96,6 +97,18 @@ class WordTask:
         """Scores of the answers to labelled examples, by whole entities."""
         gold = [list(example.tags or ()) for example in prepared.examples]
         return tag_scores(gold, [answer["tags"] for answer in answers])
+
+    def tuned(self, prepared: PreparedWords, logits: Sequence[NDArray[np.float32]]) -> "WordTask":
+        """The task itself: no setting depends on held-out examples."""
+        return self
+
+    def tuned_settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def with_settings(self, results: Mapping[str, Any]) -> "WordTask":
+        """The task itself."""
+        return self
 
     def published_facts(self) -> dict[str, Any]:
         """The class of transformers and the tags."""

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from dist_bert.finetuning.examples import TextExample
 from dist_bert.finetuning.predict import FineTunedModel
 from dist_bert.finetuning.question_task import QuestionTask
-from dist_bert.finetuning.regression_task import RegressionTask
-from dist_bert.finetuning.text_task import TextTask
+from dist_bert.finetuning.task import QUESTION_PIPELINE, TEXT_PIPELINE, WORD_PIPELINE
 from dist_bert.finetuning.word_task import entities
 from dist_bert.huggingface.folder import make_pipeline
 from dist_bert.huggingface.usage import find_answer, tag_words
@@ -45,14 +44,15 @@ def compare_answers(
         examples: of the run's task.
     """
     answers = list(model.answers(examples))
-    if isinstance(model.task, TextTask | RegressionTask):
-        ours = [model.task.told(answer) for answer in answers]
+    task: Any = model.task
+    if task.pipeline == TEXT_PIPELINE:
+        ours = [task.told(answer) for answer in answers]
         said = _classified(theirs, tokenizer, examples)
-        found = list(map(model.task.answer_of_pipeline, said))
+        found = list(map(task.answer_of_pipeline, said))
         return [_agreement("pipeline", ours, found)]
-    if isinstance(model.task, QuestionTask):
+    if task.pipeline == QUESTION_PIPELINE:
         ours = [answer["answer"] for answer in answers]
-        settings = answer_settings(model.task)
+        settings = answer_settings(task)
         found = [
             find_answer(e.question, e.context, theirs, tokenizer, **settings) for e in examples
         ]
@@ -81,7 +81,7 @@ def _classified(
     theirs: Any, tokenizer: Any, examples: Sequence[TextExample]
 ) -> list[list[dict[str, Any]]]:
     """All labels of each example with their scores, the best one first."""
-    classify = make_pipeline("text-classification", theirs, tokenizer)
+    classify = make_pipeline(TEXT_PIPELINE, theirs, tokenizer)
     given = [
         example.text_a
         if example.text_b is None
@@ -96,7 +96,7 @@ def _entities(
     theirs: Any, tokenizer: Any, examples: Sequence[Any]
 ) -> list[list[tuple[str, str, int]]]:
     """Types, texts and places of the entities in each sentence."""
-    tag = make_pipeline("token-classification", theirs, tokenizer)
+    tag = make_pipeline(WORD_PIPELINE, theirs, tokenizer)
     found = []
     for example in examples:
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from torch import Tensor
 from dist_bert.common.errors import UserError
 from dist_bert.huggingface.tokenizer import compare, read_model
 from dist_bert.inference.trained_run import TrainedRun
-from dist_bert.model.bert import unpad
+from dist_bert.model.micro_batches import from_padded
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
 _NUM_PAIRS = 8  # of the longest texts, whose logits are compared: up to 1 GB with 512 positions
@@ -89,7 +89,7 @@ def _output_pairs(
     """Ours and theirs: hidden states (T, H), and of each head that there is."""
     ours = run.model.cpu()
     is_token = batch["attention_mask"].bool()
-    unpadded: dict[str, Any] = unpad(
+    unpadded: dict[str, Any] = from_padded(
         new_ids[batch["input_ids"]], batch["attention_mask"], batch["token_type_ids"]
     )
     hidden = ours.encoder(**unpadded)

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.finetuning.examples import PAIR_TASKS
-from dist_bert.finetuning.question_task import QuestionTask
-from dist_bert.finetuning.regression_task import RegressionTask
-from dist_bert.finetuning.task import Task
-from dist_bert.finetuning.text_task import TEXT_PIPELINE, TextTask
+from dist_bert.finetuning.task import TEXT_PIPELINE, WORD_PIPELINE, Task
 from dist_bert.huggingface.answers import answer_settings
 from dist_bert.huggingface.pretrained_card import TOKENIZER_NOTES, table
 from dist_bert.huggingface.usage import find_answer, tag_words
@@ -76,7 +73,7 @@ def finetuned_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(name: str, task: Task, is_of_pairs: bool) -> tuple[str, ...]:
+def _usage(name: str, task: Any, is_of_pairs: bool) -> tuple[str, ...]:
     """How the model is used, and where transformers does otherwise than the run."""
     if task.pipeline == TEXT_PIPELINE:
         given = '{"text": "A text.", "text_pair": "Another one."}' if is_of_pairs else '"A text."'
@@ -85,13 +82,13 @@ def _usage(name: str, task: Task, is_of_pairs: bool) -> tuple[str, ...]:
             f'classify = pipeline("{TEXT_PIPELINE}", "{name}")\n'
             f"print(classify([{given}], top_k=None, truncation=True))"
         )
-        note = f"{_said(task)} {_TEXTS_NOTE}{_PAIRS_NOTE if is_of_pairs else ''}"
+        note = f"{task.score_note} {_TEXTS_NOTE}{_PAIRS_NOTE if is_of_pairs else ''}"
         return _code(code), note
-    if not isinstance(task, QuestionTask):
+    if task.pipeline == WORD_PIPELINE:
         sentence = '["Alice", "sold", "the", "lamp", "."]'
         code = (
             "from transformers import pipeline\n\n"
-            f'tag = pipeline("token-classification", "{name}", aggregation_strategy="first")\n'
+            f'tag = pipeline("{WORD_PIPELINE}", "{name}", aggregation_strategy="first")\n'
             f"print(tag({sentence}, is_split_into_words=True))"
         )
         call = f"print(tag_words({sentence}, model, tokenizer))"
@@ -105,18 +102,6 @@ def _usage(name: str, task: Task, is_of_pairs: bool) -> tuple[str, ...]:
     )
     kind = "TokenClassification" if task.as_token_classes else "QuestionAnswering"
     return _QUESTIONS_NOTE, _shown(name, f"AutoModelFor{kind}", find_answer, call)
-
-
-def _said(task: Task) -> str:
-    """What the pipeline's scores mean."""
-    if isinstance(task, RegressionTask):
-        return (
-            f"`score` is the number itself, on the scale of the training set: mean {task.mean:.4g},"
-            f" standard deviation {task.deviation:.4g}."
-        )
-    if isinstance(task, TextTask) and task.has_several_labels:
-        return "All labels with a score above 0.5 apply, maybe none."
-    return "The label with the highest score comes first."
 
 
 def _shown(name: str, model_class: str, function: Callable[..., Any], call: str) -> str:

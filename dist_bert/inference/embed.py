@@ -19,8 +19,9 @@ from torch import Tensor
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.inference.hidden_states import attention_weights, hidden_states
-from dist_bert.inference.text_batches import Ids, Text, check_length, encoder_input, map_in_batches
+from dist_bert.inference.text_batches import Ids, Text, check_length, map_in_batches
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.micro_batches import from_sequences
 from dist_bert.tokenizer.tokenizer import CLS_ID, SEP_ID
 
 _CONFIG_NAME, _VECTORS_NAME, _METADATA_NAME = (
@@ -121,7 +122,7 @@ def attention_of(run: TrainedRun, text: Text, layer: int) -> tuple[list[str], Te
         UserError: the text is too long.
     """
     ids = _whole(run, text, run.tokenizer.encode_with_mask(text.text))
-    below = hidden_states(run.model.encoder, encoder_input([ids], run.device), layer - 1)
+    below = hidden_states(run.model.encoder, from_sequences([ids], run.device), layer - 1)
     weights = attention_weights(run.model.encoder.layers[layer - 1], below)  # type: ignore[arg-type]
     return _pieces(run, ids), weights.cpu()
 
@@ -143,7 +144,7 @@ def _embed(
     """Averages what a layer gives out over the tokens that `encode` chose."""
 
     def compute(batch: list[_Encoded]) -> list[Embedded]:
-        arguments = encoder_input([encoded.ids for encoded in batch], run.device)
+        arguments = from_sequences([encoded.ids for encoded in batch], run.device)
         hidden = hidden_states(run.model.encoder, arguments, layer).float()
         static = run.model.encoder.word_embeddings.weight.detach()[arguments["input_ids"]]
         made, start = [], 0

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_bert.common.errors import UserError
-from dist_bert.inference.text_batches import Ids, Text, check_length, encoder_input, map_in_batches
+from dist_bert.inference.text_batches import Ids, Text, check_length, map_in_batches
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.micro_batches import from_sequences
 from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 
@@ -111,7 +112,7 @@ def _encode(run: TrainedRun, text: Text) -> Ids:
 @torch.no_grad()
 def _mask_logits(run: TrainedRun, sequences: Sequence[Ids]) -> Tensor:
     """Logits at each [MASK] of each text of one batch, (P, V)."""
-    batch = encoder_input(sequences, run.device)
+    batch = from_sequences(sequences, run.device)
     return run.model.mlm_logits(run.model.encoder(**batch)[batch["input_ids"] == MASK_ID])
 
 

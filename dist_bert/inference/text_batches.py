@@ -9,10 +9,8 @@ Letters: B texts of a batch, T tokens of all of them.
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
-
-import torch
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from dist_bert.common.errors import UserError
 
@@ -117,20 +115,6 @@ def map_in_batches(
             made = compute([window[index] for index in batch])
             results.update(zip(batch, made, strict=True))
         yield from (results[index] for index in range(len(window)))
-
-
-def encoder_input(sequences: Sequence[Ids], device: torch.device) -> dict[str, Any]:
-    """Texts in segment 0 as the arguments of `BertEncoder.forward`, without padding."""
-    lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
-    input_ids = torch.tensor(list(itertools.chain.from_iterable(sequences)))  # (T,)
-    tensors = {
-        "input_ids": input_ids,
-        "token_type_ids": torch.zeros_like(input_ids),
-        "position_ids": torch.cat([torch.arange(len(ids)) for ids in sequences]),
-        "cu_seqlens": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
-    }
-    on_device: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return {**on_device, "max_seqlen": int(lengths.max())}
 
 
 def _batches(lengths: list[int]) -> Iterator[list[int]]:

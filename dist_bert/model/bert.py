@@ -339,25 +339,3 @@ class BertForPreTraining(nn.Module):
         nsp_accuracy = (nsp_logits.argmax(1) == next_sentence_label).sum() / num_samples
         metrics = torch.stack([mlm_loss.detach(), nsp_loss.detach(), mlm_accuracy, nsp_accuracy])
         return mlm_loss + nsp_loss, metrics
-
-
-def unpad(
-    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-) -> dict[str, Tensor | int]:
-    """Turns right-padded input into the arguments of `BertEncoder.forward`. Waits for the device.
-
-    Args:
-        input_ids: (B, S) int64.
-        attention_mask: (B, S), nonzero at tokens, 0 at padding; no row is all 0.
-        token_type_ids: (B, S) int64.
-    """
-    is_token = attention_mask.bool()
-    num_tokens = is_token.sum(1)  # (B,)
-    position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    return {
-        "input_ids": input_ids[is_token],
-        "token_type_ids": token_type_ids[is_token],
-        "position_ids": position_ids[is_token],
-        "cu_seqlens": F.pad(num_tokens.cumsum(0), (1, 0)).int(),
-        "max_seqlen": int(num_tokens.max()),
-    }

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,16 +19,14 @@ from dist_bert.common.errors import UserError
 from dist_bert.data.pretraining_batches import count_validation_samples
 from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.environment import differences, nodes
-from dist_bert.distributed.interrupts import end_with_error
-from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.pretraining.job import Examination, PretrainingJob
 from dist_bert.pretraining.rehearsal import Rehearsal
 from dist_bert.tokenizer.tokenizer import Tokenizer
+from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
+from dist_bert.training.rank_group import joined_ranks
 from dist_bert.training.rank_reports import gather_environment, gather_warnings
-
-_TIMEOUT_SECONDS = 900.0  # where the run configuration is what is wrong
 
 
 def check(found: Examination, console: Console) -> int:
@@ -44,9 +42,16 @@ def check(found: Examination, console: Console) -> int:
     Raises:
         UserError: the ranks cannot meet, or have no device.
     """
-    run, job = found.run, found.job
-    watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
-    start_distributed(run.timeout_seconds if run else _TIMEOUT_SECONDS)
+    run = found.run
+    with joined_ranks(run or RunConfig(), console) as watchdog:
+        problems = _problems(found, console, watchdog)
+        console.say(f"problems found: {len(problems) or 'none'}")
+    return USER_ERROR_EXIT_CODE if problems else 0
+
+
+def _problems(found: Examination, console: Console, watchdog: Watchdog) -> list[str]:
+    """All problems, each shown as it is found."""
+    job = found.job
     try:
         if job is not None:
             console.say(json.dumps(job.resolved(), indent=2))
@@ -69,7 +74,7 @@ def check(found: Examination, console: Console) -> int:
             console.say(f"checked  {name or 'no checkpoint: the run starts from step 0'}")
             problems += _told(misfits)
         if job is not None and can_rehearse:
-            rehearsal = Rehearsal(job, console.say, watchdog.beat)
+            rehearsal = Rehearsal(job, console.say, watchdog)
             problems += _told(_of_all_ranks(rehearsal.problems(may_resume=not problems)))
         else:
             console.say("left out steps, a save and a validation: they need what is wrong")
@@ -77,12 +82,7 @@ def check(found: Examination, console: Console) -> int:
         gather_warnings(console)
     except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
         _end_out_of_memory(job)
-    except Exception as error:
-        end_with_error(error)
-    leave_distributed()
-    watchdog.stop()
-    console.say(f"problems found: {len(problems) or 'none'}")
-    return USER_ERROR_EXIT_CODE if problems else 0
+    return problems
 
 
 def _told(problems: list[str]) -> list[str]:
@@ -125,7 +125,7 @@ def _start_problems(job: PretrainingJob) -> list[str]:
     ]
 
 
-def _end_out_of_memory(job: PretrainingJob | None) -> None:
+def _end_out_of_memory(job: PretrainingJob | None) -> NoReturn:
     assert job is not None
     os.write(
         2,

@@ -193,7 +193,7 @@ class Examination:
             )
         )
         # Deadlines end what an origin delays; this, whatever hangs without one.
-        watchdog = Watchdog(run.watchdog_minutes if run else 0.0)
+        watchdog = Watchdog(run.time_limits if run else None)
         watchdog.beat("reading the manifest")
         source = None
         if run:

@@ -10,14 +10,14 @@ from dist_bert.common.device import has_gpu
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
-from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.pretraining.build import new_model, training_stream
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
 from dist_bert.training.engine import validate
-from dist_bert.training.session import Batches, Validation, Work, run_session, train_run
+from dist_bert.training.rank_group import joined_ranks
+from dist_bert.training.session import Batches, TrainingSetup, Validation, train_run
 
 
 def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> int:
@@ -43,24 +43,22 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
     world_size = job.deepspeed.batch_shape.world_size
     count_validation_samples(held_out, world_size, run.validation_samples)  # now, not at step 1,000
 
-    def body(watchdog: Watchdog) -> int:
+    with joined_ranks(run, console, run.output_dir) as watchdog:
         training.beat = held_out.beat = watchdog.beat
-        watchdog.beat("making model and engine")
-        work = _work(job, training, held_out, console.say)
-        if train_run(job, work, interrupts, console, watchdog):
-            return INTERRUPTED_EXIT_CODE
-        checkpoint.write_weights(run.output_dir)
-        return 0
-
-    return run_session(run, run.output_dir, console, body)
+        watchdog.beat("making the model")
+        setup = _setup(job, training, held_out, console.say)
+        reason = train_run(job, setup, interrupts, console, watchdog)
+        if not reason:
+            checkpoint.write_weights(run.output_dir)
+    return INTERRUPTED_EXIT_CODE if reason else 0
 
 
-def _work(
+def _setup(
     job: PretrainingJob,
     training: SampleReader,
     held_out: SampleReader,
     say: Callable[[str], None],
-) -> Work:
+) -> TrainingSetup:
     """Masked LM and next sentence, and their scores on the first held-out samples."""
     sentences = FixedSentences(held_out, Tokenizer(job.tokenizer_path))
 
@@ -70,7 +68,7 @@ def _work(
         metrics = validate(engine, watched(batches))
         return Validation(metrics, lambda: sentences.ask(engine))
 
-    return Work(
+    return TrainingSetup(
         new_model(job, training, say),
         lambda state: training_stream(job, training, state),
         validate_held_out,

@@ -21,17 +21,20 @@ from dist_bert.checkpoint import checkpoint
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.checkpoint.fragments import fragments
 from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME
+from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common.device import describe_device, run_device
 from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.data.reader import SampleReader
-from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.distributed.agreement import StopAgreement
+from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.pretraining.build import new_model, training_stream
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.tokenizer.tokenizer import Tokenizer
-from dist_bert.training.engine import StepRecord, build_engine, train, validate
+from dist_bert.training.engine import build_engine, validate
+from dist_bert.training.loop import StepRecord, TrainingLoop
 from dist_bert.training.progress import duration, flops_of_batches, peak_memory_bytes, slowness
 from dist_bert.training.rank_reports import total_peak_flops
 
@@ -43,22 +46,22 @@ _GIB = 2**30
 class Rehearsal:
     """One rank's part of it; every method is called by all ranks together."""
 
-    def __init__(
-        self, job: PretrainingJob, say: Callable[[str], None], beat: Callable[[str], None]
-    ) -> None:
+    def __init__(self, job: PretrainingJob, say: Callable[[str], None], watchdog: Watchdog) -> None:
         """Takes what it works with.
 
         Args:
             job: without problems of its own.
             say: takes a line for rank 0's console.
-            beat: told what begins.
+            watchdog: told what begins.
         """
         self._job = job
         self._say = say
-        self._beat = beat
+        self._watchdog = watchdog
+        self._beat = watchdog.beat
         self._engine: Any = None
         self._state = TrainState()
-        self._step_seconds = self._save_seconds = self._validation_seconds = 0.0
+        self._step_seconds = self._validation_seconds = 0.0
+        self._save_seconds = 0.0  # for which the loop stands still
         self._mfu: float | None = None
         self._checkpoint_bytes = self._free_bytes = 0
         self._peak_flops = 1.0  # of all ranks' devices
@@ -100,26 +103,13 @@ class Rehearsal:
         """Forward, backward and update, with the run's schedule."""
         records: list[StepRecord] = []
         times: list[float] = []
-
-        def report(record: StepRecord) -> None:
+        deepspeed, stop = self._job.deepspeed, StopAgreement(lambda: 0)
+        loop = TrainingLoop(self._engine, self._job.run, deepspeed.peak_lr, stop, self._beat)
+        batches = prefetch(training_stream(self._job, training, self._state))
+        for record in itertools.islice(loop.steps(batches, self._state), _NUM_STEPS):
             record.metrics.tolist()  # waits for the device
             times.append(time.perf_counter())
             records.append(record)
-
-        batches = prefetch(training_stream(self._job, training, self._state))
-        train(
-            self._engine,
-            batches,
-            self._state,
-            self._job.run,
-            self._job.deepspeed.peak_lr,
-            stop=Agreement(lambda: int(len(records) == _NUM_STEPS - 1)),  # asked within a step
-            beat=self._beat,
-            report=report,
-            validate=lambda state: True,
-            save=_leave_out,
-            roll_back=_leave_out,
-        )
         batches.close()
         if not records:
             self._say(f"checked  no step: all {self._state.step:,} are done")
@@ -173,8 +163,14 @@ class Rehearsal:
         identity = self._job.identity()
         saved = [_bits(tensor) for tensor in self._tensors()]
         start = time.perf_counter()
-        checkpoint.save(self._engine, folder, self._state, identity, keep=1)
-        self._save_seconds = time.perf_counter() - start
+        saves = CheckpointWriter(self._engine, folder, identity, 1, self._watchdog)
+        try:
+            saves.save(self._state)
+            self._save_seconds = time.perf_counter() - start
+            saves.finish()
+        finally:
+            saves.close()
+        seconds = time.perf_counter() - start
         dist.barrier()  # the files of all ranks are there
         self._checkpoint_bytes = _bytes_below(folder)
         for tensor in self._tensors():
@@ -186,7 +182,8 @@ class Rehearsal:
         self._free_bytes = shutil.disk_usage(folder).free + self._checkpoint_bytes
         self._say(
             f"checked  a checkpoint of {_size(self._checkpoint_bytes)}: saved in"
-            f" {self._save_seconds:.3g} s, loaded and compared bit for bit"
+            f" {seconds:.3g} s, of which a training waits {self._save_seconds:.3g} s; loaded and"
+            " compared bit for bit"
         )
         return [] if is_equal else [f"{folder}: a loaded checkpoint is not what was saved"]
 
@@ -227,10 +224,6 @@ def _new_engine(job: PretrainingJob, model: Any) -> Any:
         return build_engine(model, job.deepspeed)
     except (ValueError, AssertionError) as error:
         raise UserError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from None
-
-
-def _leave_out(state: TrainState) -> None:
-    """What the loop calls beside the steps."""
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -51,14 +51,22 @@ class RunConfig:
     )
     timeout_seconds: float = setting(
         900.0,
-        "longest wait of one rank for the others, e.g. while one saves; keep it above"
-        " watchdog_minutes, whose report tells more",
+        "longest wait of one rank for the others; keep it above watchdog_minutes and save_minutes,"
+        " whose reports tell more",
     )
     heartbeat_seconds: float = setting(
         45.0, "end the job if a rank gives no sign of life for so long (its host is gone); 0 = off"
     )
+    start_minutes: float = setting(
+        20.0,
+        "end the job if no part of the start (joining, loading, compiling, a micro-step of the"
+        " first step) ends for so long; 0 = never",
+    )
     watchdog_minutes: float = setting(
-        10.0, "end the job if no micro-step, validation batch or save ends for so long; 0 = never"
+        10.0, "end the job if no micro-step or validation batch ends for so long; 0 = never"
+    )
+    save_minutes: float = setting(
+        10.0, "end the job if a checkpoint is not written by all ranks within this; 0 = never"
     )
     max_skipped_steps: int = setting(
         10, "non-finite steps in a row after which the run goes back to its last checkpoint once"
@@ -108,7 +116,9 @@ class RunConfig:
                 ("keep_checkpoints", 1),
                 ("max_minutes", 0),
                 ("timeout_seconds", 1),
+                ("start_minutes", 0),
                 ("watchdog_minutes", 0),
+                ("save_minutes", 0),
                 ("heartbeat_seconds", 0),
                 ("max_skipped_steps", 1),
                 ("spike_threshold", 0),
@@ -142,3 +152,12 @@ class RunConfig:
         if self.local_cache_gib and not self.local_cache:
             problems.append("local_cache_gib: does nothing without local_cache")
         raise_all("run", problems)
+
+    @property
+    def time_limits(self) -> dict[str, float]:
+        """The limits of `dist_bert.distributed.watchdog`, in minutes."""
+        return {
+            "start_minutes": self.start_minutes,
+            "watchdog_minutes": self.watchdog_minutes,
+            "save_minutes": self.save_minutes,
+        }

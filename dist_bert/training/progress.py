@@ -18,7 +18,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import training_flops
 from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
-from dist_bert.training.engine import StepRecord
+from dist_bert.training.loop import StepRecord
 from dist_bert.training.loss_spikes import LossSpikes
 from dist_bert.training.metrics import MetricsWriter, Prediction, as_table, scores_of
 from dist_bert.training.rank_reports import Ranks

@@ -15,7 +15,7 @@ from dist_bert.distributed.environment import Facts, differences, facts, nodes
 from dist_bert.distributed.stragglers import Interval, Stragglers
 from dist_bert.model.flops import peak_flops
 from dist_bert.training.console import Console
-from dist_bert.training.engine import StepRecord
+from dist_bert.training.loop import StepRecord
 
 
 def gather_environment() -> list[Facts]:

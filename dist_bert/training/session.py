@@ -1,6 +1,6 @@
 """A training run around the loop: start, resume, validations, checkpoints, end.
 
-For every kind of training: `Work` is what a kind adds. Not for: what is trained on
+For every kind of training: `TrainingSetup` is what a kind brings. Not for: what is trained on
 (`dist_bert.pretraining.pretrain`, `dist_bert.finetuning.finetune`).
 """
 
@@ -13,34 +13,31 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_bert.checkpoint import checkpoint
-from dist_bert.checkpoint.checkpoint import TrainState, all_ranks_agree
+from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.checkpoint.run_dir import (
     CHECKPOINTS_NAME,
     INTERRUPTED_NAME,
     LOG_NAME,
-    LOGS_NAME,
     latest_checkpoint,
 )
+from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common import files
 from dist_bert.common.device import describe_device
-from dist_bert.common.errors import NodeError, UserError
+from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.batches import MicroBatch, StepBatch
-from dist_bert.distributed.heartbeat import Heartbeat
-from dist_bert.distributed.interrupts import REASONS, Interrupts, end_at_once, end_with_error
-from dist_bert.distributed.process_group import leave_distributed, start_distributed
-from dist_bert.distributed.rank_log import open_rank_log
-from dist_bert.distributed.stop_agreement import Agreement
-from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.distributed.agreement import StopAgreement, all_ranks_agree
+from dist_bert.distributed.interrupts import REASONS, SAVE_FAILED, Interrupts
+from dist_bert.distributed.watchdog import START, STEP, Watchdog
 from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
-from dist_bert.training.engine import build_engine, train, validation_is_due
+from dist_bert.training.engine import build_engine
 from dist_bert.training.job import Job
+from dist_bert.training.loop import SaveSchedule, StepRecord, TrainingLoop, validation_is_due
 from dist_bert.training.loss_spikes import LossSpikes
 from dist_bert.training.metrics import Prediction, read_metrics
 from dist_bert.training.progress import Progress
 from dist_bert.training.rank_reports import Ranks, total_peak_flops
-from dist_bert.training.run_lock import RunLock
 from dist_bert.training.run_record import first_line, kept_peak, open_run
 
 Batches = Iterator[MicroBatch]
@@ -61,8 +58,8 @@ class Validation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What a kind of training adds to the loop.
+class TrainingSetup:
+    """What a kind of training brings to a run.
 
     Attributes:
         model: at step 0, on the CPU in float32, the same on all ranks.
@@ -80,154 +77,103 @@ class Work:
     patience: int = 0
 
 
-def run_session(
-    run: RunConfig, folder: str | Path, console: Console, body: Callable[[Watchdog], int]
-) -> int:
-    """Joins the ranks of the launcher, does the work, and parts from them; called by every rank.
-
-    Args:
-        run: gives the limits of waiting.
-        folder: that is written to, by no other training at the same time.
-        console: of this rank.
-        body: the work; takes the watchdog, returns the exit code.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UserError: of the body, or the folder is in use or cannot be written to; raised by all ranks
-            together.
-    """
-    watchdog = Watchdog(run.watchdog_minutes)
-    heartbeat = None
-    unwritable: OSError | None = None
-    try:
-        try:
-            open_rank_log(Path(run.output_dir) / LOGS_NAME)
-        except OSError as error:  # told below, by all ranks together
-            unwritable = error
-        start_distributed(run.timeout_seconds)
-        heartbeat = Heartbeat(run.heartbeat_seconds)
-        lock = _locked(folder, unwritable)
-        code = body(watchdog)
-        if lock is not None:
-            lock.release()
-        heartbeat.stop()
-        dist.barrier()  # a rank that still beats would miss those that have left
-    except UserError as error:  # raised by all ranks together; after any other one peers may hang
-        console.note_mistake(error)
-        console.close()
-        if isinstance(error, NodeError):
-            end_at_once(str(error))
-        watchdog.stop()
-        if heartbeat is not None:
-            heartbeat.stop()
-        leave_distributed()
-        raise
-    except Exception as error:
-        console.note(f"error: rank 0 failed: {type(error).__name__}: {error}")
-        console.close()
-        end_with_error(error)
-    leave_distributed()
-    watchdog.stop()
-    console.close()
-    return code
-
-
-def _locked(folder: str | Path, unwritable: OSError | None) -> RunLock | None:
-    """The lock of the folder, on rank 0; called by all ranks together.
-
-    Args:
-        folder: that is written to.
-        unwritable: what this rank met when it opened its log.
-
-    Raises:
-        UserError: on all ranks, if any cannot write there or another training does.
-    """
-    with all_ranks_agree("cannot start"):
-        if unwritable is not None:
-            raise unwritable
-        return RunLock(folder) if dist.get_rank() == 0 else None
-
-
 def train_run(
-    job: Job, work: Work, interrupts: Interrupts, console: Console, watchdog: Watchdog
+    job: Job, setup: TrainingSetup, interrupts: Interrupts, console: Console, watchdog: Watchdog
 ) -> int:
-    """Trains until the last step, going on from the latest checkpoint where there is one.
+    """Trains until the last step, resuming from the latest checkpoint if there is one.
 
-    Called by all ranks together, within `run_session`.
+    Called by all ranks together, within `dist_bert.training.rank_group.joined_ranks`.
 
     Returns:
-        The number of the reason to stop before (`interrupts.REASONS`); 0 = the run is done.
+        The number of the reason to stop early (`interrupts.REASONS`); 0 = the run is done.
 
     Raises:
         UserError: the checkpoint does not fit the job, or training has diverged.
     """
     run = job.run
-    engine = build_engine(work.model, job.deepspeed)
+    watchdog.use(START)
+    watchdog.beat("making the engine")
+    engine = build_engine(setup.model, job.deepspeed)
+    saves = CheckpointWriter(
+        engine,
+        run.output_dir,
+        job.identity(),
+        run.keep_checkpoints,
+        watchdog,
+        lambda step: console.say(f"saved step {step:,} in {run.output_dir}/{CHECKPOINTS_NAME}"),
+    )
     try:
         watchdog.beat("loading the checkpoint")
         state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
         checkpoint.settle(run.output_dir, state.step)
         watchdog.beat("starting the loop")
-        stop = Agreement(lambda: interrupts.noted)
-        parts = _Parts(job, work, engine, state, stop, watchdog, console)
-        stop.begin()
-        goes_on = not parts.is_over(state.step)
-        if not stop.end() and parts.lacks_validation(state):
-            goes_on = parts.validate(state)  # the one during which the run was interrupted
-        batches = prefetch(work.stream(state))
-        if goes_on:
-            state = train(
-                engine,
-                batches,
-                state,
-                run,
-                job.deepspeed.peak_lr,
-                stop=stop,
-                beat=watchdog.beat,
-                report=parts.progress.add,
-                validate=parts.validate,
-                save=parts.save,
-                roll_back=parts.roll_back,
-                spikes=parts.spikes,
-                act_on_spike=parts.act_on_spike,
-            )
-        batches.close()
+        stop = StopAgreement(lambda: SAVE_FAILED if saves.has_failed else interrupts.noted)
+        session = _Session(job, setup, engine, saves, state, stop, watchdog, console)
+        state = _train(session, setup.stream(state), state)
         watchdog.beat("ending")
-        parts.close()
+        session.close()
         _tell_end(run, state, stop.reason, console)
     except UserError:
+        saves.close()
         engine.destroy()
         raise
+    saves.close()
     engine.destroy()
     return stop.reason
 
 
-class _Parts:
-    """What the training loop calls beside the steps; each method by all ranks together."""
+def _train(session: "_Session", stream: Iterator[StepBatch], state: TrainState) -> TrainState:
+    """The steps of a run, and what comes between them; returns where the run stands then."""
+    run, stop, saves = session.run, session.stop, SaveSchedule(session.run)
+    stop.begin()
+    is_over = session.is_over(state.step)
+    if not stop.end() and session.lacks_validation(state):
+        is_over = session.validate(state)  # the one during which the run was interrupted
+    batches = prefetch(stream)
+    if not is_over:
+        for record in session.loop.steps(batches, state):
+            state = record.state
+            session.report(record)
+            session.recover(record)
+            if validation_is_due(state.step, run) and not stop.reason:
+                is_over = session.validate(state)
+            if saves.is_due(record, is_stop=bool(stop.reason) or is_over):
+                session.save(state)
+            if is_over:
+                break
+    batches.close()
+    return state
+
+
+class _Session:
+    """One start of a run: its files, its progress, and what it does between two steps.
+
+    Every method is called by all ranks together.
+    """
 
     def __init__(
         self,
         job: Job,
-        work: Work,
+        setup: TrainingSetup,
         engine: Any,
+        saves: CheckpointWriter,
         state: TrainState,
-        stop: Agreement,
+        stop: StopAgreement,
         watchdog: Watchdog,
         console: Console,
     ) -> None:
         """Opens the run's folder, and says where the run begins."""
         self._job = job
-        self._work = work
+        self._setup = setup
         self._engine = engine
-        self._stop = stop
+        self._saves = saves
+        self.stop = stop
         self._watchdog = watchdog
         self._console = console
         self._validation_losses: dict[int, float] = {}  # of the last step that had a validation
         self._best = checkpoint.best_validation(job.run.output_dir)  # its loss and step
         self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
-        run = job.run
+        self.run = run = job.run
         is_first = dist.get_rank() == 0
         device = describe_device(engine.device, job.deepspeed.precision)
         watchdog.beat("measuring the device's peak")
@@ -241,18 +187,19 @@ class _Parts:
         told = [LossSpikes.of_rows(run.spike_threshold, self._rows)]
         dist.broadcast_object_list(told, src=0)  # so that all ranks act on a spike together
         (spikes,) = told
-        self.spikes = spikes if run.on_spike != "record" else None
-        self.progress = Progress(
+        acted_on = spikes if run.on_spike != "record" else None
+        self.loop = TrainingLoop(engine, run, job.deepspeed.peak_lr, stop, watchdog.beat, acted_on)
+        self._progress = Progress(
             engine,
             job.model,
             run,
-            work.has_pairs,
+            setup.has_pairs,
             self._writer,
             console,
             Ranks(run.output_dir, console),
             device["peak_flops"],
             _skipped_steps(self._rows),
-            None if self.spikes else spikes,
+            None if acted_on else spikes,
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
@@ -261,7 +208,7 @@ class _Parts:
 
     def lacks_validation(self, state: TrainState) -> bool:
         """Whether the checkpoint's validation was interrupted; on all ranks, by rank 0's rows."""
-        if not (state.step and validation_is_due(state.step, self._job.run)):
+        if not (state.step and validation_is_due(state.step, self.run)):
             return False
         is_written = any(
             row["step"] == state.step and any(name.startswith("validation/") for name in row)
@@ -271,8 +218,19 @@ class _Parts:
         dist.broadcast_object_list(answer, src=0)
         return not answer[0]
 
+    def report(self, record: StepRecord) -> None:
+        """Takes the record of a step."""
+        self._watchdog.use(STEP)
+        self._progress.add(record)
+        self._saves.tell_written()
+
     def close(self) -> None:
-        """Ends the run's files."""
+        """Ends the saves and the run's files.
+
+        Raises:
+            UserError: on all ranks, if any could not write a checkpoint.
+        """
+        self._saves.finish()
         if self._writer is not None:
             self._writer.close()
 
@@ -280,45 +238,56 @@ class _Parts:
         """Writes scores on held-out samples, unless a stop is agreed on meanwhile.
 
         Returns:
-            Whether to go on training.
+            Whether the run is over.
         """
-        self.progress.flush()
+        self._progress.flush()
         doing = f"in the validation at step {state.step:,}"
-        found = self._work.validate(
-            self._engine, lambda batches: self._stop.until_stop(self._watched(batches, doing))
+        found = self._setup.validate(
+            self._engine, lambda batches: self.stop.until_stop(self._watched(batches, doing))
         )
-        if not self._stop.reason:
-            loss = self.progress.validation(state.step, found.metrics, found.ask())
+        if not self.stop.reason:
+            loss = self._progress.validation(state.step, found.metrics, found.ask())
             loss = loss if found.score is None else 1.0 - found.score
             self._validation_losses = {state.step: loss}
             self._best = min(self._best, (loss, state.step))
-        self.progress.restart_clock()
-        return not self.is_over(state.step)
+        self._progress.restart_clock()
+        return self.is_over(state.step)
 
     def is_over(self, step: int) -> bool:
         """Whether so many validations in a row were not better that training ends."""
-        patience, (_, best_step) = self._work.patience, self._best
-        return patience > 0 and step - best_step >= patience * self._job.run.validation_interval
+        patience, (_, best_step) = self._setup.patience, self._best
+        return patience > 0 and step - best_step >= patience * self.run.validation_interval
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint."""
-        run = self._job.run
-        self.progress.flush()  # a resumed run writes only what follows its checkpoint
-        self._watchdog.beat(f"saving step {state.step:,}")
-        checkpoint.save(
-            self._engine,
-            run.output_dir,
-            state,
-            self._job.identity(),
-            run.keep_checkpoints,
-            self._validation_losses.get(state.step),
-        )
-        self._watchdog.beat(f"behind step {state.step:,}")
-        self._console.say(f"saved step {state.step:,} in {run.output_dir}/{CHECKPOINTS_NAME}")
-        self._has_rolled_back = False
-        self.progress.restart_clock()
+        """Takes a checkpoint, which is written while training goes on.
 
-    def roll_back(self, state: TrainState) -> None:
+        Raises:
+            UserError: on all ranks, if any could not write one.
+        """
+        self._progress.flush()  # a resumed run writes only what follows its checkpoint
+        self._watchdog.beat(f"saving step {state.step:,}")
+        if self.stop.reason == SAVE_FAILED:
+            self._saves.finish()
+        self._saves.save(state, self._validation_losses.get(state.step))
+        if state.step == 1:  # a save that cannot work fails at once
+            self._saves.finish()
+        self._watchdog.beat(f"behind step {state.step:,}")
+        self._has_rolled_back = False
+        self._progress.restart_clock()
+
+    def recover(self, record: StepRecord) -> None:
+        """Rolls back after too many skipped steps, or a spike that the run acts on.
+
+        Raises:
+            UserError: rolling back did not help, or there is no checkpoint.
+        """
+        if record.must_roll_back:
+            self._roll_back(record.state)
+        elif record.spike and self.run.on_spike == "roll_back" and not self._has_rolled_back:
+            step = record.state.step
+            self._go_back(f"step {step:,}: the loss is {record.spike:.2f} times the running median")
+
+    def _roll_back(self, state: TrainState) -> None:
         """Takes back all updates since the last checkpoint; step and position in the data go on.
 
         The same samples would end the same way. A run that is killed before its next checkpoint
@@ -327,7 +296,7 @@ class _Parts:
         Raises:
             UserError: that did not help, or there is no checkpoint.
         """
-        run = self._job.run
+        run = self.run
         size = self._job.deepspeed.batch_shape.global_batch_size
         first = state.samples - run.max_skipped_steps * size
         problem = (
@@ -336,19 +305,15 @@ class _Parts:
         )
         advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
         if self._has_rolled_back:
-            self.progress.flush()
+            self._progress.flush()
             raise UserError(f"{problem}, also after going back to a checkpoint: {advice}")
         if not self._go_back(problem):
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
 
-    def act_on_spike(self, state: TrainState, spike: float) -> None:
-        """Goes back to the last checkpoint, once until the next, where the run is to do so."""
-        if self._job.run.on_spike == "roll_back" and not self._has_rolled_back:
-            self._go_back(f"step {state.step:,}: the loss is {spike:.2f} times the running median")
-
     def _go_back(self, problem: str) -> bool:
         """Takes the weights of the last checkpoint; returns whether there is one."""
-        self.progress.flush()
+        self._progress.flush()
+        self._saves.finish()  # a run that was killed and resumed has no newer checkpoint, either
         job = self._job
         if latest_checkpoint(job.run.output_dir) is None:
             return False

@@ -6,20 +6,20 @@ Started by the launcher with a JSON file of cases, the shards, and the JSON file
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.common.cli import end_rank
 from dist_bert.data.reader import SampleReader
 from dist_bert.data.shard_source import ShardSource
+from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
-from dist_bert.distributed.stop_agreement import Agreement
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.build import new_model, training_stream
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.training.config import RunConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
-from dist_bert.training.engine import StepRecord, build_engine, train
+from dist_bert.training.engine import build_engine
+from dist_bert.training.loop import TrainingLoop
 
 
 def main() -> None:
@@ -52,26 +52,11 @@ def curve(job: PretrainingJob) -> list[list[float]]:
     is_loss = [name.endswith("_loss") for name in engine.module.metric_names]
     steps = []
 
-    def report(record: StepRecord) -> None:
+    state, stop = TrainState(), StopAgreement(lambda: 0)
+    loop = TrainingLoop(engine, job.run, job.deepspeed.peak_lr, stop, beat=lambda doing: None)
+    for record in loop.steps(training_stream(job, reader, state), state):
         assert record.grad_norm is not None
         steps.append([*record.metrics[is_loss].tolist(), float(record.grad_norm)])
-
-    def ignore(_: Any) -> None: ...
-
-    state = TrainState()
-    train(
-        engine,
-        training_stream(job, reader, state),
-        state,
-        job.run,
-        job.deepspeed.peak_lr,
-        stop=Agreement(lambda: 0),
-        beat=ignore,
-        report=report,
-        validate=lambda _: True,
-        save=ignore,
-        roll_back=ignore,
-    )
     engine.destroy()
     return steps
 

@@ -19,19 +19,21 @@ from torch import Tensor
 
 from dist_bert.checkpoint import checkpoint, fragments
 from dist_bert.checkpoint.checkpoint import TrainState
+from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common.cli import end_rank
-from dist_bert.common.errors import UserError
 from dist_bert.data.batches import BatchShape, StepBatch
 from dist_bert.data.pretraining_batches import training_batches
 from dist_bert.data.reader import SampleReader
 from dist_bert.data.sample_order import SampleOrder
 from dist_bert.data.shard_format import Manifest
+from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
-from dist_bert.distributed.stop_agreement import Agreement
+from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.training.config import RunConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
-from dist_bert.training.engine import StepRecord, build_engine, train
+from dist_bert.training.engine import build_engine
+from dist_bert.training.loop import SaveSchedule, StepRecord, TrainingLoop
 from tests.integration.gradient_worker import MODEL
 
 NAN_LOSS, NAN_GRADIENT, INFINITE_LOSS = 1, 2, 3
@@ -107,18 +109,19 @@ def trained(
     engine: Any, steps: Iterator[StepBatch], run: RunConfig, saved: list[Any], folder: str
 ) -> list[StepRecord]:
     records: list[StepRecord] = []
+    saves = CheckpointWriter(engine, folder, {}, 1, Watchdog())
 
-    def save(state: TrainState) -> None:
+    schedule = SaveSchedule(run)
+    loop = TrainingLoop(engine, run, 1e-3, StopAgreement(lambda: 0), beat=lambda doing: None)
+    for record in loop.steps(steps, TrainState()):
+        records.append(record)
+        is_due = schedule.is_due(record, is_stop=False)
         # The first of its interval; step 1 is saved, too.
-        if not saved and state.step > 1 and run.checkpoint_interval < NUM_STEPS:
-            checkpoint.save(engine, folder, state, {}, keep=1)
+        if is_due and not saved and record.state.step > 1 and run.checkpoint_interval < NUM_STEPS:
+            saves.save(record.state)
+            saves.finish()
             saved.extend(contents(engine))
-
-    train(
-        engine, steps, TrainState(), run, 1e-3,
-        stop=Agreement(lambda: 0), beat=lambda doing: None, report=records.append,
-        validate=lambda state: True, save=save, roll_back=lambda state: None,
-    )  # fmt: skip
+    saves.close()
     return records
 
 
@@ -156,20 +159,16 @@ def check_floor(stage: int, shards: Path) -> None:
     engine = new_engine(stage, "fp16", 1.0)
     scales: list[float] = []
 
-    def give_up(state: TrainState) -> None:
-        raise UserError(f"at {state.step}")
-
-    try:
-        train(
-            engine, poisoned_from(2, batches(shards)), TrainState(), run, 1e-3,
-            stop=Agreement(lambda: 0), beat=lambda doing: None,
-            report=lambda record: scales.append(float(engine._get_optimizer_loss_scale())),
-            validate=lambda state: True, save=lambda state: None, roll_back=give_up,
-        )  # fmt: skip
-    except UserError as error:
-        assert str(error) == "at 7" and scales == [8, 4, 2, 1, 1, 1, 1], (error, scales)
+    stop = StopAgreement(lambda: 0)
+    for record in TrainingLoop(engine, run, 1e-3, stop, beat=lambda doing: None).steps(
+        poisoned_from(2, batches(shards)), TrainState()
+    ):
+        scales.append(float(engine._get_optimizer_loss_scale()))
+        if record.must_roll_back:
+            break
     else:
         raise AssertionError(f"went on: {scales}")
+    assert record.state.step == 7 and scales == [8, 4, 2, 1, 1, 1, 1], scales
     engine.destroy()
 
 

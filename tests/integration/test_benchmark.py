@@ -114,6 +114,27 @@ def test_training_is_compared_on_real_batches(
     assert "ours is faster" in made.stdout and made.stdout.count("\nsteps") == 1
 
 
+def test_saves_are_compared(data_set: Path, tmp_path: Path) -> None:
+    size_flags = [f"--{name}={size}" for name, size in TINY_MODEL.items()]
+    made = run_script(
+        *launcher(2), SCRIPT, "saves", "--shards", data_set, "--rounds", "2", "--steps", "3",
+        "--train_batch_size", "24", "--micro_batch_size", "6", "--folder", tmp_path,
+        "--json", tmp_path / "figures.json", *size_flags,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    ((name, rows),) = json.loads((tmp_path / "figures.json").read_text())["figures"].items()
+    assert made.stdout.endswith(f"\n{table(name, rows)}\n") and name == "saves of 3 steps"
+    assert list(rows) == ["none", "waiting", "beside"]
+    assert rows["none"]["cost_seconds"] == 0
+    assert min(rows[way]["stall_seconds"] for way in ("waiting", "beside")) > 0
+    step = rows["none"]["seconds_per_step"]
+    for row in rows.values():
+        assert row["stall_in_steps"] == pytest.approx(row["stall_seconds"] / step)
+        assert row["stall_percent_every_100"] == pytest.approx(row["stall_in_steps"])
+        assert row["cost_percent_every_100"] == pytest.approx(row["cost_seconds"] / step)
+
+
 def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:
     made = run_script(
         *launcher(2), SCRIPT, "train", "--shards", data_set, "--against", "plain_torch"

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from dist_bert.inference.trained_run import TrainedRun
-from dist_bert.model.bert import unpad
+from dist_bert.model.micro_batches import from_padded
 from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import TINY_MODEL, kill_when_printed, launcher, run_script
 from tests.support import labelled
@@ -123,7 +123,7 @@ def assert_same_vectors(run_dir: Path, folder: Path, texts: list[tuple[str, str]
     model, batch = load(transformers.AutoModel, folder, texts)
     ours = TrainedRun.load(run_dir).model
     names = ("input_ids", "attention_mask", "token_type_ids")
-    unpadded: Any = unpad(*(batch[name] for name in names))
+    unpadded: Any = from_padded(*(batch[name] for name in names))
     with torch.no_grad():
         theirs = model(**batch)
         hidden = ours.encoder(**unpadded)

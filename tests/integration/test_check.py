@@ -16,10 +16,10 @@ from tests.integration.test_pretrain import write_configs
 # As if the second rank's host had another torch.
 ANOTHER_TORCH = """
 import os, runpy
-from dist_bert import ranks
-facts = ranks.facts
+from dist_bert.training import rank_reports
+facts = rank_reports.facts
 if os.environ["RANK"] == "1":
-    ranks.facts = lambda: {**facts(), "host": "node2", "torch": "2.12.0"}
+    rank_reports.facts = lambda: {**facts(), "host": "node2", "torch": "2.12.0"}
 runpy.run_path("launch/pretrain.py", run_name="__main__")
 """
 

@@ -21,14 +21,15 @@ from dist_bert.huggingface.export_pretrained import export
 from dist_bert.huggingface.folder import check_new_folder, load_model
 from dist_bert.huggingface.onnx_model import write_onnx
 from dist_bert.inference.trained_run import TrainedRun
-from dist_bert.model.bert import unpad
 from dist_bert.model.config import ModelConfig
+from dist_bert.model.micro_batches import from_padded
 from dist_bert.model.published_names import from_published
 from tests.integration.conftest import TINY_MODEL, assert_one_line_error, environment, run_script
 from tests.support.corpus import chinese_sentences, english_sentences
 from tests.support.synthetic import write_run
 
 SCRIPT = (sys.executable, "launch/export_model.py")
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MODEL = ModelConfig(**{**TINY_MODEL, "hidden_act": "relu", "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
 LINES = english_sentences(300, seed=8) + chinese_sentences(200, seed=9)
 
@@ -110,7 +111,7 @@ def test_transformers_alone_loads_it(exported: Exported, tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     batch = torch.load(tmp_path / "batch.pt")
     assert batch["token_type_ids"].max() == 1
-    unpadded: Any = unpad(*(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+    unpadded: Any = from_padded(*(batch[name] for name in NAMES))
     with torch.no_grad():
         ours = exported.model.mlm_logits(exported.model.encoder(**unpadded))[:, :707]
     theirs = batch["logits"][batch["attention_mask"].bool()]
@@ -187,7 +188,7 @@ def test_onnxruntime_fills_masks(
     mask, segments = (ids > 0).long(), torch.zeros_like(ids)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
     (logits,) = session.run(["prediction_logits"], {n: v.numpy() for n, v in given.items()})
-    unpadded: Any = unpad(ids, mask, segments)
+    unpadded: Any = from_padded(ids, mask, segments)
     with torch.no_grad():
         ours = exported.model.mlm_logits(exported.model.encoder(**unpadded))[:, :707]
     theirs = torch.from_numpy(logits)[mask.bool()]
@@ -231,7 +232,7 @@ def test_a_relu_head_on_gelu_layers_is_left_out_and_said(
     assert names == set(theirs.state_dict()) - {"bert.embeddings.position_ids"}
     ids = torch.tensor([[2, 4, 55, 3, 501, 3]])
     segments = torch.tensor([[0, 0, 0, 0, 1, 1]])
-    unpadded: Any = unpad(ids, torch.ones_like(ids), segments)
+    unpadded: Any = from_padded(ids, torch.ones_like(ids), segments)
     with torch.no_grad():
         ours = model.nsp_logits(model.encoder(**unpadded)[:1])
         logits = theirs(input_ids=ids, token_type_ids=segments).logits

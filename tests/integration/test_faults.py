@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dist_bert.checkpoint.format import CheckpointReader
-from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.checkpoint.run_dir import latest_checkpoint, step_of
 from dist_bert.distributed.rendezvous import free_port
 from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import (
@@ -166,6 +166,38 @@ def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start, tmp_path: Pat
     assert "in faulty_beat" in left and " error: rank 1: no progress for" in left
     assert "while in step 2, micro-step 3 of 3; the stacks above show where it is" in own
     assert "error: rank 0: lost another rank" in others
+
+
+@pytest.mark.slow
+def test_a_save_that_hangs_ends_the_job_though_training_goes_on(start: Start) -> None:
+    """The last save is step 14's; nobody waits for that of step 4 before step 12's."""
+    flags = ("--num_train_steps", "100000", "--checkpoint_interval", "50000")
+    others, own = ended(start("1|writing step 1$|hang", "waited_for", *flags), 1, 1)
+    assert "(save_minutes = 0.017) while w" in own and "in faulty_save_file" in own
+    others, own = ended(start("1|writing step 4$|hang", "beside", "--num_train_steps", "7"), 1, 1)
+    assert "(save_minutes = 0.017) while w" in own and "in faulty_save_file" in own
+    assert "error: rank 0: lost another rank" in others and "saved step 4 " not in others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 4, 14])
+def test_a_save_that_fails_on_one_rank_ends_all_ranks(
+    start: Start, tmp_path: Path, step: int
+) -> None:
+    """At the first save, which is waited for; at one beside training; and at the last one."""
+    others, own = ended(start(f"1|writing step {step}$|full", "run"), 2, 2)
+    folder = tmp_path / "run/checkpoints"
+    assert own == ""
+    assert [line for line in others.splitlines() if "error" in line] == [
+        f"error: cannot save step {step}: {folder}/.step-{step:09d}.partial/fragments-00001"
+        f".safetensors: cannot be written ([Errno 28] No space left on device: '{folder}/.step-"
+        f"{step:09d}.partial/fragments-00001.safetensors')"
+    ]
+    assert "Traceback" not in others and f"saved step {step} " not in others
+    kept = {1: set(), 4: {1}, 14: {8, 12}}[step]
+    assert {path.name for path in folder.glob("*step-*")} == {f"step-{s:09d}" for s in kept}
+    latest = latest_checkpoint(tmp_path / "run")
+    assert (latest is not None and step_of(latest)) == (max(kept) if kept else False)
 
 
 @pytest.mark.slow
@@ -326,7 +358,7 @@ def test_all_groups_take_the_timeout() -> None:
     """Also those that are made later, without naming one: ZeRO's."""
     program = (
         "import torch, torch.distributed as dist\n"
-        "from dist_bert.training.engine import leave_distributed, start_distributed\n"
+        "from dist_bert.distributed.process_group import leave_distributed, start_distributed\n"
         "start_distributed(7.5)\n"
         "for group in (dist.group.WORLD, dist.new_group([0])):\n"
         "    print(group._get_backend(torch.device('cpu')).options._timeout.total_seconds())\n"

@@ -20,14 +20,15 @@ from dist_bert.finetuning.predict import FineTunedModel
 from dist_bert.finetuning.readers import ReadConfig, read_examples
 from dist_bert.huggingface.export_finetuned import export_finetuned
 from dist_bert.huggingface.onnx_model import check_onnx
-from dist_bert.model.bert import unpad
 from dist_bert.model.config import ModelConfig
+from dist_bert.model.micro_batches import from_padded
 from tests.integration.conftest import TINY_MODEL, assert_one_line_error, run_script
 from tests.support import labelled
 from tests.support.corpus import chinese_sentences
 from tests.support.synthetic import write_finetuned_run
 
 SCRIPT = (sys.executable, "launch/export_model.py")
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MODEL = ModelConfig(**{**TINY_MODEL, "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
 LENGTH = 47  # below the model's positions
 TAGS = ["O", "B-COUNT", "I-COUNT", "B-PER", "I-PER"]
@@ -75,7 +76,7 @@ def scores_of_both(head: Any, reference: Any, folder: Path) -> tuple[Any, Any, A
     fast = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     assert fast.model_max_length == LENGTH
     batch = fast(["The old lamp.", "昨天"], ["Alice", "灯笼。"], padding=True, return_tensors="pt")
-    unpadded: Any = unpad(*(batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")))
+    unpadded: Any = from_padded(*(batch[name] for name in NAMES))
     with torch.no_grad():
         return head(**unpadded, num_real_samples=2), reference.eval()(**batch), batch
 

@@ -199,17 +199,18 @@ def test_an_engine_starts_without_torchs_compiler() -> None:
     program = (
         "import sys\n"
         "from dist_bert.training.deepspeed_config import DeepSpeedConfig\n"
-        "from dist_bert.training.engine import build_engine, leave_distributed, start_distributed\n"
+        "from dist_bert.training.engine import build_engine\n"
+        "from dist_bert.distributed import process_group\n"
         "from dist_bert.model.bert import BertForPreTraining\n"
         "from tests.support.synthetic import TINY_MODEL\n"
-        "start_distributed()\n"
+        "process_group.start_distributed()\n"
         "params = {'lr': 1e-3, 'torch_adam': True}\n"
         "values = {'train_batch_size': 3, 'train_micro_batch_size_per_gpu': 3,\n"
         "  'optimizer': {'type': 'AdamW', 'params': params}, 'zero_optimization': {'stage': 2}}\n"
         "config = DeepSpeedConfig.from_values(values, 'case', 1)\n"
         "build_engine(BertForPreTraining(TINY_MODEL), config)\n"
         "print('compiler' if 'torch._inductor.compile_fx' in sys.modules else 'no compiler')\n"
-        "leave_distributed()\n"
+        "process_group.leave_distributed()\n"
     )
     ended = run_script(BIN / "python", "-c", program)
     assert ended.returncode == 0, ended.stderr

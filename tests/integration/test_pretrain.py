@@ -15,7 +15,7 @@ from dist_bert.common.json_lines import read_rows
 from dist_bert.data.reader import SampleReader
 from dist_bert.data.shard_format import Manifest
 from dist_bert.inference.trained_run import TrainedRun
-from dist_bert.model.bert import unpad
+from dist_bert.model.micro_batches import from_padded
 from dist_bert.tokenizer.tokenizer import MASK_ID
 from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import (
@@ -216,7 +216,7 @@ def test_the_answers_to_fixed_sentences_are_the_models(trained: Path, data_set: 
         labels = columns["masked_lm_labels"][row, :count]
         ids[positions] = MASK_ID
         types = np.arange(ids.size) >= columns["segment_b_start"][row]
-        batch = unpad(
+        batch = from_padded(
             torch.from_numpy(ids)[None],
             torch.ones(1, ids.size),
             torch.from_numpy(types.astype(np.int64))[None],

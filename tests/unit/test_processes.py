@@ -44,7 +44,7 @@ live()
 # A file of tests that start the tree and are still waiting, fail, or forget it.
 TESTS = """
 import subprocess, sys, time
-from tests import processes
+from tests.support import processes
 
 processes.GRACE_SECONDS = 0.1
 processes.slowness = lambda: 1.0

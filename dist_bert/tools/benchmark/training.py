@@ -85,9 +85,7 @@ def compare_steps(
         seconds of each round and is their median; `peak_gib` is what a step takes beside weights
         and optimizer state, on this rank. `parts`: shares of the time of our step on this rank.
     """
-    batch = next(
-        training_batches(reader, _order(reader), deepspeed.batch_shape, dist.get_rank(), 0)
-    )
+    batch = first_batch(reader, deepspeed.batch_shape)
     contestants = {}
     for name in (OURS, *(name for name in NAMES if name in names and name != OURS)):
         report(f"making {name}")
@@ -184,6 +182,11 @@ def measure_loader(
     return {"data_wait_share": share, "samples_per_second_at_most": rate}
 
 
+def first_batch(reader: SampleReader, shape: BatchShape) -> StepBatch:
+    """This rank's part of the first global batch."""
+    return next(training_batches(reader, _order(reader), shape, dist.get_rank(), 0))
+
+
 def _order(reader: SampleReader) -> SampleOrder:
     return SampleOrder(reader.shard_of_block, reader.block_sizes, seed=0)
 
@@ -201,7 +204,7 @@ def _make(
         if name == COMPILED:
             bert.encoder.compile_layers()
         engine = build_engine(bert, deepspeed)
-        return Contestant(lambda: _our_step(engine, batch.micro_batches), engine)
+        return Contestant(lambda: our_step(engine, batch.micro_batches), engine)
     if name == "plain_torch":
         return Contestant(_plain_torch_step(BertForPreTraining(model), batch, deepspeed))
     engine = build_engine(_transformers_model(model), deepspeed)
@@ -210,8 +213,8 @@ def _make(
     return Contestant(lambda: _transformers_step(engine, padded), engine)
 
 
-def _our_step(engine: Any, micro_batches: list[MicroBatch]) -> None:
-    """As in `dist_bert.training.engine`."""
+def our_step(engine: Any, micro_batches: list[MicroBatch]) -> None:
+    """An optimizer step as in `dist_bert.training.engine`."""
     for micro_batch in micro_batches:
         loss, _ = engine(**to_device(micro_batch, engine.device))
         factor = gradient_factor(loss, dist.get_world_size())

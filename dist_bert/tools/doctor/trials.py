@@ -66,7 +66,7 @@ print(json.dumps({
 """
 _GLOO = """
 import datetime, sys, torch, torch.distributed as dist
-from dist_bert.distributed.interrupts import end_rank
+from dist_bert.common.cli import end_rank
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2,
                         timeout=datetime.timedelta(seconds=30))
 total = torch.tensor([1.0 + int(sys.argv[2])])

@@ -18,6 +18,8 @@ FRAMEWORK_BYTES = 2 * 2**30  # assumed: CUDA context, NCCL's buffers, cuBLAS wor
 MARGIN = 0.08  # assumed: share of the memory that fragmentation and the unforeseen may take
 _MOMENT_BYTES = 8  # AdamW's two moments, in float32
 LOGITS_AT_ONCE = 1 << 25  # of dist_bert.model.kernels, which needs torch
+NUM_SNAPSHOTS = 2  # of dist_bert.checkpoint.writer, which needs torch
+CHECKPOINT_BYTES = 12  # a parameter: weight and AdamW's moments, in float32
 _MOST_SAMPLES = 1 << 20  # where the search for the largest micro-batch ends
 
 
@@ -120,6 +122,15 @@ def update_bytes(layout: ZeroLayout) -> dict[str, int]:
     if layout.stage == 0 and layout.precision == "fp32":
         return {"gradients as one message": 4 * layout.num_parameters}
     return {"float32 gradients": 4 * layout.num_owned}
+
+
+def snapshot_bytes(layout: ZeroLayout) -> int:
+    """Host memory of one rank for copies of its part of a checkpoint, when writing is slow.
+
+    Without ZeRO the tensors are shared out among the ranks: about as much. Pinned memory, on GPUs,
+    may take up to twice as much: torch allocates it in powers of two, tensor by tensor.
+    """
+    return NUM_SNAPSHOTS * CHECKPOINT_BYTES * -(-layout.num_parameters // layout.num_ranks)
 
 
 def activation_bytes(

@@ -14,11 +14,13 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import training_flops
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
 from dist_bert.tools.plan.memory import (
+    CHECKPOINT_BYTES,
     FRAMEWORK_BYTES,
     MARGIN,
     SampleSize,
     largest_micro_batch,
     plan_memory,
+    snapshot_bytes,
 )
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.config import RunConfig
@@ -39,7 +41,6 @@ GPU_MEMORY_GBYTES = {
 }
 MOST_COMMUNICATION = 0.2  # share of the step at which scaling is said to end
 _MASKED_SHARE, _SPECIAL_TOKENS = 0.15, 3  # of samples that are not there to be counted
-_CHECKPOINT_BYTES = 12  # a parameter: weight and AdamW's moments, in float32
 _COUNTS = ("num_samples", "length_bin_tokens", "num_tokens", "num_masked")  # of a manifest
 _BATCH_FACTORS = (1, 4, 16)  # of the global batch, in the table of where scaling ends
 
@@ -327,14 +328,16 @@ def _step_as_json(time: StepTime) -> dict[str, Any]:
 def _disk(
     layout: ZeroLayout, run: RunConfig, step: StepTime, disk_bytes_per_second: float
 ) -> dict[str, Any]:
-    checkpoint = _CHECKPOINT_BYTES * layout.num_parameters
+    checkpoint = CHECKPOINT_BYTES * layout.num_parameters
     weights = 4 * layout.num_parameters
     write_seconds = checkpoint / disk_bytes_per_second
-    interval = min(run.checkpoint_interval, run.num_train_steps)
+    interval_seconds = min(run.checkpoint_interval, run.num_train_steps) * step.seconds
     return {
         "checkpoint_bytes": checkpoint,
         # Those kept, the best, and the one that is being written.
         "most_bytes": (run.keep_checkpoints + 2) * checkpoint + weights,
         "write_seconds": write_seconds,
-        "share_of_time": write_seconds / (write_seconds + interval * step.seconds),
+        # Training waits only where a checkpoint takes longer to write than its interval.
+        "share_of_time": max(0.0, 1.0 - interval_seconds / write_seconds),
+        "host_bytes_per_rank": snapshot_bytes(layout),
     }

@@ -123,7 +123,7 @@ def test_the_watchdog_is_there_before_the_manifest(server: ShardServer, tmp_path
     server.trickling = {MANIFEST}
     ended = run_script(
         sys.executable, ROOT / "launch/pretrain.py", "--shards", server.url, "--dry_run",
-        "--local_cache", tmp_path, "--watchdog_minutes", "0.05",
+        "--local_cache", tmp_path, "--start_minutes", "0.05",
     )  # fmt: skip
     assert ended.returncode not in (0, 2), ended.stderr
     assert "no progress for" in ended.stderr and "while reading the manifest" in ended.stderr

@@ -13,8 +13,8 @@ import pytest
 import torch.distributed as dist
 
 from dist_bert.common.errors import UserError
+from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.interrupts import REASONS, Interrupts
-from dist_bert.distributed.stop_agreement import Agreement
 from dist_bert.training.config import RunConfig
 from tests.support.processes import children, environment, is_alive, run_script, started, wait_until
 
@@ -72,7 +72,7 @@ def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LAUNCHED = """
 import threading, time
-from dist_bert import interrupts
+from dist_bert.distributed import interrupts
 
 class Clock:  # the thread's: its last wait ends once the main thread has told
     monotonic = staticmethod(time.monotonic)
@@ -155,7 +155,7 @@ def test_a_late_thread_of_gloo_does_not_abort_a_rank(tmp_path: Path, ends_as_ran
     program = f"""
         import atexit, ctypes, os, sys, time, warnings
         from pathlib import Path
-        from dist_bert.distributed.interrupts import end_rank
+        from dist_bert.common.cli import end_rank
 
         rank, folder = int(os.environ["RANK"]), Path({str(tmp_path)!r})
 
@@ -204,7 +204,7 @@ def group_of_one() -> Iterator[None]:
 
 def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
     noted = 0
-    agreement = Agreement(lambda: noted)
+    agreement = StopAgreement(lambda: noted)
     agreement.begin()
     assert agreement.end() == agreement.reason == 0
     seen = []
@@ -224,7 +224,9 @@ def test_agreement_stays_and_ends_an_iteration(group_of_one: None) -> None:
     [
         {"max_minutes": -1.0},
         {"timeout_seconds": 0.5},
+        {"start_minutes": -1.0},
         {"watchdog_minutes": -0.1},
+        {"save_minutes": -0.5},
         {"max_skipped_steps": 0},
     ],
 )

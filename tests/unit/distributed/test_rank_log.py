@@ -71,7 +71,7 @@ def test_a_fatal_signal_leaves_the_stacks(name: str, tmp_path: Path) -> None:
 def test_a_file_system_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """A pipe that nobody reads is one: writing waits for ever when it is full."""
     program = """
-from dist_bert import rank_log
+from dist_bert.distributed import rank_log
 rank_log._PATIENCE_SECONDS = 0.1
 ours, its = os.pipe()
 os.set_blocking(its, False)
@@ -88,7 +88,7 @@ end_at_once("the disk is gone")
 
 
 def test_a_full_disk_ends_no_rank(tmp_path: Path) -> None:
-    program = "from dist_bert import rank_log\n"
+    program = "from dist_bert.distributed import rank_log\n"
     program += "rank_log._descriptor = os.open('/dev/full', os.O_WRONLY)\n"
     program += "console.warn('something')\nprint('alive')"
     assert log_after(program, tmp_path, 0)[1] == ""

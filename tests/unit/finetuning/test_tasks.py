@@ -166,10 +166,13 @@ def test_the_threshold_of_no_answer_is_found_on_labelled_questions(tokenizer: To
         rows[0] = 0.5 if window.question.example.answers else 1.5
         logits.append(rows)
     assert {answer["answer"] for answer in task.answers(prepared, logits)} == {""}
-    tuned = task.with_best_threshold(prepared, logits)
+    tuned = task.tuned(prepared, logits)
     assert tuned.null_score_threshold == pytest.approx(1.0)
     answers = tuned.answers(prepared, logits)
     assert task.scores(prepared, answers).values["f1"] == 1.0
+    assert task.with_settings({"f1": 1.0, **tuned.tuned_settings()}) == tuned
+    always = dataclasses.replace(task, may_lack_answers=False)
+    assert always.tuned_settings() == {} and always.with_settings({"f1": 1.0}) == always
 
 
 def test_only_valid_sequences_of_tags_are_told() -> None:

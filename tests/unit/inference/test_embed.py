@@ -12,8 +12,9 @@ from dist_bert.common.errors import UserError
 from dist_bert.inference import text_batches
 from dist_bert.inference.embed import attention_of, cosine_similarities, embed_sentences, embed_word
 from dist_bert.inference.hidden_states import attention_weights, hidden_states
-from dist_bert.inference.text_batches import Text, encoder_input
+from dist_bert.inference.text_batches import Text
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.micro_batches import from_sequences
 from dist_bert.tokenizer.config import TokenizerConfig
 from dist_bert.tokenizer.tokenizer import train_tokenizer
 from tests.support.corpus import english_sentences
@@ -40,7 +41,7 @@ def given(texts: list[str]) -> list[Text]:
 def alone(run: TrainedRun, text: str, layer: int) -> tuple[list[int], torch.Tensor]:
     """Ids and vectors of one text, with its special tokens."""
     ids = [2, *run.tokenizer.encode(text), 3]
-    return ids, hidden_states(run.model.encoder, encoder_input([ids], run.device), layer).cpu()
+    return ids, hidden_states(run.model.encoder, from_sequences([ids], run.device), layer).cpu()
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -113,7 +114,7 @@ def test_attention_is_of_the_layer_that_is_asked_for(run: TrainedRun) -> None:
     for layer in (1, 2):
         tokens, weights = attention_of(run, Text.given(text), layer)
         assert tokens == [run.tokenizer.piece(index) for index in ids] and "[MASK]" in tokens
-        below = hidden_states(run.model.encoder, encoder_input([ids], run.device), layer - 1)
+        below = hidden_states(run.model.encoder, from_sequences([ids], run.device), layer - 1)
         block = run.model.encoder.layers[layer - 1]
         expected = attention_weights(block, below)  # type: ignore[arg-type]
         assert torch.equal(weights, expected.cpu())

@@ -14,8 +14,8 @@ from dist_bert.inference.hidden_states import (
     shares_by_direction,
     shares_on_neighbours,
 )
-from dist_bert.inference.text_batches import encoder_input
 from dist_bert.model.bert import BertEncoder
+from dist_bert.model.micro_batches import from_sequences
 from tests.support.synthetic import TINY_MODEL
 
 NUM_LAYERS = TINY_MODEL.num_hidden_layers
@@ -33,7 +33,7 @@ def encoder() -> BertEncoder:
 
 
 def batch_of(sequences: list[list[int]]) -> dict[str, Any]:
-    return encoder_input(sequences, torch.device("cpu"))
+    return from_sequences(sequences, torch.device("cpu"))
 
 
 def test_layers_follow_one_another_from_embeddings_to_output(encoder: BertEncoder) -> None:

@@ -4,19 +4,16 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from dist_bert.common.errors import UserError
 from dist_bert.inference import text_batches
 from dist_bert.inference.text_batches import (
     Text,
-    encoder_input,
     given_texts,
     map_in_batches,
     read_texts,
     require_utf8,
 )
-from dist_bert.model.bert import unpad
 
 
 def test_lines_are_texts(tmp_path: Path) -> None:
@@ -75,19 +72,6 @@ def test_results_come_in_order_from_batches_of_similar_length(
     for lengths in batches:
         assert sum(lengths) <= 60 or len(lengths) == 1
         assert lengths == sorted(lengths, reverse=True)
-
-
-def test_the_encoders_input_is_that_of_padded_texts() -> None:
-    sequences = [[2, 7, 8, 3], [2, 3], [2, 9, 3]]
-    padded = torch.tensor([ids + [0] * (5 - len(ids)) for ids in sequences])
-    expected = unpad(padded, padded != 0, torch.zeros_like(padded))
-    got = encoder_input(sequences, torch.device("cpu"))
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        if isinstance(value, int):
-            assert got[name] == value
-        else:
-            assert torch.equal(got[name], value) and got[name].dtype == value.dtype, name
 
 
 def test_arguments_that_are_not_utf8_are_refused() -> None:

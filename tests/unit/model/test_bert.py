@@ -21,11 +21,10 @@ from dist_bert.model.bert import (
     attention,
     can_use_varlen_kernel,
     locate_samples,
-    unpad,
 )
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.kernels import group_samples
-from dist_bert.model.micro_batches import pinned, to_device
+from dist_bert.model.micro_batches import from_padded, pinned, to_device
 from dist_bert.model.published_names import to_published
 
 pytestmark = pytest.mark.trains
@@ -181,7 +180,7 @@ def test_agrees_with_transformers(act: str) -> None:
 
 def test_unpad_gives_the_unpadded_input() -> None:
     batch = make_batch()
-    inputs: Mapping[str, Any] = unpad(
+    inputs: Mapping[str, Any] = from_padded(
         pad(batch["input_ids"], LENGTHS, 0),
         pad(torch.ones(sum(LENGTHS), dtype=torch.long), LENGTHS, 0),
         pad(batch["token_type_ids"], LENGTHS, 1),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_bert.checkpoint import writer
 from dist_bert.model import bert as model_module
 from dist_bert.model import kernels
 from dist_bert.model.bert import BertForPreTraining
@@ -15,6 +16,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.tools.plan.memory import (
     LOGITS_AT_ONCE,
     MARGIN,
+    NUM_SNAPSHOTS,
     SampleSize,
     activation_bytes,
     largest_micro_batch,
@@ -123,6 +125,10 @@ def test_on_cpu_autograd_keeps_the_same_without_statistics_of_softmax(dtype: tor
 
 def test_the_part_of_the_loss_in_float32_is_the_kernels() -> None:
     assert LOGITS_AT_ONCE == kernels._LOGITS_AT_ONCE
+
+
+def test_as_many_copies_are_planned_as_saves_may_be_pending() -> None:
+    assert NUM_SNAPSHOTS == writer.MAX_PENDING
 
 
 def test_dropout_keeps_a_mask_of_each_output() -> None:

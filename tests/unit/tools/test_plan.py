@@ -117,7 +117,12 @@ def test_the_run_and_its_checkpoints() -> None:
     size = 12 * plan["parameters"]
     assert plan["disk"]["checkpoint_bytes"] == size == plan["disk"]["write_seconds"] * 1e9
     assert plan["disk"]["most_bytes"] == 4 * size + 4 * plan["parameters"]  # 2 kept
-    assert plan["disk"]["share_of_time"] == pytest.approx(size / 1e9 / (size / 1e9 + 100 * step))
+    waits = 1 - 100 * step / (size / 1e9)
+    assert plan["disk"]["share_of_time"] == pytest.approx(waits) and 0 < waits < 1
+    fast = dataclasses.replace(HARDWARE, disk_bytes_per_second=size / (99 * step))
+    plan = make_plan(base_layout(), 32, run, workload, fast)
+    assert plan["disk"]["share_of_time"] == 0
+    assert plan["disk"]["host_bytes_per_rank"] == pytest.approx(2 * size / base_layout().num_ranks)
 
 
 def test_mfu_is_the_median_of_what_a_run_measured(tmp_path: Path) -> None:

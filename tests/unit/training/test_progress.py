@@ -14,7 +14,7 @@ from dist_bert.model.bert import METRIC_NAMES
 from dist_bert.training import progress as progress_module
 from dist_bert.training.config import RunConfig
 from dist_bert.training.console import Console
-from dist_bert.training.engine import StepRecord
+from dist_bert.training.loop import StepRecord
 from dist_bert.training.progress import Progress, slowness
 from tests.support.synthetic import TINY_MODEL
 
