@@ -1,17 +1,70 @@
-"""Which sentences a tokenizer is trained on: a sample by hash, without reading all of a corpus."""
+"""A tokenizer from a corpus: its sentences are a sample by hash, without reading all of it."""
 
+import dataclasses
 import hashlib
 import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_prep.corpus import read_sentences
-from data_prep.inputs import InputPart
+from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from data_prep.work_units import cut_large_files
+from dist_bert.common import files
+from dist_bert.tokenizer.config import TokenizerConfig
+from dist_bert.tokenizer.tokenizer import Tokenizer, choose_normalization, train_tokenizer
 
 _OVERSAMPLING = 1.25  # sentences read for each one wanted: some are duplicates
 _LEAST_PER_PART = 64  # sentences: of many small files some are read whole, others not at all
+
+
+def make_tokenizer(
+    patterns: Sequence[str],
+    text_config: TextConfig,
+    max_bad_share: float,
+    config: TokenizerConfig,
+    output_dir: Path,
+) -> None:
+    """Samples sentences, trains, and writes the model with what it was made from.
+
+    Args:
+        patterns: of the files, as for `resolve_inputs`.
+        text_config: of reading them.
+        max_bad_share: of the records of a file.
+        config: of the tokenizer.
+        output_dir: gets tokenizer.model and tokenizer.json.
+
+    Raises:
+        UserError: files cannot be read, or the sentences do not suit the settings.
+    """
+    start = time.monotonic()
+    written = [output_dir / name for name in ("tokenizer.model", "tokenizer.json")]
+    inputs, layout = resolve_inputs(patterns, text_config.format, written)
+    num_bytes = sum(file.bytes for file in inputs)
+    print(f"reading  {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
+    found_config = dataclasses.replace(text_config, format=layout)
+    sentences = sample_sentences(inputs, found_config, config.max_sentences, max_bad_share)
+    read_seconds = time.monotonic() - start
+    config = choose_normalization(sentences, config)
+    print(
+        f"training on {len(sentences):,} sentences, read in {read_seconds:.1f} s;"
+        f" normalization {config.normalization}",
+        flush=True,
+    )
+    path = train_tokenizer(sentences, output_dir, config)
+    record = {
+        "fingerprint": Tokenizer(path).fingerprint,
+        **dataclasses.asdict(config),
+        "input": patterns,
+        "max_bad_share": max_bad_share,
+        **dataclasses.asdict(text_config),
+        "num_files": len(inputs),
+        "num_sentences": len(sentences),
+    }
+    files.write_json(path.with_suffix(".json"), record)
+    print(f"{path}: {config.vocab_size:,} pieces in {time.monotonic() - start:.1f} s")
 
 
 def sample_sentences(
