@@ -63,8 +63,5 @@ def measure_prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it, first
-    commands = add_modes(parser, measure_prepare)
-    arguments, unknown = parser.parse_known_args()
-    if unknown:
-        commands.choices[arguments.command].parse_args(unknown)  # names them, and the known ones
-    run_rank(main, arguments)
+    add_modes(parser, measure_prepare)
+    run_rank(main, parser.parse_args())

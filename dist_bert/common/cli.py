@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
         arguments, unknown = self.parse_known_args(args)
         if unknown:
-            known = sorted(s for a in self._actions for s in a.option_strings if s[:2] == "--")
+            actions = self._command(arguments)._actions
+            known = sorted(s for a in actions for s in a.option_strings if s[:2] == "--")
             self.error(f"unknown argument {' '.join(unknown)}; known flags: {' '.join(known)}")
         return arguments
 
@@ -48,6 +49,14 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args(self._with_values(given), namespace)
+
+    def _command(self, arguments: argparse.Namespace) -> argparse.ArgumentParser:
+        """The parser of the command that was given, or this one where there are no commands."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen: argparse.ArgumentParser = action.choices[getattr(arguments, action.dest)]
+                return chosen
+        return self
 
     def _with_values(self, given: Sequence[str]) -> list[str]:
         """The arguments, where `true` is added to a switch that stands alone before a text."""

@@ -43,8 +43,8 @@ names its place).
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 
 
-def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> Any:
-    """Adds a command for each mode, whose `measure` is the function to call; returns them all.
+def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> None:
+    """Adds a command for each mode, whose `measure` is the function to call.
 
     Args:
         parser: of the script.
@@ -61,7 +61,6 @@ def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> Any:
         add_own_flags(command)
         command.add_argument("--json", metavar="FILE", help="also write the figures here")
         add_switch(command, "--dry_run", "print the settings and stop")
-    return commands
 
 
 def measure_train(arguments: argparse.Namespace) -> Figures:

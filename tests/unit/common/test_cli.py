@@ -54,7 +54,7 @@ def test_help_comes_at_once_and_imports_nothing_slow(script: Path) -> None:
 def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
     needed = {
         "baselines": ("--task", "token_classification", "--train", "f"),
-        "benchmark": ("prepare",),
+        "benchmark": ("sources", "--shards", "d"),
         "plan": ("--gpus", "8"),
         "prepare_shards": ("--tokenizer", "t", "--output_dir", "d"),
         "train_tokenizer": ("--output_dir", "d"),
