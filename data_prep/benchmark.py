@@ -9,6 +9,7 @@ processes of a launch together, start of the interpreter included. Not for: what
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import io
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +75,52 @@ def train_tokenizer(patterns: Sequence[str], output_dir: Path) -> Path:
             raise
         _launch([*command, most[1]])
     return output_dir / "tokenizer.model"
+
+
+def measure_all(
+    patterns: Sequence[str],
+    tokenizer: str | None,
+    *,
+    sequence_length: int,
+    rounds: int,
+    compare_loaders: Callable[..., dict[str, dict[str, float]]],
+) -> Figures:
+    """Measures the preparation, then readers on its shards, in a temporary folder.
+
+    Args:
+        patterns: of the input files; none = the documentation of the installed packages.
+        tokenizer: model file; None = one is trained on the text.
+        sequence_length: most tokens of a sample, for everything but the making of samples.
+        rounds: of which the best counts.
+        compare_loaders: given a data set, a folder to work in and `report`, returns figures.
+
+    Raises:
+        UserError: the text or the tokenizer does not do.
+    """
+    start = time.monotonic()
+
+    def report(*texts: str) -> None:
+        print(f"{time.monotonic() - start:6.0f} s ", *texts, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        if not tokenizer:
+            report("training a tokenizer")
+        model = Path(tokenizer) if tokenizer else train_tokenizer(patterns, folder / "tokenizer")
+        figures = measure_preparation(
+            patterns, model, folder, sequence_length=sequence_length, rounds=rounds, report=report
+        )
+        for length in SAMPLE_LENGTHS:
+            figures[f"loader_{length}"] = compare_loaders(
+                shards_folder(folder, length),
+                folder,
+                report=functools.partial(report, f"loaders at length {length}:"),
+            )
+    print(
+        f"\nbest of {rounds} rounds, of the stages the mean; seconds and rates are of the CPU time"
+        " of all processes, unless they are of the wall; 1 MB is 1,000,000 bytes"
+    )
+    return figures
 
 
 def measure_preparation(

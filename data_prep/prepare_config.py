@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from dist_bert.common.cli import share
 from dist_bert.common.settings import add_flags, raise_all, setting
 
 FORMATS = (
@@ -170,3 +171,21 @@ def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> N
         help="show how the first N documents are read, and stop",
     )
     add_flags(parser, cls)
+
+
+def add_limit_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what a data set may lose, and how many of its pairs may be random."""
+    parser.add_argument(
+        "--allow_lost_tokens",
+        type=share,
+        metavar="SHARE",
+        help="share of the tokens that may be in no sample; a data set that loses more is not"
+        " finished (default: 0.05; 0.2 with --truncate_pairs true)",
+    )
+    parser.add_argument(
+        "--allow_random_next",
+        type=share,
+        default=0.65,
+        metavar="SHARE",
+        help="likewise, share of the pairs whose second segment may be random (default: 0.65)",
+    )

@@ -10,13 +10,10 @@ context, the sentence nearest to the question, and that there is no answer, wher
 
 import argparse
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
-from dist_bert.common.cli import Parser, run
-from dist_bert.common.errors import UserError
-from dist_bert.common.settings import add_flags, flags_of, resolve
-from dist_bert.finetuning.examples import TASKS, Example
+from dist_bert.common.cli import Parser, check_output_file, positive, run
+from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
+from dist_bert.finetuning.examples import TASKS
 from dist_bert.finetuning.readers.read_config import ReadConfig
 
 
@@ -27,61 +24,19 @@ def main(arguments: argparse.Namespace) -> None:
         settings = {name: value for name, value in vars(arguments).items() if value is not None}
         print(json.dumps({**settings, **vars(read)}, indent=2, ensure_ascii=False))
         return
-    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its folder does not exist; make it first")
+    check_output_file(arguments.json, "--json")
     from dist_bert.common.files import write_json
-    from dist_bert.common.text_tables import aligned
-    from dist_bert.finetuning.readers import read_examples
-    from dist_bert.finetuning.splitting import split_examples
+    from dist_bert.finetuning.compare_baselines import compare_baselines
 
-    labelled = read_examples(arguments.task, arguments.train, read)
-    training: Sequence[Example] = labelled.examples
-    tell(arguments.train, labelled.summary())
-    if arguments.eval:
-        other = read_examples(arguments.task, arguments.eval, read)
-        tell(arguments.eval, other.summary())
-        held_out: Sequence[Example] = other.examples
-    else:
-        training, held_out = split_examples(training, arguments.eval_share, arguments.seed)
-        print(f"{len(held_out):,} of them are kept apart to score, {len(training):,} learnt from")
-    from dist_bert.finetuning.baselines import score_baselines  # a second, so behind all mistakes
-
-    results = score_baselines(arguments.task, training, held_out, labelled.label_names)
-    names = list(next(iter(results.values()))[0].values)
-    rows = [["", *results]]
-    rows += [
-        [name, *(f"{scores.values[name]:.4f}" for scores, _ in results.values())] for name in names
-    ]
-    rows.append(["seconds", *(f"{seconds:.1f}" for _, seconds in results.values())])
-    print(f"\n{aligned(rows)}")
+    figures = compare_baselines(
+        arguments.task, arguments.train, arguments.eval, read, arguments.eval_share, arguments.seed
+    )
     if arguments.json:
-        figures = {
-            name: {**scores.figures(), "seconds": seconds}
-            for name, (scores, seconds) in results.items()
-        }
-        write_json(
-            arguments.json,
-            {
-                "task": arguments.task,
-                "num_training_examples": len(training),
-                "num_held_out_examples": len(held_out),
-                "baselines": figures,
-            },
-        )
+        write_json(arguments.json, figures)
 
 
-def tell(path: str, lines: list[str]) -> None:
-    """Says what was read."""
-    first, *others = lines
-    print(f"{path}: {first}", *(f"  {line}" for line in others), sep="\n")
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < 1.0:
+def _inner_share(text: str) -> float:
+    if (value := positive(text)) >= 1.0:
         raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and below 1")
     return value
 
@@ -93,7 +48,7 @@ if __name__ == "__main__":
     parser.add_argument("--eval", metavar="FILE", help="labelled examples to score")
     parser.add_argument(
         "--eval_share",
-        type=_share,
+        type=_inner_share,
         default=0.1,
         help="share of the training examples that is kept apart where --eval is not given"
         " (default: %(default)s)",
@@ -102,6 +57,6 @@ if __name__ == "__main__":
         "--seed", type=int, default=42, help="of the choice of these (default: %(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", help="also write all scores, by class too, here")
-    parser.add_argument("--dry_run", action="store_true", help="print the settings and stop")
+    add_switch(parser, "--dry_run", "print the settings and stop")
     add_flags(parser, ReadConfig)
     run(main, parser.parse_args())

@@ -8,16 +8,14 @@ Exit code 0: preparing, training and resuming work, if perhaps with warnings. 1:
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
-from dist_bert.common.cli import Parser, run
-from dist_bert.common.errors import UserError
+from dist_bert.common.cli import Parser, check_output_file, run
+from dist_bert.common.settings import add_switch
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Examines the machine, prints what was found and writes it as JSON where asked."""
-    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its folder does not exist; make it first")
+    check_output_file(arguments.json, "--json")
     if arguments.dry_run:
         print(json.dumps({"output_dir": arguments.output_dir, "json": arguments.json}, indent=2))
         return 0
@@ -41,5 +39,5 @@ if __name__ == "__main__":
         help="where runs will be written (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the findings here")
-    parser.add_argument("--dry_run", action="store_true", help="print the settings and stop")
+    add_switch(parser, "--dry_run", "print the settings and stop")
     run(main, parser.parse_args())

@@ -9,75 +9,35 @@ it without this package. It is loaded back and compared with the run before it a
 
 import argparse
 import json
-from pathlib import Path
 
-from dist_bert.checkpoint.run_dir import (
-    BEST_NAME,
-    CONFIG_NAME,
-    LATEST_NAME,
-    require_weights,
-    run_folder,
-)
 from dist_bert.common.cli import Parser, local_path, run
-from dist_bert.common.settings import read_json
+from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
+from dist_bert.huggingface.config import ExportConfig
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Finds out what kind of run it is, and exports it."""
-    if arguments.onnx == "true":
+    config = resolve(ExportConfig, None, flags_of(ExportConfig, arguments))
+    if config.onnx:
         from dist_bert.huggingface.onnx_model import check_onnx  # imports torch
 
         check_onnx()
-    from dist_bert.finetuning.results import best_run  # imports numpy
+    from dist_bert.huggingface.export_run import (  # imports numpy
+        export_finetuned,
+        export_pretrained,
+        find_run,
+    )
 
-    config = best_run(arguments.checkpoint) / CONFIG_NAME
-    if config.exists() and "task" in read_json(config):
-        _export_finetuned(arguments, config.parent)
+    found, is_finetuned = find_run(arguments.checkpoint, config.best)
+    if arguments.dry_run:
+        settings = {**vars(arguments), **vars(config), "checkpoint": found}
+        print(json.dumps(settings, indent=2, default=str))
+        return
+    if is_finetuned:
+        use = export_finetuned(found, arguments.output_dir, config)
     else:
-        _export_pretrained(arguments)
-
-
-def _export_pretrained(arguments: argparse.Namespace) -> None:
-    pointer = BEST_NAME if arguments.best else LATEST_NAME
-    checkpoint = require_weights(arguments.checkpoint, pointer)
-    if arguments.dry_run:
-        print(json.dumps({**vars(arguments), "checkpoint": checkpoint}, indent=2, default=str))
-        return
-    from dist_bert.huggingface.export_pretrained import export
-    from dist_bert.huggingface.folder import check_new_folder
-    from dist_bert.inference.trained_run import TrainedRun
-
-    check_new_folder(arguments.output_dir)
-    trained = TrainedRun.load(checkpoint)
-    num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-    print(f"exporting  {checkpoint}: {num_parameters / 1e6:.1f} M parameters", flush=True)
-    export(trained, run_folder(arguments.checkpoint), arguments.output_dir, *_settings(arguments))
-    print(
-        f'{arguments.output_dir}: load it with AutoModel.from_pretrained("{arguments.output_dir}")'
-    )
-
-
-def _export_finetuned(arguments: argparse.Namespace, run_dir: Path) -> None:
-    if arguments.dry_run:
-        print(json.dumps({**vars(arguments), "checkpoint": run_dir}, indent=2, default=str))
-        return
-    from dist_bert.finetuning.predict import FineTunedModel
-    from dist_bert.huggingface.folder import check_new_folder
-
-    check_new_folder(arguments.output_dir)
-    from dist_bert.huggingface.export_finetuned import (
-        export_finetuned,  # imports transformers' tokenizers
-    )
-
-    model = FineTunedModel.load(run_dir)
-    num_parameters = sum(parameter.numel() for parameter in model.head.parameters())
-    print(f"exporting  {run_dir}: {num_parameters / 1e6:.1f} M parameters", flush=True)
-    export_finetuned(model, arguments.output_dir, *_settings(arguments))
-    print(f"{arguments.output_dir}: its README.md says how it is used")
-
-
-def _settings(arguments: argparse.Namespace) -> tuple[str | None, bool, bool]:
-    return arguments.sample_text, arguments.allow_differences == "true", arguments.onnx == "true"
+        use = export_pretrained(arguments.checkpoint, found, arguments.output_dir, config)
+    print(f"{arguments.output_dir}: {use}")
 
 
 if __name__ == "__main__":
@@ -92,29 +52,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output_dir", type=local_path, required=True, metavar="DIR", help="is missing or empty"
     )
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="export the checkpoint of the lowest validation loss, not the latest (of a fine-tuned"
-        " run there is only the best)",
-    )
-    parser.add_argument(
-        "--sample_text",
-        metavar="FILE",
-        help="texts, one a line, whose token ids are compared (default: those of the run's shards;"
-        " of a fine-tuned run, beside its examples)",
-    )
-    parser.add_argument(
-        "--allow_differences",
-        choices=("true", "false"),
-        default="false",
-        help="export although some texts have other token ids in transformers (default: false)",
-    )
-    parser.add_argument(
-        "--onnx",
-        choices=("true", "false"),
-        default="false",
-        help="write model.onnx too, which runs without PyTorch (default: false)",
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    add_switch(parser, "--dry_run", "print what would be done and stop")
+    add_flags(parser, ExportConfig)
     run(main, parser.parse_args())

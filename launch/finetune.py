@@ -15,7 +15,7 @@ import json
 import os
 
 from dist_bert.common.cli import Parser, is_first_rank, run_rank
-from dist_bert.common.settings import add_flags
+from dist_bert.common.settings import add_flags, add_switch
 from dist_bert.distributed.interrupts import Interrupts
 from dist_bert.finetuning.config import FinetuneConfig
 from dist_bert.finetuning.readers import ReadConfig
@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("--config", metavar="FILE", help="JSON of a FinetuneConfig's fields")
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved jobs and stop")
+    add_switch(parser, "--dry_run", "print the resolved jobs and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     add_deepspeed_flags(parser, "configs/finetune_zero1.json")
     add_flags(parser, FinetuneConfig)

@@ -12,10 +12,13 @@ import json
 from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common.cli import Parser, local_path, run
 from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
+from dist_bert.huggingface.config import ImportConfig
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Finds the weights, checks that they can be imported, and imports them."""
+    config = resolve(ImportConfig, None, flags_of(ImportConfig, arguments))
     source = WeightSource.find(arguments.input, "--input")
     if not source.is_published or not arguments.input.is_dir():
         raise UserError(
@@ -24,7 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
         )
     if arguments.dry_run:
         files = [str(path) for path in source.tensor_files]
-        print(json.dumps({**vars(arguments), "tensor_files": files}, indent=2, default=str))
+        settings = {**vars(arguments), **vars(config), "tensor_files": files}
+        print(json.dumps(settings, indent=2, default=str))
         return
     from dist_bert.huggingface.folder import check_new_folder
 
@@ -32,8 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.huggingface.import_model import import_model
 
     print(f"importing  {arguments.input}", flush=True)
-    allow_differences = arguments.allow_differences == "true"
-    import_model(source, arguments.output_dir, arguments.sample_text, allow_differences)
+    import_model(source, arguments.output_dir, config.sample_text, config.allow_differences)
     print(
         f"{arguments.output_dir}: give it as --checkpoint or --init_from, and"
         f" {arguments.output_dir}/tokenizer.model to launch/prepare_shards.py"
@@ -48,17 +51,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output_dir", type=local_path, required=True, metavar="DIR", help="is missing or empty"
     )
-    parser.add_argument(
-        "--sample_text",
-        metavar="FILE",
-        help="texts, one a line, whose token ids are compared, too (always: odd texts, and lines"
-        " in which every piece of the vocabulary stands once)",
-    )
-    parser.add_argument(
-        "--allow_differences",
-        choices=("true", "false"),
-        default="false",
-        help="import although some texts have other token ids in transformers (default: false)",
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    add_switch(parser, "--dry_run", "print what would be done and stop")
+    add_flags(parser, ImportConfig)
     run(main, parser.parse_args())

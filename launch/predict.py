@@ -17,7 +17,7 @@ from typing import Any
 
 from dist_bert.common import files
 from dist_bert.common.cli import Parser, run
-from dist_bert.common.settings import add_flags, flags_of, resolve
+from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
 from dist_bert.finetuning.readers import ReadConfig, read_examples
 
 
@@ -56,6 +56,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output", default="-", metavar="FILE", help="the answers (default: -, standard output)"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the settings and stop")
+    add_switch(parser, "--dry_run", "print the settings and stop")
     add_flags(parser, ReadConfig)
     run(main, parser.parse_args())

@@ -10,9 +10,9 @@ import argparse
 import dataclasses
 import json
 
-from data_prep.prepare_config import PrepareConfig, add_input_flags
+from data_prep.prepare_config import PrepareConfig, add_input_flags, add_limit_flags
 from dist_bert.common.cli import Parser, is_first_rank, local_path, run
-from dist_bert.common.settings import flags_of, resolve
+from dist_bert.common.settings import add_switch, flags_of, resolve
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -45,16 +45,6 @@ def main(arguments: argparse.Namespace) -> None:
     prepare(arguments.input, paths, config, limits, arguments.log_dir)
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0.0 <= share <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a share, 0 to 1")
-    return share
-
-
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument(
@@ -71,24 +61,9 @@ if __name__ == "__main__":
         type=local_path,
         help="folder of encoded text, kept for other data sets (default: OUTPUT_DIR/token_store)",
     )
-    parser.add_argument(
-        "--allow_lost_tokens",
-        type=_share,
-        metavar="SHARE",
-        help="share of the tokens that may be in no sample; a data set that loses more is not"
-        " finished (default: 0.05; 0.2 with --truncate_pairs true)",
-    )
-    parser.add_argument(
-        "--allow_random_next",
-        type=_share,
-        default=0.65,
-        metavar="SHARE",
-        help="likewise, share of the pairs whose second segment may be random (default: 0.65)",
-    )
     parser.add_argument("--log_dir", type=local_path, help="folder that gets a log of every rank")
     parser.add_argument("--config", metavar="FILE", help="JSON of the settings below")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the resolved settings and stop"
-    )
+    add_switch(parser, "--dry_run", "print the resolved settings and stop")
+    add_limit_flags(parser)
     add_input_flags(parser, PrepareConfig)
     run(main, parser.parse_args())

@@ -11,7 +11,7 @@ import json
 import os
 
 from dist_bert.common.cli import Parser, is_first_rank, run_rank
-from dist_bert.common.settings import add_flags
+from dist_bert.common.settings import add_flags, add_switch
 from dist_bert.distributed.interrupts import Interrupts
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.config import PretrainingConfig
@@ -51,11 +51,11 @@ if __name__ == "__main__":
         help="model JSON (default: configs/model/bert_base.json's values)",
     )
     parser.add_argument("--config", metavar="FILE", help="run JSON (default: the flags' defaults)")
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved job and stop")
-    parser.add_argument(
+    add_switch(parser, "--dry_run", "print the resolved job and stop")
+    add_switch(
+        parser,
         "--check",
-        action="store_true",
-        help="try everything that the run will do, in about a minute, list all problems and stop",
+        "try everything that the run will do, in about a minute, list all problems and stop",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the launcher passes it
     add_deepspeed_flags(parser, "configs/zero2.json")

@@ -9,14 +9,13 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_bert.common.cli import Parser, run
-from dist_bert.common.errors import UserError
+from dist_bert.common.cli import Parser, check_output_file, run
+from dist_bert.common.settings import add_switch
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Reads the runs and writes the report."""
-    if not Path(arguments.output).resolve().parent.is_dir():
-        raise UserError(f"--output {arguments.output}: its folder does not exist; make it first")
+    check_output_file(arguments.output, "--output")
     if arguments.dry_run:
         print(json.dumps({"runs": arguments.run, "output": arguments.output}, indent=2))
         return
@@ -33,5 +32,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output", default="report.html", metavar="FILE", help="(default: %(default)s)"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be read and stop")
+    add_switch(parser, "--dry_run", "print what would be read and stop")
     run(main, parser.parse_args())

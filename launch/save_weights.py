@@ -10,6 +10,7 @@ import json
 
 from dist_bert.checkpoint.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
 from dist_bert.common.cli import Parser, local_path, run
+from dist_bert.common.settings import add_switch
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -37,8 +38,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output", type=local_path, required=True, metavar="FILE", help="is replaced"
     )
-    parser.add_argument(
-        "--best", action="store_true", help="the checkpoint of the lowest validation loss"
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    add_switch(parser, "--best", "the checkpoint of the lowest validation loss")
+    add_switch(parser, "--dry_run", "print what would be done and stop")
     run(main, parser.parse_args())

@@ -4,6 +4,7 @@ Not for: logging (scripts print what they are for) or anything that a library ca
 """
 
 import argparse
+import itertools
 import os
 import sys
 import traceback
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 from dist_bert.common.errors import NodeError, UserError
 from dist_bert.common.redaction import redacted
+from dist_bert.common.settings import add_switch, boolean
 from dist_bert.common.slurm import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
@@ -26,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
         )
-        self.add_argument("--debug", action="store_true", help="show a traceback for every error")
+        add_switch(self, "--debug", "show a traceback for every error")
 
     def parse_args(  # type: ignore[override]  # noqa: D102 - one of argparse's two forms is enough
         self, args: Sequence[str] | None = None
@@ -37,9 +39,39 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
         arguments, unknown = self.parse_known_args(args)
         if unknown:
-            known = sorted(s for a in self._actions for s in a.option_strings if s[:2] == "--")
+            actions = self._command(arguments)._actions
+            known = sorted(s for a in actions for s in a.option_strings if s[:2] == "--")
             self.error(f"unknown argument {' '.join(unknown)}; known flags: {' '.join(known)}")
         return arguments
+
+    def parse_known_args(  # type: ignore[override]  # noqa: D102 - as above
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._with_values(given), namespace)
+
+    def _command(self, arguments: argparse.Namespace) -> argparse.ArgumentParser:
+        """The parser of the command that was given, or this one where there are no commands."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen: argparse.ArgumentParser = action.choices[getattr(arguments, action.dest)]
+                return chosen
+        return self
+
+    def _with_values(self, given: Sequence[str]) -> list[str]:
+        """The arguments, where `true` is added to a switch that stands alone before a text."""
+        switches = {
+            flag
+            for action in self._actions
+            if action.type is boolean
+            for flag in action.option_strings
+        }
+        completed = list(given)
+        end = completed.index("--") if "--" in completed else len(completed)
+        for index, (text, following) in enumerate(itertools.pairwise(completed[:end])):
+            if text in switches and following.lower() not in ("true", "false"):
+                completed[index] = f"{text}=true"
+        return completed
 
     def print_help(self, file: Any = None) -> None:  # noqa: D102
         if is_first_rank():
@@ -61,6 +93,45 @@ def local_path(text: str) -> Path:
             f"{text}: is a URL; give a local path, and copy the files from or to there"
         )
     return Path(text)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A share, 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a share, 0 to 1")
+    return value
+
+
+def check_output_file(path: str | None, flag: str) -> None:
+    """Finds out before the work whether a file can be written: its folder is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if path and not Path(path).resolve().parent.is_dir():
+        raise UserError(f"{flag} {path}: its folder does not exist; make it first")
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,9 +26,13 @@ _SHORT = reprlib.Repr()  # of values that may be large or deep
 _SHORT.maxstring = _SHORT.maxother = 200
 
 
-def setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+def setting(
+    default: Any, help_text: str, choices: tuple[str, ...] = (), metavar: str | None = None
+) -> Any:
     """A dataclass field with the line that `--help` shows (unit and range included)."""
-    return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+    return dataclasses.field(
+        default=default, metadata={"help": help_text, "choices": choices, "metavar": metavar}
+    )
 
 
 def raise_all(what: str, problems: list[str]) -> None:
@@ -112,18 +116,41 @@ def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Adds a `--field value` for every field of dataclass `cls`; what is not given stays None."""
+    """Adds a `--field value` for every field of dataclass `cls`; what is not given stays None.
+
+    A boolean may be given as `--field` alone, which means true.
+    """
     hints = typing.get_type_hints(cls)
     group = parser.add_argument_group(f"{cls.__name__} (JSON key = flag)")
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
-        group.add_argument(
-            f"--{field.name}",
-            type=_parse_bool if kind is bool else _base_type(kind),
-            choices=field.metadata.get("choices") or None,
-            metavar="true|false" if kind is bool else None,
-            help=f"{field.metadata['help']} (default: {field.default})".replace("%", "%%"),
-        )
+        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        help_text = f"{field.metadata['help']}{default}".replace("%", "%%")
+        if kind is bool:
+            add_switch(group, f"--{field.name}", help_text, default=None)
+        else:
+            group.add_argument(
+                f"--{field.name}",
+                type=_base_type(kind),
+                choices=field.metadata.get("choices") or None,
+                metavar=field.metadata.get("metavar"),
+                help=help_text,
+            )
+
+
+def add_switch(
+    parser: argparse._ActionsContainer, flag: str, help_text: str, default: bool | None = False
+) -> None:
+    """Adds a boolean flag: `--flag`, `--flag true` or `--flag false`."""
+    parser.add_argument(
+        flag,
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=default,
+        metavar="true|false",
+        help=help_text,
+    )
 
 
 def flags_of(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +158,8 @@ def flags_of(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
     return {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls)}
 
 
-def _parse_bool(text: str) -> bool:
+def boolean(text: str) -> bool:
+    """The value of a boolean flag, for argparse."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r}: must be true or false")
     return text.lower() == "true"

@@ -1,6 +1,7 @@
 """The most direct use of a pretrained encoder: what stands behind [MASK]?"""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_bert.common.errors import UserError
+from dist_bert.common.pictures import MAX_ROWS, Panel, shortened, write_tables
 from dist_bert.inference.text_batches import Ids, Text, check_length, map_in_batches
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.micro_batches import from_sequences
@@ -92,6 +94,51 @@ def compare_texts(run: TrainedRun, texts: Sequence[Text], top_k: int) -> Compari
         likelihoods[:, ids].numpy(),
         (torch.cdist(likelihoods, likelihoods, p=1) / 2).numpy(),
         len({tuple(sequence[: sequence.index(MASK_ID)]) for sequence in sequences}) == 1,
+    )
+
+
+def draw_comparison(
+    run: TrainedRun, texts: Iterable[Text], top_k: int, path: str
+) -> tuple[list[Text], str]:
+    """Draws the answers to texts, a row for each text and a column for each piece.
+
+    Args:
+        run: that answers.
+        texts: as for `compare_texts`, and at most as many as a picture has rows.
+        top_k: pieces that each text contributes.
+        path: of the PNG file.
+
+    Returns:
+        The texts, and how much the answers differ; empty where the words before [MASK] do, too.
+
+    Raises:
+        UserError: there are too many texts for a picture, and as for `compare_texts`.
+    """
+    compared = list(itertools.islice(texts, MAX_ROWS + 1))
+    if len(compared) > MAX_ROWS:
+        raise UserError(f"--picture: compares at most {MAX_ROWS} texts; give fewer")
+    comparison = compare_texts(run, compared, top_k)
+    labels = []
+    for text in compared:
+        before, mask, _ = text.text.partition("[MASK]")
+        labels.append(shortened(text.text, len(before), len(before + mask)))
+    pieces = [piece.lstrip("▁") or "▁" for piece in comparison.pieces]
+    write_tables(
+        path,
+        "probabilities of the likeliest answers to [MASK]",
+        labels,
+        [Panel("", comparison.probabilities, pieces)],
+        low=0.0,
+        high=float(comparison.probabilities.max()),
+        bar_label="probability",
+        form=".1%",
+    )
+    if not comparison.has_same_left_context or len(compared) == 1:
+        return compared, ""
+    return compared, (
+        f"the {len(compared)} texts are the same up to [MASK]: a model that reads from left to"
+        " right would answer them alike; here the answers differ by up to"
+        f" {comparison.distances.max():.1%} (total variation distance)"
     )
 
 

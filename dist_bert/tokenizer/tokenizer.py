@@ -2,7 +2,7 @@
 
 Text can never produce a special id. The pieces are SentencePiece's, trained here, or WordPiece's of
 an imported model; which, the file itself tells. Not for: reading corpora (`data_prep.readers`) or
-choosing the training sentences (`data_prep.sampling`).
+choosing the training sentences (`data_prep.make_tokenizer`).
 
 Letters: N texts of a batch, T ids of all of them, V pieces.
 """

@@ -11,6 +11,7 @@ import pytest
 
 from dist_bert.common.cli import Parser, is_first_rank, run
 from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_switch
 from tests.support.processes import ROOT, run_script
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
@@ -18,7 +19,6 @@ RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 # Of others: what `site` itself imports begins with an underscore.
 INSTALLED = {name for name in packages_distributions() if not name.startswith("_")}
 PACKAGES = INSTALLED - {"dist_bert", "data_prep"}
-MAY_IMPORT = {"quickstart": {"numpy"}}  # looks into shards and checkpoints itself
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +47,14 @@ def test_help_comes_at_once_and_imports_nothing_slow(script: Path) -> None:
     assert ended.stdout.startswith("usage: ") and "--debug" in ended.stdout
     imported, others = split_import_times(ended.stderr)
     assert "argparse" in imported and others == []
-    assert imported & PACKAGES == MAY_IMPORT.get(script.stem, set())
+    assert not imported & PACKAGES
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_refuse_unknown_flags_in_one_line(script: Path) -> None:
     needed = {
         "baselines": ("--task", "token_classification", "--train", "f"),
-        "benchmark": ("prepare",),
+        "benchmark": ("sources", "--shards", "d"),
         "plan": ("--gpus", "8"),
         "prepare_shards": ("--tokenizer", "t", "--output_dir", "d"),
         "train_tokenizer": ("--output_dir", "d"),
@@ -91,6 +91,28 @@ def test_unknown_flags_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == (
         "error: unknown argument --zeal 3 stray; known flags: --debug --degrees --help --required\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--fan"], (True, [])),
+        (["--fan", "true", "a loaf"], (True, ["a loaf"])),
+        (["--fan", "false", "a loaf"], (False, ["a loaf"])),
+        (["--fan", "a loaf", "true"], (True, ["a loaf", "true"])),
+        (["a loaf", "--fan", "--debug"], (True, ["a loaf"])),
+        (["--fan=false", "--", "--fan", "a loaf"], (False, ["--fan", "a loaf"])),
+        (["--fan", "--", "a loaf"], (True, ["a loaf"])),
+    ],
+)
+def test_a_switch_leaves_the_text_after_it_alone(
+    arguments: list[str], expected: tuple[bool, list[str]]
+) -> None:
+    parser = Parser()
+    parser.add_argument("loaf", nargs="*")
+    add_switch(parser, "--fan", "whether air moves")
+    parsed = parser.parse_args(arguments)
+    assert (parsed.fan, parsed.loaf) == expected
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_a_flag_can_set_what_is_false_or_zero(tmp_path: Path) -> None:
     assert resolve(Oven, file, flags) == Oven(fan=False, degrees=0, hours=0.0)
 
 
+def test_a_boolean_flag_alone_is_true() -> None:
+    assert parse("--fan")["fan"] is True
+    assert parse("--fan", "--degrees", "7")["fan"] is True
+    assert parse("--fan", "FALSE")["fan"] is False
+
+
 def test_flags_have_the_types_of_their_fields(capsys: pytest.CaptureFixture[str]) -> None:
     given = parse("--degrees", "7", "--hours", "2", "--mode", "bottom", "--max_loaves", "3")
     assert given == {"degrees": 7, "hours": 2.0, "mode": "bottom", "fan": None, "max_loaves": 3}
@@ -78,7 +84,7 @@ def test_help_shows_meaning_and_default_of_every_field() -> None:
     text = " ".join(parser.format_help().split())
     assert "--hours HOURS time, 100% of it (default: 0.5)" in text
     assert "--mode {top,bottom} where the heat comes from (default: top)" in text
-    assert "--fan true|false whether air moves (default: False)" in text
+    assert "--fan [true|false] whether air moves (default: False)" in text
 
 
 def test_an_unknown_key_lists_the_known_ones(tmp_path: Path) -> None:

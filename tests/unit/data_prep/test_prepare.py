@@ -11,13 +11,13 @@ import pytest
 from data_prep import data_set
 from data_prep.data_set import BuiltShard
 from data_prep.inputs import InputPart, find_inputs, installed_packages
+from data_prep.make_tokenizer import _hash, sample_sentences
 from data_prep.mpi_ranks import hand_out
 from data_prep.prepare_config import FORMATS, PrepareConfig, TextConfig
 from data_prep.progress import Progress
 from data_prep.readers import _READERS
 from data_prep.readers.source import Tally
 from data_prep.samples import SampleStatistics
-from data_prep.sampling import _hash, sample_sentences
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
 from dist_bert.data.shard_format import BlockRecord, ShardRecord
@@ -122,7 +122,7 @@ def test_a_small_sample_reads_few_files(tmp_path: Path, monkeypatch: pytest.Monk
         opened.append(part.path)
         yield "", [f"{part.path} {i}" for i in range(90)]
 
-    monkeypatch.setattr("data_prep.sampling.read_sentences", read)
+    monkeypatch.setattr("data_prep.make_tokenizer.read_sentences", read)
     assert len(sample(files, 500)) == 500
     assert len(opened) == 7, "500 sentences and a quarter more, 90 a file"
 
