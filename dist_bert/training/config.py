@@ -41,8 +41,8 @@ class TrainingConfig:
     )
     start_minutes: float = setting(
         20.0,
-        "end the job if no part of the start (joining, loading, compiling, a micro-step of the"
-        " first step) ends for so long; 0 = never",
+        "end the job if no part of the start (joining, loading, compiling, micro-steps of step 1)"
+        " ends for so long; 0 = never",
     )
     watchdog_minutes: float = setting(
         10.0, "end the job if no micro-step or validation batch ends for so long; 0 = never"

@@ -293,7 +293,13 @@ def test_a_disk_that_is_full_between_two_saves_does_not_end_the_run(
 
 
 @pytest.mark.slow
-def test_a_diverging_run_goes_back_once_then_stops(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_diverging_run_goes_back_once_then_stops(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """To the last checkpoint, also where its writing has to be waited for."""
+    if is_late:
+        monkeypatch.setenv("LATE", "1")
     steps = "in step (3|6|7|9|10|11|12),"
     (output,) = ended(start(f"0|{steps}|nan", "run", "--max_skipped_steps", "2", num_ranks=1), 2)
     assert "step 3: skipped, loss or gradient is not finite (samples 72 to 107 of the" in output
