@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.token_store import TokenStore, map_array
+from data_prep.mapping import map_array
+from data_prep.token_store import TokenStore
 from dist_bert.common import files
 
 _RANGE_DOCUMENTS = 1 << 21  # on average: 16 MB of hashes

@@ -184,10 +184,10 @@ def _tokenise(
     sizes = [sum(part.bytes for part in unit) for unit in plan.units]
     found = sound_units(ranks, folders, wanted, sizes)
 
-    def breathe() -> None:
+    def breathe(num_bytes: int) -> None:
         ranks.breathe()
         if ranks.is_first:  # which has the largest unit
-            progress.tick()
+            progress.tick(num_bytes)
 
     def work(unit: int) -> UnitRecord:
         return make_unit(

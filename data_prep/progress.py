@@ -47,22 +47,27 @@ class Progress:
             self._last_line = now
             self._print(now, "\n")
 
-    def tick(self) -> None:
-        """Shows that work goes on inside of an item that takes long; cheap where nothing is due."""
+    def tick(self, num_bytes: int) -> None:
+        """Shows that work goes on inside of an item that takes long; cheap where nothing is due.
+
+        Args:
+            num_bytes: of text that is done of the item; its size may be that of a packed file.
+        """
         now = time.monotonic()
         if now - self._last_line >= _LINE_INTERVAL_SECONDS:
             self._last_line = now
-            self._print(now, "\r" if self._is_terminal else "\n")
+            self._print(now, "\r" if self._is_terminal else "\n", num_bytes)
 
-    def _print(self, now: float, end: str) -> None:
+    def _print(self, now: float, end: str, num_inside: int = 0) -> None:
         seconds = max(now - self._start, 1e-9)
         remaining = seconds * (self._num_bytes - self._bytes) / max(self._bytes, 1)
         share = self._items / self._num_items
         bar = f"[{'#' * int(20 * share):<20}] " if self._is_terminal else ""
         ending = f"{remaining:.0f} s left" if self._bytes else f"{seconds:.0f} s so far"
         ending = f"{seconds:.1f} s" if share == 1 else ending
+        inside = f"  {num_inside / 1e6:.1f} MB of the next" if num_inside else ""
         line = (
-            f"{self._title} {bar}{self._items:,}/{self._num_items:,} {self.noun}"
-            f"  {self._bytes / seconds / 1e6:.1f} MB/s  {ending}"
+            f"{self._title} {bar}{self._items:,}/{self._num_items:,} {self.noun}{inside}"
+            f"  {(self._bytes + num_inside) / seconds / 1e6:.1f} MB/s  {ending}"
         )
         print(f"{line:<79}" if self._is_terminal else line, end=end, flush=True)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.duplicates import FirstDocuments
-from data_prep.token_store import TokenStore, map_array
+from data_prep.mapping import map_array
+from data_prep.token_store import TokenStore
 from dist_bert.common import files
 from dist_bert.common.hashing import permuted
 

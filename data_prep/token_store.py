@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from data_prep.corpus import read_sentences
 from data_prep.documents import Documents
 from data_prep.inputs import InputPart
+from data_prep.mapping import map_array
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from dist_bert.common import files
@@ -123,7 +124,7 @@ def make_unit(
     tokenizer: Tokenizer,
     *,
     max_bad_share: float,
-    breathe: Callable[[], None],
+    breathe: Callable[[int], None],
 ) -> UnitRecord:
     """Splits and encodes the files of a unit.
 
@@ -136,7 +137,7 @@ def make_unit(
         config: of reading.
         tokenizer: of encoding.
         max_bad_share: of the records of each part; more is an error.
-        breathe: called often; may raise to leave the work.
+        breathe: called often, with the bytes of text that are done; may raise to leave the work.
 
     Raises:
         UserError: a file cannot be read; see `data_prep.readers`.
@@ -147,7 +148,7 @@ def make_unit(
         with _UnitWriter(temporary, tokenizer) as writer:
             for batch in _batches(writer.read(parts, config, max_bad_share)):
                 writer.add(batch)
-                breathe()
+                breathe(writer.text_bytes)
         record = writer.record(unit_fingerprint(parts, config, tokenizer.fingerprint), parts)
         _write_record(temporary, record)
         shutil.rmtree(folder, ignore_errors=True)  # made from something else
@@ -175,7 +176,7 @@ class _UnitWriter:
         self._document_offsets = _ArrayFile(folder / "document_offsets.npy", np.dtype("<i8"), [0])
         self._document_hashes = _ArrayFile(folder / "document_hashes.npy", np.dtype("<u8"))
         self._num_single_sentence = 0
-        self._text_bytes = 0
+        self.text_bytes = 0
         self._documents_by_part: Counter[int] = Counter()
         self._drops: Counter[str] = Counter()
         self._removed: Counter[str] = Counter()
@@ -229,7 +230,7 @@ class _UnitWriter:
         self._document_offsets.append(stops[num_sentences > 0])
         self._document_hashes.append(np.array([content_hash(text) for text in texts], np.uint64))
         self._num_single_sentence += int(np.count_nonzero(num_sentences == 1))
-        self._text_bytes += sum(map(len, texts))
+        self.text_bytes += sum(map(len, texts))
         self._documents_by_part.update(d.part for d in kept)
         if num_empty := len(batch) - len(kept):
             self._drops["empty"] += num_empty
@@ -244,7 +245,7 @@ class _UnitWriter:
             num_sentences=self._sentence_offsets.size - 1,
             num_tokens=self._ids.size,
             num_single_sentence_documents=self._num_single_sentence,
-            text_bytes=self._text_bytes,
+            text_bytes=self.text_bytes,
             inputs=[
                 {
                     "path": part.path,
@@ -327,13 +328,6 @@ class Unit:
     def document_hashes(self) -> NDArray[np.uint64]:
         """(D,)."""
         return map_array(self._folder / "document_hashes.npy")
-
-
-def map_array(path: Path) -> NDArray[Any]:
-    """Maps a one-dimensional `.npy` file into memory, read-only."""
-    if path.stat().st_size == _NPY_HEADER:  # nothing to map
-        return np.load(path).view(np.ndarray)
-    return np.load(path, mmap_mode="r").view(np.ndarray)  # a memmap's own indexing is slow
 
 
 class TokenStore:

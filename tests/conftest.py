@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,20 +20,39 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
+# Command lines of processes that are found when the session ends: an error there would end an
+# interrupted session before its summary.
+LEFT = pytest.StashKey[list[str]]()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def nothing_outlives_the_session() -> Iterator[None]:
+def nothing_outlives_the_session(pytestconfig: pytest.Config) -> Iterator[None]:
     """Set up before every other fixture, and so torn down after them."""
     adopt_orphans()
     before = children()
     ended = signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures are torn down
     yield
     signal.signal(signal.SIGTERM, ended)
-    left = end_children(lambda child: child not in before)
-    assert not left, f"processes that a fixture left behind: {left}"
+    pytestconfig.stash.setdefault(LEFT, []).extend(end_children(lambda child: child not in before))
+
+
+@pytest.hookimpl(trylast=True)  # behind the fixtures' own end
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A session that left processes behind has failed."""
+    if session.config.stash.get(LEFT, []) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Names these processes, also where the session was interrupted."""
+    for line in config.stash.get(LEFT, []):
+        terminalreporter.line(f"ERROR a process was left behind: {line}", red=True)
 
 
 @pytest.fixture(autouse=True)
-def nothing_outlives_its_test(nothing_outlives_the_session: None) -> Iterator[None]:
+def nothing_outlives_its_test(
+    nothing_outlives_the_session: None, request: pytest.FixtureRequest
+) -> Iterator[None]:
     """What fixtures of a module or a session started before stays."""
     before = children()
     yield
@@ -40,4 +60,7 @@ def nothing_outlives_its_test(nothing_outlives_the_session: None) -> Iterator[No
     while any(map(is_alive, children() - before)) and not patience.is_over():
         time.sleep(0.01)
     left = end_children(lambda child: child not in before)
+    if request.session.exitstatus == pytest.ExitCode.INTERRUPTED:
+        request.config.stash.setdefault(LEFT, []).extend(left)
+        return
     assert not left, f"processes that the test left behind: {left}"

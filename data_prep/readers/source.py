@@ -108,7 +108,7 @@ class Source:
         """The bytes, unpacked if they are packed; several members or frames read as one.
 
         Raises:
-            UserError: the file cannot be read, or is cut off or damaged.
+            UserError: the file cannot be read, is packed twice, or is cut off or damaged.
         """
         try:
             with open(self.path, "rb") as file:
@@ -117,6 +117,8 @@ class Source:
                 raw = io.BufferedReader(_Limited(file, self.part.bytes), _BUFFER_BYTES)
                 stream = self._unpacked(raw, magic)
                 try:
+                    if stream is not raw:
+                        self._check_inside(stream)
                     yield stream
                 except packed.DamagedError as error:
                     raise UserError(
@@ -132,6 +134,12 @@ class Source:
         except ModuleNotFoundError:
             raise missing_package(self.path, "packed by zstd", "zstandard") from None
 
+    def _check_inside(self, stream: Any) -> None:
+        """Refuses what is packed twice, which warcio would unpack once more, without a limit."""
+        magic = stream.peek(packed.MAGIC_BYTES)[: packed.MAGIC_BYTES]
+        if packed.is_packed(magic) and not magic.isascii():  # a text may begin as bzip2 does
+            raise UserError(f"{self.path}: is packed twice; unpack it once")
+
     @property
     def ends_file(self) -> bool:
         """Whether nothing of the file follows the part."""
@@ -145,12 +153,14 @@ class Source:
         """
         offset = self.part.start  # of an unpacked file; only such ones and bzip2 have parts
         with self.open() as file:
-            for line in iter(functools.partial(file.readline, MAX_RECORD_BYTES), b""):
+            lines = iter(functools.partial(file.readline, MAX_RECORD_BYTES), b"")
+            for number, line in enumerate(lines, 1):
                 start, text = self.unpadded(line, offset)
                 if len(line) == MAX_RECORD_BYTES and not line.endswith((b"\n", b"\0")):
+                    place = f"line {number:,}" if self.part.start == 0 else "the line"
                     raise UserError(
-                        f"{self.path}: the line at byte {offset:,} is longer than"
-                        f" {MAX_RECORD_BYTES >> 20} MiB; give --format for another layout"
+                        f"{self.path}: {place} at byte {offset:,} is longer than"
+                        f" {MAX_RECORD_BYTES >> 20} MiB; --format text takes a file in pieces"
                     )
                 offset += len(line)
                 if text:

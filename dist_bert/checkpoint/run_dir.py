@@ -18,7 +18,10 @@ RUN/model.safetensors  the weights in float32, when the run has ended
 import logging
 import math
 import re
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
@@ -45,6 +48,33 @@ WEIGHTS_NAME = "model.safetensors"
 
 _LOG = logging.getLogger("dist_bert")
 _NAME = re.compile(r"step-\d+")  # of a checkpoint's folder
+
+
+def read_resolved(run_dir: str | Path, needed: Mapping[str, type]) -> dict[str, Any]:
+    """What RUN/config.json holds, see `read_whole`."""
+    return read_whole(Path(run_dir) / CONFIG_NAME, needed)
+
+
+def read_whole(path: Path, needed: Mapping[str, type]) -> dict[str, Any]:
+    """What a JSON file of a run holds. It may have lain for years, and others have changed it.
+
+    Args:
+        path: of the file.
+        needed: what the caller takes out of it, a.b for b inside of a, and its type.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks what is needed.
+    """
+    values = read_json(path)
+    for name, kind in needed.items():
+        value: Any = values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if type(value) is not kind:
+            shown = "is missing" if value is None else f"= {reprlib.repr(value)}"
+            must = {dict: "an object", str: "a text", int: "an integer"}.get(kind, kind.__name__)
+            raise UserError(f"{path}: {name} {shown}, must be {must}: it is damaged, copy it again")
+    return values
 
 
 def require_checkpoint(place: str | Path, pointer: str = LATEST_NAME) -> Path:

@@ -36,6 +36,7 @@ _FIXED = (
     "mlm_hidden_act",
     "layer_norm_eps",
 )
+_MLM_ACTIVATION, _MLM_HEAD = "mlm_hidden_act", "cls.predictions.transform."
 _UNPUBLISHED = ("mlm_hidden_act", "initializer_range")  # not in a published config.json, or free
 
 
@@ -97,10 +98,16 @@ class WeightSource:
             tokenizer: the entry of that name in the manifest of the run's shards.
             extend_positions: whether a table of positions may be made longer.
         """
-        differences = [
-            f"{name} is {getattr(model, name)!r}, the weights have {getattr(self.model, name)!r}"
+        names = [
+            name
             for name in (*_FIXED, "vocab_size")
             if getattr(model, name) != getattr(self.model, name)
+        ]
+        if _MLM_ACTIVATION in names and not self._has_mlm_head():
+            names.remove(_MLM_ACTIVATION)  # of a head that will be new
+        differences = [
+            f"{name} is {getattr(model, name)!r}, the weights have {getattr(self.model, name)!r}"
+            for name in names
         ]
         problems = []
         if differences:
@@ -113,6 +120,21 @@ class WeightSource:
             )
         problems += self._tokenizer_problems(tokenizer)
         return [f"--init_from {self.path}: {problem}" for problem in problems]
+
+    def _has_mlm_head(self) -> bool:
+        """Whether there are weights to which the MLM head's activation belongs."""
+        if not self.is_published:
+            return True
+        from safetensors import SafetensorError, safe_open
+
+        for path in self.tensor_files:
+            try:
+                with safe_open(path, "numpy") as file:
+                    if any(name.startswith(_MLM_HEAD) for name in file.keys()):  # noqa: SIM118
+                        return True
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
+        return False
 
     def _tokenizer_problems(self, tokenizer: dict[str, Any]) -> list[str]:
         if self.tokenizer is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_bert.checkpoint.format import CheckpointReader
 from dist_bert.checkpoint.weight_source import WeightSource
@@ -71,13 +71,47 @@ def under_published_names(
     return known, tuple(sorted({name.split(".")[0] for name in named.keys() - known.keys()}))
 
 
+def take_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+    """Gives a module all its weights, which it keeps as they are.
+
+    Args:
+        module: made from a config.
+        tensors: by the names of its parameters.
+        origin: of the config, for the message.
+
+    Raises:
+        UserError: they are those of another architecture.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    names = sorted(expected.keys() | given.keys())
+    differences = [name for name in names if expected.get(name) != given.get(name)]
+    if differences:
+        name = differences[0]
+        shapes = (str(shapes.get(name, "missing")) for shapes in (given, expected))
+        raise UserError(
+            f"{origin}: describes another model than the weights are of: {name} is"
+            f" {', must be '.join(shapes)}, and {len(differences) - 1:,} more differ; copy it again"
+        )
+    module.load_state_dict(tensors, assign=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All of a safetensors file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
+
+
 def _read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        try:
-            tensors |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
+        tensors |= read_tensors(path)
     return tensors
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dist_bert.common.errors import NodeError, UserError
+from dist_bert.common.files import problem
 from dist_bert.common.redaction import redacted
 from dist_bert.common.settings import add_switch, boolean
 from dist_bert.common.slurm import take_over_ranks
@@ -196,7 +197,7 @@ def _exit_code_of(
     except OSError as error:  # a file that was named cannot be made, read or written
         if arguments.debug or error.filename is None:
             raise
-        told = redacted(f"error: {error.filename}: {error.strerror}")
+        told = redacted(f"error: {error.filename}: {problem(error)}")
         print(told, file=sys.stderr, flush=True)
         code = USER_ERROR_EXIT_CODE
     return code or 0

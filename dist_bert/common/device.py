@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEVICE_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed's, so both always agree
 _DEVICE_TYPES = ("cpu", "cuda")
 _CPU_INFO = Path("/proc/cpuinfo")
+_DEVICE_FILES = Path("/dev")
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
 # oneDNN, which computes torch's products on CPU, can be limited to older instructions. These parts
 # of the limit's name admit bf16: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
@@ -50,6 +51,16 @@ def device_type() -> str:
             " what is wrong with `python launch/doctor.py`"
         )
     return asked or ("cuda" if has_gpu else "cpu")
+
+
+def num_gpu_files() -> int:
+    """GPUs of this machine by their device files: torch takes seconds to say."""
+    return len(list(_DEVICE_FILES.glob("nvidia[0-9]*")))
+
+
+def num_wanted_gpus() -> int:
+    """GPUs that a run here would use, without torch: none where DS_ACCELERATOR asks for the CPU."""
+    return 0 if os.environ.get(DEVICE_VARIABLE) == "cpu" else num_gpu_files()
 
 
 def has_gpu() -> bool:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: write beside, fsync, rename. Hashes of files."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHUNK_BYTES = 1 << 20
+_REMEDIES = {  # of limits, whose error says nothing about the file that met them
+    errno.EMFILE: ": raise the limit in the shell that starts this, ulimit -n 65536",
+    errno.ENFILE: " on this machine: raise its limit, sysctl fs.file-max",
+}
 _ESCAPES = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 _MAX_PENDING_BYTES = 64 << 20  # that wait for room on a full disk: 100,000 steps or more
 
@@ -70,6 +75,11 @@ def names_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def problem(error: OSError) -> str:
+    """What an error of the system says, and where a limit was met, how to raise that."""
+    return f"{error.strerror}{_REMEDIES.get(error.errno or 0, '')}"
 
 
 class Appender:

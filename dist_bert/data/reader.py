@@ -19,6 +19,11 @@ from dist_bert.data.shard_source import ShardSource
 Columns = dict[str, NDArray[Any]]
 Memory = dict[str, NDArray[np.uint8]]  # of columns: new pages would cost as much as filling them
 
+# Of a split, each an open file, of which `ulimit -n` often allows 1,024. Training reads the blocks
+# of a window of 64 (`dist_bert.data.pretraining_batches`) again and again, which lie in as many
+# shards at most.
+MAX_MAPPED_SHARDS = 256
+
 
 class SampleReader:
     """Random access to the samples of one split of a data set.
@@ -38,7 +43,7 @@ class SampleReader:
         manifest: Manifest,
         split: str,
     ) -> None:
-        """Maps every shard of the split, or through a cache those in use when they are.
+        """Looks at every shard of the split, unless they come through a cache.
 
         Args:
             place: the data set: its folder, or where its files come from.
@@ -66,9 +71,10 @@ class SampleReader:
         self._first_block = np.searchsorted(self.shard_of_block, np.arange(len(shards)))
         self._first_sample = np.cumsum(self.block_sizes) - self.block_sizes
         self.num_samples = int(self.block_sizes.sum())
-        self._files: dict[int, ShardFile] = {}  # shard -> its file, as long as it is mapped
+        self._files: dict[int, ShardFile] = {}  # of the mapped shards; the last was used last
         if not self._source.is_cached:
-            self._files = {number: self._open(number) for number in range(len(shards))}
+            for number in range(len(shards)):
+                self._file(number)
 
     def sample_numbers(
         self, blocks: NDArray[np.integer], rows: NDArray[np.integer]
@@ -123,22 +129,23 @@ class SampleReader:
         assert used.size <= 1 << 16
         order = np.argsort(run, kind="stable")
         rows_of_run = np.split(rows[order], np.cumsum(np.bincount(run))[:-1])
-        views = [self._block(int(block)) for block in used]
         columns = {}
         for field in fields:
-            parts = [view[field] for view in views]
-            shape = (rows.size, *max(part.shape[1:] for part in parts))
+            widest = max(self.blocks[block].shape(field)[1:] for block in used)
+            shape = (rows.size, *widest)
             columns[field] = _array_in(memory, field, shape, self._types.of(field))
-            start = 0
-            for part, chosen in zip(parts, rows_of_run, strict=True):
-                target = columns[field][start : start + chosen.size]
-                if part.shape[1:] == shape[1:]:
+        start = 0
+        for block, chosen in zip(used, rows_of_run, strict=True):
+            views = self._block(int(block))  # one at a time: they may lie in any number of shards
+            for field, column in columns.items():
+                part, target = views[field], column[start : start + chosen.size]
+                if part.shape[1:] == target.shape[1:]:
                     # `take` is twice as fast as an index; without "clip" it would be buffered
                     part.take(chosen, axis=0, out=target, mode="clip")
                 else:
                     target[:, : part.shape[1]] = part.take(chosen, axis=0)
                     target[:, part.shape[1] :] = 0
-                start += chosen.size
+            start += chosen.size
         return columns, order
 
     def _block(self, block: int) -> Columns:
@@ -152,19 +159,23 @@ class SampleReader:
 
     def _whole_block(self, shard: int, index: int) -> Columns:
         """Its bytes are those that were written; a copy that has changed is fetched again."""
-        if shard not in self._files:
-            self._files[shard] = self._open(shard)
         try:
-            return self._files[shard].block(index)
+            return self._file(shard).block(index)
         except DamagedBlockError:
             if not self._source.is_cached:
                 raise
         self._source.discard(self._files.pop(shard))
-        self._files[shard] = self._open(shard)
-        return self._files[shard].block(index)
+        return self._file(shard).block(index)
 
-    def _open(self, shard: int) -> ShardFile:
-        return self._source.open(self._shards[shard], self._types, self.beat)
+    def _file(self, shard: int) -> ShardFile:
+        """A shard, mapped; where there are too many, the one unused for longest is unmapped."""
+        file = self._files.pop(shard, None)
+        if file is None:
+            while len(self._files) >= MAX_MAPPED_SHARDS:
+                del self._files[next(iter(self._files))]
+            file = self._source.open(self._shards[shard], self._types, self.beat)
+        self._files[shard] = file
+        return file
 
 
 def inverse(order: NDArray[np.integer]) -> NDArray[np.intp]:

@@ -221,6 +221,9 @@ class Origin:
                 raise FileNotFoundError(url)
             response.raise_for_status()
             is_part = response.status == _PARTIAL_CONTENT
+            told = response.headers.get("Content-Range", f"bytes {start}-")
+            if is_part and not told.startswith(f"bytes {start}-"):
+                raise ValueError(f"asked for the bytes from {start:,} on, it sends {told!a}")
             skip, most = (0, stop - start) if is_part else (start, end - start)
             async for piece in response.content.iter_any():
                 data += piece[skip:]

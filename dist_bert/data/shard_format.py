@@ -9,6 +9,7 @@ Letters: B samples of a block, S longest sample in tokens, P most predictions of
 """
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -347,14 +348,17 @@ class ShardFile:
                 self.inode, size = status.st_ino, status.st_size
                 if size == record.bytes:
                     self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: is missing; copy or prepare this shard again") from None
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be read ({error.strerror}); prepare the shards again"
-            ) from None
+            told = files.problem(error)
+            if error.errno == errno.ENOMEM:  # of mmap
+                told += ": raise sysctl vm.max_map_count, or ulimit -v"
+            raise UserError(f"{self.path}: cannot be read ({told})") from None
         if size != record.bytes:
             raise UserError(
-                f"{self.path}: has {size} bytes, the manifest says {record.bytes};"
-                " prepare the shards again"
+                f"{self.path}: has {size} bytes, the manifest says {record.bytes}; copy or prepare"
+                " this shard again"
             )
 
     def block(self, index: int) -> dict[str, NDArray[Any]]:

@@ -150,7 +150,7 @@ def _finish(job: FinetuneJob, console: Console) -> None:
     if dist.get_rank() == 0:
         export_weights(best, run_dir / WEIGHTS_NAME)
     dist.barrier()
-    model, device = load_head(job.task, job.model, run_dir / WEIGHTS_NAME)
+    model, device = load_head(job.task, job.model, run_dir / WEIGHTS_NAME, str(run_dir))
     shape, held_out = job.deepspeed.batch_shape, job.held_out
     logits = scores_of_set(model, held_out.features, shape, device)
     assert logits is not None

@@ -16,7 +16,7 @@ from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import flags_of, raise_all, resolve
 from dist_bert.finetuning.config import FinetuneConfig
-from dist_bert.finetuning.examples import REGRESSION_TASKS, Example
+from dist_bert.finetuning.examples import REGRESSION_TASKS, TASKS, Example
 from dist_bert.finetuning.question_task import QuestionTask
 from dist_bert.finetuning.readers import Labelled, ReadConfig, read_examples
 from dist_bert.finetuning.regression_task import RegressionTask
@@ -258,20 +258,43 @@ def task_facts(name: str, task: Task) -> dict[str, Any]:
     return {"name": name, **{n: list(v) if isinstance(v, tuple) else v for n, v in facts.items()}}
 
 
-def task_of(facts: dict[str, Any], tokenizer: Tokenizer) -> Task:
-    """The task that `task_facts` describes."""
+def task_of(facts: Any, tokenizer: Tokenizer, origin: str) -> Task:
+    """The task that `task_facts` describes.
+
+    Args:
+        facts: as they were read from a file.
+        tokenizer: of the encoder.
+        origin: of the facts, for messages.
+
+    Raises:
+        UserError: the facts are none of a task.
+    """
+    name = facts.get("name") if isinstance(facts, dict) else None
+    if name not in TASKS:
+        raise UserError(f"{origin}: task is none of {', '.join(TASKS)}: it is damaged")
+    kinds: dict[str, Any] = {"question_answering": QuestionTask, "token_classification": WordTask}
+    kinds |= dict.fromkeys(REGRESSION_TASKS, RegressionTask)
+    kind = kinds.get(name, TextTask)
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in facts.items()
         if name != "name"
     }
-    if facts["name"] == "question_answering":
-        return QuestionTask(tokenizer, **values)
-    if facts["name"] == "token_classification":
-        return WordTask(tokenizer, **values)
-    if facts["name"] in REGRESSION_TASKS:
-        return RegressionTask(tokenizer, **values)
-    return TextTask(tokenizer, **values)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "tokenizer"}
+    wrong = [name for name in values if name not in fields]
+    wrong += [n for n, f in fields.items() if not _is_fact(values.get(n, f.default), f.type)]
+    raise_all(origin, [f"task.{name} is damaged, missing or not known" for name in wrong])
+    task: Task = kind(tokenizer, **values)
+    return task
+
+
+def _is_fact(value: Any, kind: Any) -> bool:
+    """Whether a value may stand in a field of a task; numbers there are sizes, but for floats."""
+    if kind is int:
+        return type(value) is int and value >= 0
+    if kind in (bool, float):
+        return type(value) is kind
+    return type(value) is tuple and all(type(item) is str for item in value)
 
 
 def _told(path: str, labelled: Labelled) -> list[str]:

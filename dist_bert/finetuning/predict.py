@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from dist_bert.checkpoint.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from dist_bert.checkpoint.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME, read_resolved
+from dist_bert.checkpoint.weights import read_tensors, take_weights
 from dist_bert.common.device import run_device
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import from_dict, read_json
+from dist_bert.common.settings import from_dict
 from dist_bert.data.batches import BatchShape
 from dist_bert.finetuning.batches import evaluation_batches, scores_of_batches
 from dist_bert.finetuning.examples import Example
@@ -55,16 +55,17 @@ class FineTunedModel:
                 f"--checkpoint {folder}: has no {WEIGHTS_NAME}; give the --output_dir of a run of"
                 " launch/finetune.py that has ended"
             )
-        resolved = read_json(run_dir / CONFIG_NAME)
+        resolved = read_resolved(run_dir, {"model": dict})
         if "task" not in resolved:
             raise UserError(
                 f"--checkpoint {folder}: is a pretraining run, which has no task; fine-tune it with"
                 " launch/finetune.py"
             )
-        config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
-        task = task_of(resolved["task"], Tokenizer(run_dir / TOKENIZER_NAME))
+        origin = f"{run_dir}/{CONFIG_NAME}"
+        config = from_dict(ModelConfig, resolved["model"], origin)
+        task = task_of(resolved["task"], Tokenizer(run_dir / TOKENIZER_NAME), origin)
         task = task.with_settings(read_results(run_dir))
-        head, device = load_head(task, config, weights)
+        head, device = load_head(task, config, weights, origin)
         return cls(run_dir, resolved["task"]["name"], task, config, head, device)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
@@ -79,10 +80,17 @@ class FineTunedModel:
             yield from task.answers(prepared, logits)
 
 
-def load_head(task: Task, config: ModelConfig, weights: Path) -> tuple[Head, torch.device]:
-    """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU."""
+def load_head(
+    task: Task, config: ModelConfig, weights: Path, origin: str
+) -> tuple[Head, torch.device]:
+    """A fine-tuned head in float32 and evaluation mode, on the first GPU or else the CPU.
+
+    Raises:
+        UserError: the file is damaged, or of another model than `config` and `task`, which stand in
+            the file `origin`.
+    """
     device = run_device()
     with torch.device("meta"):  # the weights are all replaced: nothing to initialise
         head = task.new_head(config)
-    head.load_state_dict(load_file(weights), assign=True)
+    take_weights(head, read_tensors(weights), origin)
     return head.to(device).eval(), device

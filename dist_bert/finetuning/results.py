@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_bert.checkpoint.run_dir import read_whole
 from dist_bert.common import files
-from dist_bert.common.settings import read_json
 from dist_bert.finetuning.scores import Scores, scores_as_text, write_confusion
 
 RESULTS_NAME = "results.json"
@@ -34,8 +34,13 @@ def write_results(run_dir: Path, scores: Scores, facts: dict[str, Any]) -> str:
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
-    """What `write_results` wrote."""
-    return read_json(run_dir / RESULTS_NAME)
+    """What `write_results` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    kinds = {"main": str, "values": dict, "per_class": list, "step": int, "lr": float, "seed": int}
+    return read_whole(run_dir / RESULTS_NAME, kinds)
 
 
 def summarize(output_dir: Path, run_dirs: Sequence[str]) -> str:
@@ -85,4 +90,7 @@ def summarize(output_dir: Path, run_dirs: Sequence[str]) -> str:
 def best_run(folder: Path) -> Path:
     """The run of a folder: itself, or the best of the several that it holds."""
     summary = folder / SUMMARY_NAME
-    return folder / read_json(summary)["best_run"] if summary.exists() else folder
+    if not summary.exists():
+        return folder
+    name: str = read_whole(summary, {"best_run": str})["best_run"]
+    return folder / name

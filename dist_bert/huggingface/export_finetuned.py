@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dist_bert.checkpoint.run_dir import CONFIG_NAME
+from dist_bert.checkpoint.run_dir import CONFIG_NAME, read_resolved
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import from_dict, read_json
+from dist_bert.common.settings import from_dict
 from dist_bert.data.batches import BatchShape
 from dist_bert.finetuning.batches import evaluation_batches, scores_of_batches
 from dist_bert.finetuning.examples import (
@@ -41,6 +41,21 @@ from dist_bert.tokenizer.tokenizer import PAD_ID
 
 _NUM_EXAMPLES = 32  # that are answered by both: seconds on a CPU
 _MICRO_BATCH = 8  # samples that are computed together
+_NEEDED = {  # of the run's config.json, beside the model and its task
+    "read": dict,
+    "encoder.path": str,
+    "finetune.train": str,
+    "finetune.eval": str,
+    "finetune.hidden_dropout_prob": float,
+    "finetune.attention_probs_dropout_prob": float,
+    "sets.train.examples": int,
+    "sets.eval.examples": int,
+    "run.num_train_steps": int,
+    "run.warmup_steps": int,
+    "run.schedule": str,
+    "deepspeed.train_batch_size": int,
+    "deepspeed.optimizer.type": str,
+}
 
 
 def export_finetuned(
@@ -63,7 +78,7 @@ def export_finetuned(
         UserError: transformers computes other logits or makes other ids; no folder is left.
     """
     model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
-    resolved = read_json(model.run_dir / CONFIG_NAME)
+    resolved = read_resolved(model.run_dir, _NEEDED)
     examples = _examples(model, resolved)
     facts = model.task.published_facts()
     weights = model.task.published_weights(model.head.state_dict())

@@ -11,19 +11,20 @@ from dist_bert.checkpoint.run_dir import (
     CONFIG_NAME,
     LATEST_NAME,
     TOKENIZER_NAME,
+    read_resolved,
     require_weights,
     run_folder,
 )
 from dist_bert.checkpoint.weight_source import WeightSource
-from dist_bert.checkpoint.weights import read_stored
+from dist_bert.checkpoint.weights import read_stored, take_weights
 from dist_bert.common.device import run_device
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import from_dict, read_json
+from dist_bert.common.settings import from_dict
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import HEADS, published_names
 from dist_bert.tokenizer.tokenizer import Tokenizer
-from dist_bert.training.deepspeed_config import precision_of
+from dist_bert.training.deepspeed_config import stored_precision
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by precision
 
@@ -60,16 +61,18 @@ class TrainedRun:
         if not path.is_dir():
             return cls._of_file(path.parent, device)
         reader = CheckpointReader(path)
-        resolved = read_json(run_dir / CONFIG_NAME)
-        config = from_dict(ModelConfig, resolved["model"], f"{run_dir}/{CONFIG_NAME}")
+        resolved = read_resolved(run_dir, {"model": dict, "deepspeed": dict})
+        origin = f"{run_dir}/{CONFIG_NAME}"
+        config = from_dict(ModelConfig, resolved["model"], origin)
+        precision = stored_precision(resolved["deepspeed"], origin)
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             model = BertForPreTraining(config)
-        model.load_state_dict(reader.weights(), assign=True)
+        take_weights(model, reader.weights(), origin)
         return cls(
             model.to(device).eval(),
             config,
             Tokenizer(run_dir / TOKENIZER_NAME),
-            precision=precision_of(resolved["deepspeed"]),
+            precision=precision,
             step=reader.contents["state"]["step"],
             device=device,
         )
@@ -86,14 +89,16 @@ class TrainedRun:
         stored = read_stored(source)
         with torch.device("cpu" if stored.missing_heads else "meta"):
             model = BertForPreTraining(source.model)
-        model.load_state_dict({**model.state_dict(), **stored.tensors}, assign=True)
-        resolved = read_json(folder / CONFIG_NAME)
+        origin = f"{folder}/{CONFIG_NAME}"
+        take_weights(model, {**model.state_dict(), **stored.tensors}, origin)
+        ours = {} if source.is_published else {"deepspeed": dict, "run.num_train_steps": int}
+        resolved = read_resolved(folder, ours)
         return cls(
             model.to(device).eval(),
             source.model,
             Tokenizer(source.tokenizer),
-            precision=precision_of(resolved.get("deepspeed", {})),
-            step=resolved.get("run", {}).get("num_train_steps", 0),  # a run writes it at its end
+            precision=stored_precision(resolved["deepspeed"], origin) if ours else "fp32",
+            step=resolved["run"]["num_train_steps"] if ours else 0,  # a run writes it at its end
             device=device,
             missing_heads=stored.missing_heads,
         )

@@ -170,6 +170,16 @@ def precision_of(values: dict[str, Any]) -> str:
     return next((p for p in ("bf16", "fp16") if values.get(p, {}).get("enabled")), "fp32")
 
 
+def stored_precision(values: dict[str, Any], origin: str) -> str:
+    """The precision that the DeepSpeed JSON inside of a run's config.json enables.
+
+    Raises:
+        UserError: it is damaged; `origin` names its source.
+    """
+    raise_all(origin, _section_problems(values))
+    return precision_of(values)
+
+
 def _optimizer_problems(values: dict[str, Any]) -> list[str]:
     optimizer = values.get("optimizer", {})
     problems = []

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import pty
+import resource
 import signal
 import subprocess
 import time
@@ -293,6 +294,24 @@ def test_a_disk_that_is_full_between_two_saves_does_not_end_the_run(
 
 
 @pytest.mark.slow
+def test_a_limit_of_file_sizes_is_one_line(start: Start, tmp_path: Path) -> None:
+    """As a full disk, for whoever cannot mount one: the first save meets it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500 << 10, limits[1]))  # what is started has it, too
+    try:
+        processes = start(NO_FAULT, "run", num_ranks=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (output,) = ended(processes, 2)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: cannot save step 1: ") and "File too large" in line
+    assert "Traceback" not in output
+    assert not (tmp_path / "run/checkpoints/latest").exists()
+    (output,) = ended(start(NO_FAULT, "run", num_ranks=1), 0)
+    assert "starting from step 0" in output and "done: 14 steps" in output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_diverging_run_goes_back_once_then_stops(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
@@ -358,6 +377,22 @@ def test_the_time_limit_may_end_before_the_first_step(start: Start, tmp_path: Pa
     assert reason in output and "step 1/14" not in output
     assert (tmp_path / "run/interrupted").read_text() == f"{reason}\n"
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_signal_before_the_first_step_is_heard(
+    start: Start, tmp_path: Path, num_ranks: int
+) -> None:
+    """While the model is made, by the last rank alone; the same command then starts anew."""
+    fault = f"{num_ranks - 1}|making model and engine|SIGTERM"
+    output, *_ = ended(start(fault, "run", num_ranks=num_ranks), *([85] * num_ranks))
+    reason = "stopped at step 0 of 14: SIGTERM"
+    assert reason in output and "step 1/14" not in output
+    assert (tmp_path / "run/interrupted").read_text() == f"{reason}\n"
+    assert not (tmp_path / "run/checkpoints").exists()
+    output, *_ = ended(start(NO_FAULT, "run", num_ranks=num_ranks), *([0] * num_ranks))
+    assert "starting from step 0" in output and "done: 14 steps" in output
 
 
 def test_all_groups_take_the_timeout() -> None:

@@ -217,7 +217,7 @@ def write_finetuned_run(
     (run_dir / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     task = {"name": task_name, **facts}
     torch.manual_seed(4)
-    head = task_of(task, Tokenizer(tokenizer)).new_head(model)
+    head = task_of(task, Tokenizer(tokenizer), str(run_dir)).new_head(model)
     with torch.no_grad():
         for parameter in head.parameters():  # far from the initial ones: answers differ
             parameter.add_(torch.randn_like(parameter), alpha=0.2)

@@ -44,6 +44,7 @@ live()
 # A file of tests that start the tree and are still waiting, fail, or forget it.
 TESTS = """
 import subprocess, sys, time
+import pytest
 from tests.support import processes
 
 processes.GRACE_SECONDS = 0.1
@@ -54,10 +55,27 @@ def test_that_waits():
     with processes.started(sys.executable, "-c", TREE, {folder!r}):
         time.sleep(1_000)
 
-def test_that_forgets():
+def forget():
     subprocess.Popen([sys.executable, "-c", TREE, {folder!r}])
     while len(__import__("os").listdir({folder!r})) < 3:
         time.sleep(0.01)
+
+def test_that_forgets():
+    forget()
+
+def test_interrupted_and_forgets():
+    forget()
+    time.sleep(1_000)
+
+@pytest.fixture(scope="module")
+def forgetful():
+    forget()
+
+def test_after_a_fixture(forgetful):
+    pass
+
+def test_interrupted_after_a_fixture(forgetful):
+    time.sleep(1_000)
 """
 
 
@@ -125,9 +143,31 @@ def test_a_session_that_is_interrupted_ends_the_whole_tree(tmp_path: Path, name:
 def test_a_test_that_leaves_a_process_behind_is_an_error(tmp_path: Path) -> None:
     command, folder = inner_session(tmp_path, "test_that_forgets")
     made = run_script(*command)
-    assert "1 passed, 1 deselected, 1 error" in made.stdout, made.stdout + made.stderr
+    assert "1 passed, 4 deselected, 1 error" in made.stdout, made.stdout + made.stderr
     assert "processes that the test left behind" in made.stdout
     assert is_complete(folder) and num_alive(folder) == 0
+
+
+def test_a_fixture_that_leaves_a_process_behind_fails_the_session(tmp_path: Path) -> None:
+    command, folder = inner_session(tmp_path, "test_after_a_fixture")
+    made = run_script(*command)
+    assert made.returncode == 1 and "1 passed, 4 deselected" in made.stdout, made.stdout
+    assert made.stdout.count("ERROR a process was left behind: ") == 3
+    assert num_alive(folder) == 0
+
+
+@pytest.mark.parametrize("test", ["interrupted_and_forgets", "interrupted_after_a_fixture"])
+def test_an_interrupted_session_has_its_summary(tmp_path: Path, test: str) -> None:
+    command, folder = inner_session(tmp_path, test)
+    with started(*command, stdout=-1, stderr=-2) as process:
+        wait_until(lambda: is_complete(folder), "three processes")
+        time.sleep(0.5)  # until the test waits
+        os.kill(process.pid, signal.SIGINT)
+        told = processes.finish(process).stdout
+    assert process.returncode == 2 and "4 deselected in" in told, told
+    assert told.count("ERROR a process was left behind: ") == 3, told
+    assert "KeyboardInterrupt" in told and "AssertionError" not in told, told
+    assert num_alive(folder) == 0
 
 
 def inner_session(tmp_path: Path, test: str) -> tuple[list[str | Path], Path]:

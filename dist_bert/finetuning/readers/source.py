@@ -3,55 +3,26 @@
 Labelled sets fit into memory. Not for: pretraining text, which does not (`data_prep.readers`).
 """
 
-import bz2
-import gzip
+import functools
 import itertools
 import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dist_bert.common import packed
 from dist_bert.common.errors import UserError
 
-
-def _streams(new_decompressor: Callable[[], Any]) -> Callable[[bytes], bytes]:
-    """Unpacks streams one after another, with zeros as padding behind any of them.
-
-    `bz2.decompress` and `lzma.decompress` end silently at a damaged stream behind the first one.
-    """
-
-    def unpack(data: bytes) -> bytes:
-        parts = []
-        while data:
-            decompressor = new_decompressor()
-            parts.append(decompressor.decompress(data))
-            if not decompressor.eof:
-                raise EOFError("it ends inside of a stream")
-            data = decompressor.unused_data.lstrip(b"\0")
-        return b"".join(parts)
-
-    return unpack
-
-
-# First bytes of a packed file -> what unpacks it, several members too.
-_UNPACKERS = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": _streams(bz2.BZ2Decompressor),
-    b"\xfd7zXZ\x00": _streams(lzma.LZMADecompressor),
-}
+_MAX_BYTES = 2 << 30  # unpacked; the examples of so much text take several times the memory
+_CHUNK_BYTES = 1 << 20
 # First bytes -> what a file is that is no text, whatever its encoding.
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive or an Excel file",
     b"PAR1": "a parquet file",
-    b"\x28\xb5\x2f\xfd": "packed with zstd",
 }
-_DAMAGED = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 _NUM_TELLING = 100  # lines
 _LONGEST_SHOWN = 60  # characters
-_PACKED_SUFFIXES = {".gz", ".bz2", ".xz"}
+_PACKED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
 
 
@@ -61,20 +32,9 @@ def read_text(path: str) -> str:
     A carriage return alone ends a line where most lines end so; elsewhere it is part of a text.
 
     Raises:
-        UserError: it cannot be read, is cut off, is not UTF-8 or is empty.
+        UserError: it cannot be read, is cut off, is too large, is not UTF-8 or is empty.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a file"
-        ) from None
-    unpack = next((u for magic, u in _UNPACKERS.items() if data.startswith(magic)), None)
-    if unpack is not None:
-        try:
-            data = unpack(data)
-        except _DAMAGED as error:
-            raise UserError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
+    data = _unpacked_bytes(path)
     told = next((kind for magic, kind in _NO_TEXT.items() if data.startswith(magic)), None)
     if told is not None:
         raise UserError(f"{path}: is {told}; write its rows as CSV or JSON lines")
@@ -94,6 +54,37 @@ def read_text(path: str) -> str:
     if text.count("\r") > text.count("\n"):
         text = text.replace("\r", "\n")
     return text.replace("\n\ufeff", "\n")  # of files that were joined
+
+
+def _unpacked_bytes(path: str) -> bytes:
+    """All bytes of a file, packed or not."""
+    chunks = []
+    left = _MAX_BYTES
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(packed.MAGIC_BYTES)
+            file.seek(0)
+            stream = packed.unpacked(file, magic)
+            for chunk in iter(functools.partial(stream.read, _CHUNK_BYTES), b""):
+                chunks.append(chunk)
+                left -= len(chunk)
+                if left < 0:
+                    raise UserError(
+                        f"{path}: holds more than {_MAX_BYTES >> 20:,} MiB of text, and a labelled"
+                        " set is read as a whole; give a part of it"
+                    )
+    except packed.DamagedError as error:
+        raise UserError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path}: is packed by zstd, which the package zstandard reads; install it: pip install"
+            " zstandard"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a file"
+        ) from None
+    return b"".join(chunks)
 
 
 def lines_of(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_bert.common.cli import count, is_first_rank
+from dist_bert.common.device import num_wanted_gpus
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
 from dist_bert.model.config import ModelConfig
@@ -83,7 +84,7 @@ def measure_train(arguments: argparse.Namespace) -> Figures:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "plain_torch" in arguments.against and world_size > 1:
         raise UserError("--against plain_torch: compares one rank; leave it out with several")
-    if "compiled" in arguments.against and not _has_gpu():
+    if "compiled" in arguments.against and not num_wanted_gpus():
         raise UserError("--against compiled: layers are compiled on GPUs alone; there is none")
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells when it starts
     model, deepspeed, reader = _training_inputs(arguments)
@@ -169,7 +170,7 @@ def _training_inputs(
     from dist_bert.data.shard_format import Manifest
     from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
-    if not _has_gpu():
+    if not num_wanted_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unnamed, DeepSpeed warns of it
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     sizes = {
@@ -181,10 +182,6 @@ def _training_inputs(
     deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, given)
     manifest = Manifest.load(arguments.shards)
     return model, deepspeed, SampleReader(arguments.shards, manifest, "train")
-
-
-def _has_gpu() -> bool:
-    return bool(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def say(text: str) -> None:

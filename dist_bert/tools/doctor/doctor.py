@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dist_bert.common.device import arithmetic, bf16_flags, num_cores
+from dist_bert.common.device import (
+    DEVICE_VARIABLE,
+    arithmetic,
+    bf16_flags,
+    num_cores,
+    num_gpu_files,
+    num_wanted_gpus,
+)
 from dist_bert.common.machine import (
     cgroup_cores,
     cgroup_memory_bytes,
@@ -61,7 +68,7 @@ OPTIONAL_PACKAGES = {
 LEAST_DISK_GIB = 2.0  # a checkpoint of BERT-base is 1.3 GB, and its successor is written beside it
 LEAST_MEMORY_GIB = 4.0  # two ranks of the quickstart
 LEAST_SHARED_MEMORY_MIB = 64  # what Docker gives by default; NCCL between GPUs wants far more
-LEAST_OPEN_FILES = 1_024  # a large data set is hundreds of mapped shards
+LEAST_OPEN_FILES = 1_024  # 256 mapped shards of either split, and what libraries open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +212,8 @@ def _devices() -> Iterator[Finding]:
     flags = ", ".join(bf16_flags()) or "no instructions"
     value = f"{flags}; a bf16 run uses {arithmetic('bf16', 'cpu')}"
     yield Finding("devices", "bf16 on the processor", value)
-    num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    yield Finding("devices", "GPU device files", str(num_gpus or "none"))
+    unused = "" if num_wanted_gpus() or not num_gpu_files() else f"; {DEVICE_VARIABLE} = cpu"
+    yield Finding("devices", "GPU device files", f"{num_gpu_files() or 'none'}{unused}")
 
 
 def _limits() -> Iterator[Finding]:
@@ -232,7 +239,7 @@ def _limits() -> Iterator[Finding]:
     yield _judged(
         Finding("limits", "open files", f"{soft:,} (at most {hard:,})"),
         soft < LEAST_OPEN_FILES,
-        "every shard that is mapped takes one",
+        "mapped shards take up to 512, the store of ranks and libraries the rest",
         f"ulimit -n {min(hard, 65_536)}",
     )
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dist_bert.common.device import arithmetic
+from dist_bert.common.device import arithmetic, num_wanted_gpus
 from dist_bert.common.errors import UserError
 from dist_bert.distributed.rendezvous import free_port
 
@@ -19,26 +19,27 @@ _LAUNCHER_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING)\]")
 
 def ranks_and_arithmetic() -> str:
     """What the training runs on, and in which precision."""
-    device = "cuda" if _num_gpus() else "cpu"
-    unit = "GPUs" if _num_gpus() else "CPU ranks"
+    device = "cuda" if num_wanted_gpus() else "cpu"
+    unit = "GPUs" if num_wanted_gpus() else "CPU ranks"
     return f"{_num_ranks()} {unit}, {arithmetic('bf16', device)}"
 
 
 def _environment() -> dict[str, str]:
     """This interpreter's scripts (deepspeed, mpiexec) come first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    device = {} if _num_gpus() else {"DS_ACCELERATOR": "cpu"}  # unnamed, DeepSpeed warns of it
+    device = (
+        {} if num_wanted_gpus() else {"DS_ACCELERATOR": "cpu"}
+    )  # unnamed, DeepSpeed warns of it
     return {**os.environ, **device, "PATH": path, "PYTHONUNBUFFERED": "1"}
-
-
-def _num_gpus() -> int:
-    """GPUs of this machine, by their device files: torch takes seconds to say."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _num_ranks() -> int:
     """All GPUs (a power of two of them, which divides the batch); 2 ranks where there are none."""
-    return 1 << (_num_gpus().bit_length() - 1) if _num_gpus() else min(2, os.cpu_count() or 1)
+    return (
+        1 << (num_wanted_gpus().bit_length() - 1)
+        if num_wanted_gpus()
+        else min(2, os.cpu_count() or 1)
+    )
 
 
 def launcher_flags() -> str:

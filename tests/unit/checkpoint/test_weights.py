@@ -131,6 +131,28 @@ def test_all_differences_come_at_once(run: tuple[Path, dict[str, Tensor]], token
     )
 
 
+@pytest.mark.parametrize("size", ["5GB", "20KB"])  # of a file: one, or several
+def test_a_head_that_is_not_there_may_have_another_activation(tmp_path: Path, size: str) -> None:
+    """As exports of runs whose head has one of its own."""
+    other = dataclasses.replace(TINY_MODEL, mlm_hidden_act="relu")
+    published(tmp_path / "whole", max_shard_size=size)
+    (found,) = problems(tmp_path / "whole", other)
+    assert found.startswith("mlm_hidden_act is 'relu', the weights have 'gelu'")
+    folder = tmp_path / "headless"
+    published(folder, "BertForNextSentencePrediction", max_shard_size=size)
+    assert problems(folder, other) == []
+    weights, done = load(folder, other)
+    assert not done.has_mlm_head and "not in it and new: MLM head" in done.description
+    head = {name for name in weights if name.startswith("mlm_")}
+    assert head and all(torch.equal(weights[name], unloaded(other)[name]) for name in head)
+    (found,) = problems(folder, dataclasses.replace(other, hidden_act="relu"))
+    assert found.startswith("hidden_act is 'relu', the weights have 'gelu': give")
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"safetensors: cannot be read .*: fetch it again"):
+        problems(folder, other)
+
+
 def test_dropout_may_change(run: tuple[Path, dict[str, Tensor]], tokenizer: Path) -> None:
     other = dataclasses.replace(
         TINY_MODEL, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.0, initializer_range=0.1

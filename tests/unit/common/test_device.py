@@ -15,6 +15,8 @@ from dist_bert.common.device import (
     device_type,
     has_bf16_instructions,
     has_gpu,
+    num_gpu_files,
+    num_wanted_gpus,
     run_device,
     set_up_device,
 )
@@ -66,6 +68,19 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"DS_ACCELERATOR = {asked}: .*{problem}"):
         device_type()
+
+
+def test_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device_module, "_DEVICE_FILES", tmp_path)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert num_gpu_files() == num_wanted_gpus() == 0
+    for name in ("nvidia0", "nvidia1", "nvidia11", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert num_gpu_files() == num_wanted_gpus() == 3
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert (num_gpu_files(), num_wanted_gpus()) == (3, 0)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    assert num_wanted_gpus() == 3
 
 
 def test_every_rank_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_a_shard_of_another_size_or_none_is_named(written: Written) -> None:
     with pytest.raises(UserError, match=rf"has {len(data) - 512} bytes.* says {len(data)}"):
         ShardFile(folder, record, TYPES)
     path.unlink()
-    with pytest.raises(UserError, match=r"train-00000\.tar: cannot be read"):
+    with pytest.raises(UserError, match=r"train-00000\.tar: is missing; copy or"):
         ShardFile(folder, record, TYPES)
 
 

@@ -3,10 +3,13 @@
 Every file is read in a process of its own that may take only so much memory.
 """
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,30 @@ def pack(path: Path, pieces: Iterable[tuple[bytes, int]]) -> Path:
                 writer.write(data)
     assert path.stat().st_size < MIB
     return path
+
+
+@pytest.fixture(scope="module")
+def members() -> bytes:
+    """Six members of gzip that hold 100 MiB each."""
+    return gzip.compress(MUCH * 100) * 6
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_what_is_packed_twice_is_refused(
+    members: bytes, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    """A few kilobytes of 600 MB; warcio would unpack the inner ones, and has no limit."""
+    path = tmp_path / "a"
+    path.write_bytes(pack(members))
+    assert path.stat().st_size < 20_000
+    for layout in ("wet", "auto", "tar"):
+        assert "is packed twice; unpack it once" in read_within(path, layout, SMALL).problem
+
+
+def test_a_packed_text_may_begin_as_a_packed_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bz2.compress(b"BZh is how a text may begin.\n"))
+    assert read_within(path, "text", SMALL)[::2] == (1, "")
 
 
 # tar
@@ -208,7 +235,7 @@ def test_entities_do_not_grow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["jsonl", "blank_line", "wikiextractor", "wikitext"])
 def test_a_long_line_is_refused(tmp_path: Path, layout: str) -> None:
     path = pack(tmp_path / "a", [(b'{"text": "', 1), (MUCH, 258)])
-    assert "the line at byte 0 is longer than" in read_within(path, layout, RECORD).problem
+    assert "a: line 1 at byte 0 is longer than" in read_within(path, layout, RECORD).problem
 
 
 def test_texts_without_end_come_in_pieces(tmp_path: Path) -> None:

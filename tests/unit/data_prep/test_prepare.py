@@ -259,12 +259,12 @@ def test_a_long_unit_shows_that_work_goes_on(
     monkeypatch.setattr("data_prep.progress.time.monotonic", lambda: now[0])
     progress = Progress("tokenise", "units")
     progress.begin(num_items=2, num_done=0, num_bytes=12_000_000)
-    for now[0] in (101.0, 107.0, 108.0):
-        progress.tick()
+    for now[0], num_bytes in ((101.0, 1_000_000), (108.0, 6_000_000), (109.0, 7_000_000)):
+        progress.tick(num_bytes)
     progress.add(8_000_000)
-    now[0] = 114.0
-    progress.tick()
+    now[0] = 116.0
+    progress.tick(2_400_000)
     assert capsys.readouterr().out.splitlines() == [
-        "tokenise 0/2 units  0.0 MB/s  7 s so far",
-        "tokenise 1/2 units  0.6 MB/s  7 s left",
+        "tokenise 0/2 units  6.0 MB of the next  0.8 MB/s  8 s so far",
+        "tokenise 1/2 units  2.4 MB of the next  0.7 MB/s  8 s left",
     ]

@@ -753,5 +753,5 @@ def test_a_line_without_end_is_an_error_and_no_memory(
 ) -> None:
     monkeypatch.setattr("data_prep.readers.source.MAX_RECORD_BYTES", 1 << 10)
     path = write(tmp_path / "a", b"fine\n" + b"x" * 5_000)
-    with pytest.raises(UserError, match=r"a: the line at byte 5 is longer than"):
+    with pytest.raises(UserError, match=r"a: line 2 at byte 5 is longer than"):
         read(path, "jsonl")

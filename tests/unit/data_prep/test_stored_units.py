@@ -37,7 +37,7 @@ def parts(tmp_path: Path) -> list[InputPart]:
 def record(tmp_path: Path, parts: list[InputPart], tokenizer: Tokenizer) -> UnitRecord:
     """Of the only unit in the store `tmp_path`."""
     return make_unit(
-        unit_folder(tmp_path, 0), parts, CONFIG, tokenizer, max_bad_share=0, breathe=lambda: None
+        unit_folder(tmp_path, 0), parts, CONFIG, tokenizer, max_bad_share=0, breathe=print
     )
 
 

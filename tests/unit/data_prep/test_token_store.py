@@ -58,9 +58,7 @@ def make(
     config: TextConfig = CONFIG,
     max_bad_share: float = 0.0,
 ) -> UnitRecord:
-    return make_unit(
-        folder, parts, config, tokenizer, max_bad_share=max_bad_share, breathe=lambda: None
-    )
+    return make_unit(folder, parts, config, tokenizer, max_bad_share=max_bad_share, breathe=print)
 
 
 def read(part: InputPart) -> list[tuple[str, list[str]]]:
@@ -194,7 +192,7 @@ def test_bad_records_are_counted_and_named(tmp_path: Path, tokenizer: Tokenizer)
 def test_long_work_can_be_left(tmp_path: Path, tokenizer: Tokenizer) -> None:
     part = write(tmp_path / "a.txt", "Some text.")
 
-    def breathe() -> None:
+    def breathe(num_bytes: int) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):

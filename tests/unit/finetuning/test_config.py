@@ -32,8 +32,8 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def write_run(folder: Path, lr: float, seed: int, f1: float) -> str:
     folder.mkdir(parents=True)
-    contents = {"main": "f1", "values": {"f1": f1, "loss": 1 - f1}, "lr": lr, "seed": seed}
-    (folder / "results.json").write_text(json.dumps({**contents, "step": 7}))
+    contents = {"main": "f1", "values": {"f1": f1, "loss": 1 - f1}, "per_class": [], "lr": lr}
+    (folder / "results.json").write_text(json.dumps({**contents, "seed": seed, "step": 7}))
     return str(folder)
 
 

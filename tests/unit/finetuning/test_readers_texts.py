@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from dist_bert.common.errors import UserError
 from dist_bert.finetuning.examples import TextExample
@@ -15,6 +16,10 @@ from dist_bert.finetuning.readers import Labelled, ReadConfig, read_examples
 
 SENTENCE, PAIR = "sentence_classification", "pair_classification"
 Fields = tuple[str, str | None, tuple[str, ...] | None]
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
 
 
 def read(
@@ -85,7 +90,7 @@ def test_layouts_are_told_by_content(file: File, text: str, layout: str) -> None
         assert fields_of(read(file(text), format=named)) == [A, B]
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_packed_files_are_told_by_their_bytes(file: File, pack: Callable[[bytes], bytes]) -> None:
     first, second = pack(b"text\tlabel\nred\tw"), pack(b"arm\nblue, dark\tcold")
     for padding in (b"", bytes(8)):
@@ -95,6 +100,21 @@ def test_packed_files_are_told_by_their_bytes(file: File, pack: Callable[[bytes]
     for behind in (second[:-9], damaged, b"foreign"):
         with pytest.raises(UserError, match=r"set: is damaged or cut off .*; fetch it again"):
             read(file(first + behind))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
+def test_a_bomb_is_refused(
+    file: File, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    """Also one in many streams, of which each is small. `test_packed` bounds the memory."""
+    monkeypatch.setattr("dist_bert.finetuning.readers.source._MAX_BYTES", 4 << 20)
+    row = b"word " * 25_000 + b"\tlabel\n"
+    whole, parts = pack(row * 256), b"".join(pack(row * 2) for _ in range(128))
+    for data in (whole, parts):
+        path = file(data)
+        with pytest.raises(UserError, match=r"set: holds more than 4 MiB of text.*give a part"):
+            read(path)
+    assert len(fields_of(read(file(pack(row * 7))))) == 7
 
 
 def test_a_place_is_a_file_and_the_first_line_of_a_row(file: File) -> None:
