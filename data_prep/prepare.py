@@ -28,7 +28,7 @@ from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.limits import Limits, check
 from data_prep.mpi_ranks import MpiRanks, connect
 from data_prep.prepare_config import PrepareConfig
-from data_prep.progress import Progress
+from data_prep.progress import StageProgress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
 from data_prep.shard_assignment import Split, SplitCounts
 from data_prep.stored_units import require_own_tokenizer, sound_units
@@ -148,7 +148,7 @@ def _begin(plan: _Plan, paths: Paths, locks: contextlib.ExitStack) -> None:
 
 def _resume(
     ranks: MpiRanks,
-    progress: Progress,
+    progress: StageProgress,
     sizes: Sequence[int],
     find: Callable[[int], T | None],
     work: Callable[[int], T],
@@ -178,7 +178,7 @@ def _resume(
 def _tokenise(
     ranks: MpiRanks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
 ) -> list[UnitRecord]:
-    progress = Progress("tokenise", "units")
+    progress = StageProgress("tokenise", "units")
     folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
     wanted = [unit_fingerprint(unit, plan.config, tokenizer.fingerprint) for unit in plan.units]
     sizes = [sum(part.bytes for part in unit) for unit in plan.units]
@@ -316,7 +316,7 @@ def _build(
         data_set.keep_shard(paths.output_dir, built, fingerprint)
         return built
 
-    return _resume(ranks, Progress("build", "shards"), sizes, find, work)
+    return _resume(ranks, StageProgress("build", "shards"), sizes, find, work)
 
 
 @dataclasses.dataclass(frozen=True)
