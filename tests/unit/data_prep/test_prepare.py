@@ -16,7 +16,7 @@ from data_prep.mpi_ranks import hand_out
 from data_prep.prepare_config import FORMATS, PrepareConfig, TextConfig
 from data_prep.progress import StageProgress
 from data_prep.readers import _READERS
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from data_prep.samples import SampleStatistics
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
@@ -118,7 +118,9 @@ def test_a_small_sample_reads_few_files(tmp_path: Path, monkeypatch: pytest.Monk
     files = find_inputs([str(tmp_path / "*.txt")])
     opened = []
 
-    def read(part: InputPart, config: TextConfig, tally: Tally) -> Iterator[tuple[str, list[str]]]:
+    def read(
+        part: InputPart, config: TextConfig, tally: RecordTally
+    ) -> Iterator[tuple[str, list[str]]]:
         opened.append(part.path)
         yield "", [f"{part.path} {i}" for i in range(90)]
 
