@@ -29,7 +29,7 @@ import sentencepiece
 from data_prep.corpus import read_sentences
 from data_prep.inputs import resolve_inputs
 from data_prep.prepare_config import TextConfig
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from data_prep.stage_profile import measured_stages
 from dist_bert.common.errors import UserError
 from dist_bert.data.shard_format import Manifest
@@ -337,7 +337,9 @@ def _write_sentences(patterns: Sequence[str], path: Path) -> None:
     config = TextConfig(format=layout)
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for part in inputs:
-            for _, sentences in read_sentences(part, config, Tally(part.path, _MAX_BAD_SHARE)):
+            for _, sentences in read_sentences(
+                part, config, RecordTally(part.path, _MAX_BAD_SHARE)
+            ):
                 file.writelines(f"{sentence}\n" for sentence in sentences)
 
 

@@ -11,7 +11,7 @@ from data_prep.clauses import cut_texts
 from data_prep.inputs import InputPart
 from data_prep.prepare_config import TextConfig
 from data_prep.quality import kept
-from data_prep.readers.source import Document, Source, Tally
+from data_prep.readers.source import Document, RecordTally, Source
 from data_prep.sentences import split_lines, split_sentences
 
 _SENTENCE_A_LINE = ("lines", "sentences")  # layouts
@@ -22,7 +22,7 @@ _ALONE = re.compile(rf"(?<!\S)[{_ZERO_WIDTH}]+(?!\S)")
 
 
 def read_sentences(
-    part: InputPart, config: TextConfig, tally: Tally
+    part: InputPart, config: TextConfig, tally: RecordTally
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields the documents of one file or part that are to be kept, each with its sentences.
 
@@ -43,7 +43,7 @@ def read_sentences(
         yield document.text, cut_texts(split(document.text))
 
 
-def _visible(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+def _visible(documents: Iterable[Document], tally: RecordTally) -> Iterator[Document]:
     """The documents that show anything, without NULs and zero-width characters that stand alone."""
     for document in documents:
         text = document.text

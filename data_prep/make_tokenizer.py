@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.corpus import read_sentences
 from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import TextConfig
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from data_prep.work_units import cut_large_files
 from dist_bert.common import files
 from dist_bert.tokenizer.config import TokenizerConfig
@@ -88,7 +88,7 @@ def sample_sentences(
     for part in sorted(cut_large_files(inputs, config.format), key=_name):
         share = max(_LEAST_PER_PART, -(-num_wanted * part.bytes // num_bytes))
         num_read = 0
-        for _, sentences in read_sentences(part, config, Tally(part.path, max_bad_share)):
+        for _, sentences in read_sentences(part, config, RecordTally(part.path, max_bad_share)):
             found.update((_hash(sentence), sentence) for sentence in sentences)
             num_read += len(sentences)
             if max_sentences and num_read >= share:

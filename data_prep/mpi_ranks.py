@@ -2,7 +2,7 @@
 
 Work is a list of items with sizes. Every rank computes the same static hand-out and does its part;
 rank 0 hears of each finished item, so it can tell the progress, and of mistakes, which end all
-ranks together, also those in the middle of an item (`Ranks.breathe`). No result depends on the
+ranks together, also those in the middle of an item (`MpiRanks.breathe`). No result depends on the
 number of ranks. Ranks that wait sleep: a spinning MPI call would take a core from those that work.
 """
 
@@ -29,7 +29,7 @@ _LAST_WORDS_SECONDS = 0.5  # until the launcher has passed on an error: it drops
 _log = logging.getLogger(__name__)
 
 
-class Ranks:
+class MpiRanks:
     """This rank and its peers. All ranks call the same methods in the same order."""
 
     def __init__(self, communicator: Any) -> None:
@@ -202,7 +202,7 @@ class _Lead:
 
 
 @contextlib.contextmanager
-def connect() -> Iterator[Ranks]:
+def connect() -> Iterator[MpiRanks]:
     """Joins the other ranks; an error on one rank ends them all.
 
     A `UserError` is raised by all ranks together, so they may each end in peace; whatever else a
@@ -216,7 +216,7 @@ def connect() -> Iterator[Ranks]:
         raise UserError(
             f"mpi4py finds no MPI library ({error}); install one: pip install mpich"
         ) from None
-    ranks = Ranks(MPI.COMM_WORLD)
+    ranks = MpiRanks(MPI.COMM_WORLD)
     try:
         if ranks.size == 1 < num_tasks():  # each would prepare everything
             raise UserError(

@@ -26,9 +26,9 @@ from data_prep.data_set import BuiltShard, Paths
 from data_prep.duplicates import FirstDocuments, num_ranges, write_first_documents
 from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.limits import Limits, check
-from data_prep.mpi_ranks import Ranks, connect
+from data_prep.mpi_ranks import MpiRanks, connect
 from data_prep.prepare_config import PrepareConfig
-from data_prep.progress import Progress
+from data_prep.progress import StageProgress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
 from data_prep.shard_assignment import Split, SplitCounts
 from data_prep.stored_units import require_own_tokenizer, sound_units
@@ -147,8 +147,8 @@ def _begin(plan: _Plan, paths: Paths, locks: contextlib.ExitStack) -> None:
 
 
 def _resume(
-    ranks: Ranks,
-    progress: Progress,
+    ranks: MpiRanks,
+    progress: StageProgress,
     sizes: Sequence[int],
     find: Callable[[int], T | None],
     work: Callable[[int], T],
@@ -176,9 +176,9 @@ def _resume(
 
 
 def _tokenise(
-    ranks: Ranks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
+    ranks: MpiRanks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
 ) -> list[UnitRecord]:
-    progress = Progress("tokenise", "units")
+    progress = StageProgress("tokenise", "units")
     folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
     wanted = [unit_fingerprint(unit, plan.config, tokenizer.fingerprint) for unit in plan.units]
     sizes = [sum(part.bytes for part in unit) for unit in plan.units]
@@ -238,7 +238,11 @@ def _tokens_per_document(records: list[UnitRecord]) -> float:
 
 
 def _deal(
-    ranks: Ranks, store: TokenStore, paths: Paths, config: PrepareConfig, tokens_per_document: float
+    ranks: MpiRanks,
+    store: TokenStore,
+    paths: Paths,
+    config: PrepareConfig,
+    tokens_per_document: float,
 ) -> tuple[Split, Split]:
     """Lists the documents of both sides of the split."""
     folder = paths.output_dir / data_set.WORK_FOLDER
@@ -268,7 +272,7 @@ def _no_report(item: int, result: object) -> None:
 
 
 def _build(
-    ranks: Ranks,
+    ranks: MpiRanks,
     store: TokenStore,
     splits: tuple[Split, Split],
     records: list[UnitRecord],
@@ -312,7 +316,7 @@ def _build(
         data_set.keep_shard(paths.output_dir, built, fingerprint)
         return built
 
-    return _resume(ranks, Progress("build", "shards"), sizes, find, work)
+    return _resume(ranks, StageProgress("build", "shards"), sizes, find, work)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from data_prep.corpus import read_sentences
 from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.prepare_config import TextConfig
 from data_prep.readers import AUTO, detect_layout
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from data_prep.work_units import sentence_lists
 
 _MOST_FILES = 64  # looked at: each is opened to tell its layout
@@ -68,7 +68,7 @@ def preview(
     for file in inputs[:_MOST_FILES]:
         layout = detect_layout(file.path) if config.format == AUTO else config.format
         files_by_layout[layout].append(file)
-    tallies: dict[str, Tally] = {}  # by path
+    tallies: dict[str, RecordTally] = {}  # by path
     streams = [
         _documents(files, dataclasses.replace(config, format=layout), max_bad_share, tallies)
         for layout, files in files_by_layout.items()
@@ -93,11 +93,14 @@ def preview(
 
 
 def _documents(
-    files: Sequence[InputPart], config: TextConfig, max_bad_share: float, tallies: dict[str, Tally]
+    files: Sequence[InputPart],
+    config: TextConfig,
+    max_bad_share: float,
+    tallies: dict[str, RecordTally],
 ) -> Iterator[_Shown]:
     """The documents of files of one layout that have a sentence; adds a tally for each file."""
     for file in files:
-        tally = tallies[file.path] = Tally(file.path, max_bad_share)
+        tally = tallies[file.path] = RecordTally(file.path, max_bad_share)
         for text, sentences in read_sentences(file, config, tally):
             if sentences:
                 yield _Shown(file.path, config.format, text, sentences)
@@ -145,7 +148,7 @@ def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
             pending.append(stream)
 
 
-def _counts(tallies: Mapping[str, Tally]) -> Iterator[str]:
+def _counts(tallies: Mapping[str, RecordTally]) -> Iterator[str]:
     """What was left out and what is bad in as much of the files as was read."""
     drops, removed, bad, mended = (Counter[str]() for _ in range(4))
     for tally in tallies.values():

@@ -6,7 +6,7 @@ import time
 _LINE_INTERVAL_SECONDS = 5.0
 
 
-class Progress:
+class StageProgress:
     """Progress of one stage, told by rank 0."""
 
     def __init__(self, stage: str, noun: str) -> None:

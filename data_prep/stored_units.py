@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.mpi_ranks import Ranks
+from data_prep.mpi_ranks import MpiRanks
 from data_prep.token_store import UnitRecord, is_unit, read_record
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
@@ -39,7 +39,7 @@ def require_own_tokenizer(store: Path, tokenizer: str) -> None:
 
 
 def sound_units(
-    ranks: Ranks, folders: Sequence[Path], wanted: Sequence[str], sizes: Sequence[int]
+    ranks: MpiRanks, folders: Sequence[Path], wanted: Sequence[str], sizes: Sequence[int]
 ) -> dict[int, UnitRecord]:
     """The units that need not be made, on rank 0; tells of those that are made again, and why.
 

@@ -33,7 +33,7 @@ from data_prep.documents import Documents
 from data_prep.inputs import InputPart
 from data_prep.mapping import map_array
 from data_prep.prepare_config import TextConfig
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
@@ -205,7 +205,7 @@ class _UnitWriter:
     ) -> Iterator[_Document]:
         """The documents of the parts, in their order."""
         for index, part in enumerate(parts):
-            tally = Tally(part.path, max_bad_share)
+            tally = RecordTally(part.path, max_bad_share)
             for text, sentences in read_sentences(part, config, tally):
                 yield _Document(index, text, sentences)
             self._drops.update(tally.drops)

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.inputs import whole_file
 from data_prep.readers import parquet
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from data_prep.sentences import split_sentences
 
 _PEEK_BYTES, _PEEK_ROWS = 1 << 17, 512  # of a file, enough to tell its layout
@@ -85,7 +85,7 @@ def is_sentences(path: str) -> bool:
 
 
 def _head(path: str) -> bytes:
-    with Source(whole_file(path), Tally(path, 0.0)).open() as file:
+    with Source(whole_file(path), RecordTally(path, 0.0)).open() as file:
         return file.read(_PEEK_BYTES)
 
 
@@ -149,7 +149,7 @@ def _layout_of_rows(path: str) -> str:
     column = parquet.only_text_column(path)
     if column is None:
         return "parquet"
-    source = Source(whole_file(path), Tally(path, 1.0), column)
+    source = Source(whole_file(path), RecordTally(path, 1.0), column)
     peeked = list(itertools.islice(parquet.text_rows(source), _PEEK_ROWS))
     texts = [row.strip() for row in peeked if row.strip()]
     if _TITLE.match("\n".join(row.rstrip("\n") for row in peeked)):

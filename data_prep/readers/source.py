@@ -1,7 +1,7 @@
 """What a reader reads: a file or a part of it, unpacked and decoded, with its faults counted.
 
-Bad input is named with file and byte. What is bad in few places (see `Tally`) is passed over; a
-file that is cut off or cannot be read never is.
+Bad input is named with file and byte. What is bad in few places (see `RecordTally`) is passed over;
+a file that is cut off or cannot be read never is.
 
 Not for: unpacking (`dist_bert.common.packed`), or layouts (the other modules of this package).
 """
@@ -38,7 +38,7 @@ class Document(NamedTuple):
     language: str = ""  # that the record names, as it writes it; empty where it names none
 
 
-class Tally:
+class RecordTally:
     """What was left out of one file or part, and what was bad in it.
 
     A record is what the layout is made of: a line, a JSON object, a page, a row, a member.
@@ -94,7 +94,7 @@ class Source:
     """A file or part of one, and how it is read."""
 
     part: InputPart
-    tally: Tally
+    tally: RecordTally
     text_field: str = ""  # of JSON lines or parquet; empty = the usual ones
     language_field: str = ""
 

@@ -18,7 +18,7 @@ from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class MaskAnswer:
     """One candidate for one [MASK]."""
 
     piece: str  # as the tokenizer writes it: "\u2581" is a space before it, "##" none
@@ -35,7 +35,7 @@ class Comparison:
     has_same_left_context: bool  # the tokens before [MASK] are the same in all texts
 
 
-def fill_mask(run: TrainedRun, text: str, top_k: int) -> list[list[Answer]]:
+def fill_mask(run: TrainedRun, text: str, top_k: int) -> list[list[MaskAnswer]]:
     """The answers for a single text; see `fill_masks`."""
     ((_, masks),) = fill_masks(run, [Text.given(text)], top_k)
     return masks
@@ -43,7 +43,7 @@ def fill_mask(run: TrainedRun, text: str, top_k: int) -> list[list[Answer]]:
 
 def fill_masks(
     run: TrainedRun, texts: Iterable[Text], top_k: int
-) -> Iterator[tuple[Text, list[list[Answer]]]]:
+) -> Iterator[tuple[Text, list[list[MaskAnswer]]]]:
     """Every text with the `top_k` likeliest pieces for each [MASK] in it, in the texts' order.
 
     Raises:
@@ -52,7 +52,7 @@ def fill_masks(
     """
     _check_use(run, top_k)
 
-    def answer(batch: list[tuple[Text, Ids]]) -> list[tuple[Text, list[list[Answer]]]]:
+    def answer(batch: list[tuple[Text, Ids]]) -> list[tuple[Text, list[list[MaskAnswer]]]]:
         texts, sequences = zip(*batch, strict=True)
         answers = iter(likeliest_pieces(_mask_logits(run, sequences), run.tokenizer, top_k))
         masks = [[next(answers) for _ in range(ids.count(MASK_ID))] for ids in sequences]
@@ -163,12 +163,12 @@ def _mask_logits(run: TrainedRun, sequences: Sequence[Ids]) -> Tensor:
     return run.model.mlm_logits(run.model.encoder(**batch)[batch["input_ids"] == MASK_ID])
 
 
-def likeliest_pieces(logits: Tensor, tokenizer: Tokenizer, top_k: int) -> list[list[Answer]]:
+def likeliest_pieces(logits: Tensor, tokenizer: Tokenizer, top_k: int) -> list[list[MaskAnswer]]:
     """The `top_k` likeliest pieces of each row of MLM logits, (P, V)."""
     probabilities = logits.float().softmax(-1)
     # Rows of the table that no piece of this tokenizer owns cannot be answers.
     best = probabilities[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size))
     return [
-        [Answer(tokenizer.piece(index), share) for share, index in zip(*row, strict=True)]
+        [MaskAnswer(tokenizer.piece(index), share) for share, index in zip(*row, strict=True)]
         for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

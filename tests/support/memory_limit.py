@@ -10,7 +10,7 @@ _PROGRAM = """
 import importlib, json, resource, sys
 from data_prep.inputs import whole_file
 from data_prep.readers import read_documents
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import Source, RecordTally
 from dist_bert.common.errors import UserError
 
 path, layout, max_bad_share, extra_bytes = json.loads(sys.argv[1])
@@ -22,7 +22,7 @@ has_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesi
 resource.setrlimit(resource.RLIMIT_AS, (has_bytes + extra_bytes,) * 2)
 num_documents = num_characters = 0
 problem = ""
-tally = Tally(path, max_bad_share)
+tally = RecordTally(path, max_bad_share)
 try:
     for document in read_documents(Source(whole_file(path), tally), layout):
         num_documents += 1

@@ -4,12 +4,21 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from dist_bert.common.cli import Parser, is_first_rank, run
+from dist_bert.common.cli import (
+    Parser,
+    check_output_file,
+    count,
+    is_first_rank,
+    positive,
+    run,
+    share,
+)
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_switch
 from tests.support.processes import ROOT, run_script
@@ -138,6 +147,30 @@ def test_the_description_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> 
         make_parser().parse_args(["--help"])
     assert caught.value.code == 0
     assert "Bakes bread.\n\n    bake --degrees 200\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "wrong"),
+    [
+        (count, {"1": 1, "77": 77}, ("0", "-3", "2.5", "")),
+        (positive, {"1e-3": 0.001, "40": 40.0}, ("0", "inf", "nan", "much")),
+        (share, {"0": 0.0, "0.65": 0.65, "1": 1.0}, ("-0.1", "1.01", "nan", "half")),
+    ],
+)
+def test_numbers_have_their_range(
+    kind: Callable[[str], float], good: dict[str, float], wrong: tuple[str, ...]
+) -> None:
+    assert {text: kind(text) for text in good} == good
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"^'{text}': must be a "):
+            kind(text)
+
+
+def test_a_file_in_no_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    check_output_file(str(tmp_path / "a.json"), "--json")
+    check_output_file(None, "--json")
+    with pytest.raises(UserError, match=r"--json .*: its folder does not exist; make it first"):
+        check_output_file(str(tmp_path / "none" / "a.json"), "--json")
 
 
 def fail(arguments: argparse.Namespace) -> None:

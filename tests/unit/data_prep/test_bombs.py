@@ -17,7 +17,7 @@ import zstandard
 
 from data_prep.inputs import whole_file
 from data_prep.readers import read_documents
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from dist_bert.common.errors import UserError
 from tests.support.memory_limit import read_within
 
@@ -104,7 +104,7 @@ def pax(attributes: dict[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
 def test_a_member_with_holes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(sparse(2_000, [(10, 5), (1_000, 6)], b"first second"[:5] + b"second") + END)
-    (document,) = read_documents(Source(whole_file(str(path)), Tally("a", 0.0)), "tar")
+    (document,) = read_documents(Source(whole_file(str(path)), RecordTally("a", 0.0)), "tar")
     assert len(document.text) == 2_000
     assert document.text.replace("\0", "") == "firstsecond"
 
@@ -131,7 +131,7 @@ def test_hostile_headers_are_one_line(tmp_path: Path, data: bytes, problem: str)
     for before in (b"", GOOD):
         path.write_bytes(before + data + END)
         with pytest.raises(UserError, match=rf"a\.tar: .*{problem}") as raised:
-            list(read_documents(Source(whole_file(str(path)), Tally("a", 0.0)), "tar"))
+            list(read_documents(Source(whole_file(str(path)), RecordTally("a", 0.0)), "tar"))
         assert "\n" not in str(raised.value)
 
 

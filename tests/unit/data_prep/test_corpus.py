@@ -7,11 +7,11 @@ import pytest
 from data_prep.corpus import read_sentences
 from data_prep.inputs import whole_file
 from data_prep.prepare_config import TextConfig
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 
 
-def read(path: Path, layout: str = "text") -> tuple[list[tuple[str, list[str]]], Tally]:
-    part, tally = whole_file(str(path)), Tally(str(path), 0.0)
+def read(path: Path, layout: str = "text") -> tuple[list[tuple[str, list[str]]], RecordTally]:
+    part, tally = whole_file(str(path)), RecordTally(str(path), 0.0)
     return list(read_sentences(part, TextConfig(format=layout), tally)), tally
 
 

@@ -8,16 +8,18 @@ import pytest
 
 from data_prep.inputs import whole_file
 from data_prep.readers import detect_layout, read_documents, source
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from dist_bert.common.errors import UserError
 
 ROWS = [json.dumps({"text": f"document {n}"}) for n in range(6)]
 TEXTS = [f"document {n}" for n in range(6)]
 
 
-def read(path: Path, data: str | bytes, max_bad_share: float = 0.0) -> tuple[list[str], Tally]:
+def read(
+    path: Path, data: str | bytes, max_bad_share: float = 0.0
+) -> tuple[list[str], RecordTally]:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
-    tally = Tally(str(path), max_bad_share)
+    tally = RecordTally(str(path), max_bad_share)
     found = Source(whole_file(str(path)), tally)
     return [document.text for document in read_documents(found, "auto")], tally
 

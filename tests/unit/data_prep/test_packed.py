@@ -14,7 +14,7 @@ import zstandard
 
 from data_prep.inputs import whole_file
 from data_prep.readers import read_documents
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from dist_bert.common.errors import UserError
 from dist_bert.common.packed import DamagedError, unpacked
 from tests.support.corpus import english_sentences
@@ -92,11 +92,11 @@ def test_documents_behind_the_damage_are_not_lost_in_silence(tmp_path: Path, pac
     path = tmp_path / "many.jsonl"
     whole = b"".join(streams)
     path.write_bytes(whole)
-    source = Source(whole_file(str(path)), Tally(str(path), 0.001))
+    source = Source(whole_file(str(path)), RecordTally(str(path), 0.001))
     assert len(list(read_documents(source, "auto"))) == 1_000
     start = len(streams[0] + streams[1])
     path.write_bytes(whole[:start] + b"X" + whole[start + 1 :])
-    source = Source(whole_file(str(path)), Tally(str(path), 0.001))
+    source = Source(whole_file(str(path)), RecordTally(str(path), 0.001))
     with pytest.raises(UserError, match=rf"stream that begins at byte {start:,}: .*fetch it again"):
         list(read_documents(source, "auto"))
 

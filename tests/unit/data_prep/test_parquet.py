@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.inputs import whole_file
 from data_prep.readers import parquet, read_documents
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from dist_bert.common.errors import UserError
 from tests.support.memory_limit import read_within
 
@@ -23,8 +23,8 @@ def write(path: Path, columns: list[tuple[str, Any]], **how: Any) -> Path:
     return path
 
 
-def read(path: Path, layout: str = "auto", **fields: str) -> tuple[list[str], Tally]:
-    tally = Tally(str(path), 0.0)
+def read(path: Path, layout: str = "auto", **fields: str) -> tuple[list[str], RecordTally]:
+    tally = RecordTally(str(path), 0.0)
     source = Source(whole_file(str(path)), tally, **fields)
     return [document.text for document in read_documents(source, layout)], tally
 

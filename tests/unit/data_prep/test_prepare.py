@@ -14,9 +14,9 @@ from data_prep.inputs import InputPart, find_inputs, installed_packages
 from data_prep.make_tokenizer import _hash, sample_sentences
 from data_prep.mpi_ranks import hand_out
 from data_prep.prepare_config import FORMATS, PrepareConfig, TextConfig
-from data_prep.progress import Progress
+from data_prep.progress import StageProgress
 from data_prep.readers import _READERS
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from data_prep.samples import SampleStatistics
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
@@ -118,7 +118,9 @@ def test_a_small_sample_reads_few_files(tmp_path: Path, monkeypatch: pytest.Monk
     files = find_inputs([str(tmp_path / "*.txt")])
     opened = []
 
-    def read(part: InputPart, config: TextConfig, tally: Tally) -> Iterator[tuple[str, list[str]]]:
+    def read(
+        part: InputPart, config: TextConfig, tally: RecordTally
+    ) -> Iterator[tuple[str, list[str]]]:
         opened.append(part.path)
         yield "", [f"{part.path} {i}" for i in range(90)]
 
@@ -222,7 +224,7 @@ def test_progress_tells_rate_and_end(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("data_prep.progress.time.monotonic", lambda: now[0])
-    progress = Progress("tokenise", "units")
+    progress = StageProgress("tokenise", "units")
     progress.begin(4, 0, 40_000_000)
     for seconds in (1.0, 5.0, 6.0, 8.0):
         now[0] = seconds
@@ -239,7 +241,7 @@ def test_progress_counts_what_was_done_earlier_but_not_its_time(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("data_prep.progress.time.monotonic", lambda: now[0])
-    progress = Progress("build", "shards")
+    progress = StageProgress("build", "shards")
     progress.begin(7, 5, 20_000_000)
     for seconds in (6.0, 8.0):
         now[0] = seconds
@@ -257,7 +259,7 @@ def test_a_long_unit_shows_that_work_goes_on(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("data_prep.progress.time.monotonic", lambda: now[0])
-    progress = Progress("tokenise", "units")
+    progress = StageProgress("tokenise", "units")
     progress.begin(num_items=2, num_done=0, num_bytes=12_000_000)
     for now[0], num_bytes in ((101.0, 1_000_000), (108.0, 6_000_000), (109.0, 7_000_000)):
         progress.tick(num_bytes)

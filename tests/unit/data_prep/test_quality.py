@@ -10,7 +10,7 @@ from data_prep.corpus import read_sentences
 from data_prep.inputs import whole_file
 from data_prep.prepare_config import TextConfig
 from data_prep.quality import kept
-from data_prep.readers.source import Document, Tally
+from data_prep.readers.source import Document, RecordTally
 from dist_bert.common.errors import UserError
 
 DOCUMENTS = [
@@ -121,7 +121,7 @@ def test_a_corpus_is_read_with_it(tmp_path: Path) -> None:
         '{"text": "One. Two.", "lang": "en"}\n{"text": "Eins.", "lang": "de"}\n'
         '{"text": "x", "lang": "en"}\n'
     )
-    tally = Tally(str(path), 0.0)
+    tally = RecordTally(str(path), 0.0)
     config = TextConfig(languages="en", min_characters=3)
     documents = list(read_sentences(whole_file(str(path)), config, tally))
     assert documents == [("One. Two.", ["One.", "Two."])]

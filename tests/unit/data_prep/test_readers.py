@@ -25,7 +25,7 @@ from data_prep.readers import detect_layout, lines, parquet, read_documents
 from data_prep.readers.detect import is_sentences
 from data_prep.readers.docstrings import docstrings_of
 from data_prep.readers.records import document_of
-from data_prep.readers.source import Document, Source, Tally
+from data_prep.readers.source import Document, RecordTally, Source
 from dist_bert.common.errors import UserError
 from tests.support.corpus import chinese_sentences, english_sentences
 
@@ -53,7 +53,7 @@ def write_rows(path: Path, rows_by_group: list[list[Any]], **columns: Any) -> Pa
 
 def source_of(path: Path, max_bad_share: float = 0.0, **fields: str) -> Source:
     part = whole_file(str(path))
-    return Source(part, Tally(str(path), max_bad_share), **fields)
+    return Source(part, RecordTally(str(path), max_bad_share), **fields)
 
 
 def read(path: Path, layout: str, **fields: Any) -> list[str]:
@@ -63,7 +63,7 @@ def read(path: Path, layout: str, **fields: Any) -> list[str]:
 def documents_of(path: Path, layout: str = "auto") -> list[tuple[str, list[str]]]:
     """Texts and sentences as a token store gets them."""
     part = whole_file(str(path))
-    return list(read_sentences(part, TextConfig(format=layout), Tally(part.path, 0.0)))
+    return list(read_sentences(part, TextConfig(format=layout), RecordTally(part.path, 0.0)))
 
 
 def sentences_of(path: Path, layout: str = "auto") -> list[list[str]]:
@@ -276,7 +276,7 @@ def test_lines_of_a_part_are_named_by_its_place(tmp_path: Path) -> None:
     data = '{"text": "before"}\n{"text": "good"}\nbad'
     path = write(tmp_path / "a.jsonl", data)
     part = InputPart(str(path), 19, len(data) - 19, 0)
-    tally = Tally(part.path, 1.0)
+    tally = RecordTally(part.path, 1.0)
     assert list(read_documents(Source(part, tally), "jsonl")) == [Document("good")]
     assert tally.first_bad.startswith("line 2 behind byte 19: is not JSON")
 
@@ -364,7 +364,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     path = str(tmp_path / "none")
     pytest.importorskip("pyarrow")
     for layout in ("text", "lines", "jsonl", "parquet", "auto"):
-        source = Source(InputPart(path, 0, 9, 0), Tally(path, 0.0))
+        source = Source(InputPart(path, 0, 9, 0), RecordTally(path, 0.0))
         with pytest.raises(UserError, match="none: cannot be read"):
             list(read_documents(source, layout))
 
@@ -404,7 +404,7 @@ def test_a_part_of_a_parquet_file_has_the_row_groups_that_begin_in_it(tmp_path: 
     assert starts[0] == 4 and len(starts) == 5 and starts == sorted(starts)
 
     def rows_of(start: int, stop: int) -> list[str]:
-        source = Source(InputPart(str(path), start, stop - start, 0), Tally("a", 0.0))
+        source = Source(InputPart(str(path), start, stop - start, 0), RecordTally("a", 0.0))
         return list(parquet.text_rows(source))
 
     assert rows_of(0, size) == list(itertools.chain(*groups))
@@ -417,7 +417,7 @@ def test_a_part_of_a_parquet_file_has_the_row_groups_that_begin_in_it(tmp_path: 
     start = parquet.row_group_starts(str(tmp_path / "b"))[1]
     part = InputPart(str(tmp_path / "b"), start, path.stat().st_size - start, 0)
     with pytest.raises(UserError, match="row 3: text is not UTF-8"):
-        list(read_documents(Source(part, Tally("b", 0.0)), "parquet"))
+        list(read_documents(Source(part, RecordTally("b", 0.0)), "parquet"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import zstandard
 from data_prep.inputs import InputPart, whole_file
 from data_prep.readers import read_documents, wiki_markup
 from data_prep.readers.mediawiki import begins_with_page
-from data_prep.readers.source import Document, Source, Tally
+from data_prep.readers.source import Document, RecordTally, Source
 from dist_bert.common.errors import UserError
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"  # real text, where there is any
@@ -43,11 +43,11 @@ def read(
     part: tuple[int, int] | None = None,
     text_field: str = "",
     max_bad_share: float = MAX_BAD_SHARE,
-) -> tuple[list[Document], Tally]:
+) -> tuple[list[Document], RecordTally]:
     """Documents of a file, or of the part of it from one byte to before another."""
     whole = whole_file(str(path))
     start, stop = part or (0, whole.bytes)
-    tally = Tally(str(path), max_bad_share)
+    tally = RecordTally(str(path), max_bad_share)
     source = Source(
         InputPart(whole.path, start, stop - start, whole.modified_ns), tally, text_field=text_field
     )
@@ -267,7 +267,7 @@ def test_dumps_are_read_in_bounded_memory(tmp_path: Path) -> None:
     redirects = page("R", "#REDIRECT [[B]]") * 5_000
     dump = head() + history + redirects + page("B", text) * 50 + END
     path = write(tmp_path / "dump.xml", dump.encode())
-    source = Source(whole_file(str(path)), Tally(str(path), 0.0))
+    source = Source(whole_file(str(path)), RecordTally(str(path), 0.0))
     del dump, history, redirects
     tracemalloc.start()
     try:
@@ -768,7 +768,7 @@ def test_zstd_is_told_by_its_bytes(tmp_path: Path, data: bytes) -> None:
 def test_long_zstd_files_are_read_in_pieces(tmp_path: Path) -> None:
     numbers = "".join(f"{n * n}\n" for n in range(300_000))
     path = write(tmp_path / "a.zst", frame(numbers[:777_777]) + frame(numbers[777_777:]))
-    with Source(whole_file(str(path)), Tally(str(path), 0.0)).open() as file:
+    with Source(whole_file(str(path)), RecordTally(str(path), 0.0)).open() as file:
         assert file.read(5) == numbers[:5].encode()
         assert file.tell() == 5
         assert file.read().decode() == numbers[5:]

@@ -23,7 +23,7 @@ import zstandard
 from data_prep.inputs import whole_file
 from data_prep.prepare_config import FORMATS
 from data_prep.readers import borders, detect_layout, read_documents
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from dist_bert.common.errors import UserError
 from tests.support.corpus import english_sentences
 
@@ -48,7 +48,7 @@ class Found(NamedTuple):
 def read(data: bytes, path: Path, layout: str) -> Found:
     """Reads bytes as a layout; fails for any exception that is no `UserError`."""
     path.write_bytes(data)
-    tally = Tally(str(path), 1.0)
+    tally = RecordTally(str(path), 1.0)
     num_documents, problem = 0, ""
     try:
         with warnings.catch_warnings():

@@ -11,7 +11,7 @@ import pytest
 from data_prep.corpus import read_sentences
 from data_prep.inputs import InputPart, find_inputs
 from data_prep.prepare_config import PrepareConfig, TextConfig
-from data_prep.readers.source import Tally
+from data_prep.readers.source import RecordTally
 from data_prep.token_store import (
     TokenStore,
     Unit,
@@ -62,7 +62,7 @@ def make(
 
 
 def read(part: InputPart) -> list[tuple[str, list[str]]]:
-    return list(read_sentences(part, CONFIG, Tally(part.path, 0.0)))
+    return list(read_sentences(part, CONFIG, RecordTally(part.path, 0.0)))
 
 
 def store_of(

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.inputs import InputPart, whole_file
 from data_prep.readers import detect_layout, read_documents, wikiextractor
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from dist_bert.common.errors import UserError
 
 TITLED = '<doc id="1" url="https://en.wikipedia.org/wiki?curid=1" title="A">'
@@ -15,9 +15,9 @@ TITLED = '<doc id="1" url="https://en.wikipedia.org/wiki?curid=1" title="A">'
 
 def read(
     path: Path, data: str, layout: str = "wikiextractor", max_bad_share: float = 0.0
-) -> tuple[list[str], Tally]:
+) -> tuple[list[str], RecordTally]:
     path.write_bytes(data.encode())
-    tally = Tally(str(path), max_bad_share)
+    tally = RecordTally(str(path), max_bad_share)
     source = Source(whole_file(str(path)), tally)
     return [document.text for document in read_documents(source, layout)], tally
 
@@ -116,7 +116,7 @@ def test_a_part_that_ends_inside_a_document_is_as_bad_as_the_whole(tmp_path: Pat
     border = data.index("<doc", 9)
     found, bad = [], 0
     for start, stop in ((0, border), (border, len(data))):
-        tally = Tally("a", 1.0)
+        tally = RecordTally("a", 1.0)
         part = InputPart(str(tmp_path / "a"), start, stop - start, 0)
         found += [d.text for d in read_documents(Source(part, tally), "wikiextractor")]
         bad += tally.bad["no_end"]
@@ -126,7 +126,7 @@ def test_a_part_that_ends_inside_a_document_is_as_bad_as_the_whole(tmp_path: Pat
 def test_files_that_were_put_into_one(tmp_path: Path) -> None:
     part = f"\ufeff{TITLED}\nA\n\nx\n</doc>\n"
     (tmp_path / "a.gz").write_bytes(gzip.compress(part.encode()) * 3)
-    tally = Tally("a", 0.0)
+    tally = RecordTally("a", 0.0)
     source = Source(whole_file(str(tmp_path / "a.gz")), tally)
     assert [document.text for document in read_documents(source, "auto")] == ["x"] * 3
     assert tally.mended == {"byte_order_mark": 2}

@@ -11,7 +11,7 @@ import pytest
 from data_prep import readers
 from data_prep.inputs import InputPart, find_inputs
 from data_prep.readers import borders
-from data_prep.readers.source import Source, Tally
+from data_prep.readers.source import RecordTally, Source
 from data_prep.work_units import plan_units
 
 PARAGRAPHS = [f"Paragraph {i} of {'many ' * (i % 11)}words.\nIts second line." for i in range(301)]
@@ -42,7 +42,9 @@ def write(path: Path, data: str | bytes) -> InputPart:
 
 
 def read(part: InputPart, layout: str) -> list[str]:
-    return [d.text for d in readers.read_documents(Source(part, Tally(part.path, 0.0)), layout)]
+    return [
+        d.text for d in readers.read_documents(Source(part, RecordTally(part.path, 0.0)), layout)
+    ]
 
 
 def assert_parts_are_the_file(parts: list[InputPart], file: InputPart) -> None:

@@ -1,0 +1,31 @@
+"""What an embedding refuses before anything is loaded."""
+
+import pytest
+
+from dist_bert.common.errors import UserError
+from dist_bert.inference.embed_config import EmbedConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (EmbedConfig(head=3), r"--head 3: is for --attention FILE\.png"),
+        (EmbedConfig(word="lamp", pooling="cls"), "--pooling cls: is for sentences"),
+        (EmbedConfig(picture="a.svg"), r"--picture a\.svg: pictures are PNG files"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config: EmbedConfig, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        config.check()
+
+
+def test_attention_leaves_no_room_for_others() -> None:
+    pytest.importorskip("matplotlib")
+    EmbedConfig(attention="a.png", head=3).check()
+    with pytest.raises(UserError, match="leave out --npz"):
+        EmbedConfig(attention="a.png", npz="a.npz").check()
+
+
+def test_the_defaults_go_together() -> None:
+    EmbedConfig().check()
+    EmbedConfig(word="lamp", json="a.json", npz="a.npz", projector="p").check()
