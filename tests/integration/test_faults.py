@@ -159,9 +159,7 @@ def test_a_rank_that_vanishes_ends_the_others(start: Start) -> None:
 @pytest.mark.slow
 def test_a_hanging_rank_shows_where_and_ends_the_job(start: Start, tmp_path: Path) -> None:
     others, own = ended(start("1|in step 2, micro-step 3|hang", "run"), 1, 1)
-    assert (
-        'faulty_pretrain.py", line' in own and "in faulty_beat" in own and "in _step" in own
-    )
+    assert 'faulty_pretrain.py", line' in own and "in faulty_beat" in own and "in _step" in own
     assert "error: rank 1: no progress for" in own
     left = (tmp_path / "run/logs/rank-00001.log").read_text()
     assert "in faulty_beat" in left and " error: rank 1: no progress for" in left
