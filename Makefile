@@ -3,7 +3,7 @@
 # make unit         the same set-up, then the tests that need a few short processes: two minutes
 # make test_avx2    the tests that train, as on a CPU without instructions for bf16
 # make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
-# make soak         a run killed 30 times on changing layouts, beside one that never stopped
+# make soak         a run killed 30 times on changing layouts, compared with one that never stopped
 # make check        format, lint, types, import rules
 
 PYTHON ?= python3

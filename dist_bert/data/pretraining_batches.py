@@ -4,7 +4,7 @@
                   --deal--> rank and micro-step --fresh masks, unpad--> micro-batch
 
 The whole state of the data is the number of samples consumed. It is the loop's
-(`dist_bert.training.engine`), which knows what was trained on; how far the reader is ahead never
+(`dist_bert.training.loop`), which knows what was trained on; how far the reader is ahead never
 matters. Numpy only: tensors are made where the device is known.
 
 Letters: K steps planned at once, G samples of a global batch, A micro-steps, W ranks, M samples of

@@ -214,7 +214,7 @@ def _make(
 
 
 def our_step(engine: Any, micro_batches: list[MicroBatch]) -> None:
-    """An optimizer step as in `dist_bert.training.engine`."""
+    """An optimizer step as in `dist_bert.training.loop`."""
     for micro_batch in micro_batches:
         loss, _ = engine(**to_device(micro_batch, engine.device))
         factor = gradient_factor(loss, dist.get_world_size())
