@@ -21,11 +21,11 @@ from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 
 def main(arguments: argparse.Namespace) -> int:
     """Resolves the job, then trains; returns the exit code: 0, or 85 if it was interrupted."""
-    from dist_bert.pretraining.job import Examination
+    from dist_bert.pretraining.job import PartialJob
 
     console = Console()
     console.take_over_warnings()
-    examination = Examination.of(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    examination = PartialJob.of(arguments, int(os.environ.get("WORLD_SIZE", "1")))
     if arguments.check:
         from dist_bert.pretraining.check import check  # takes seconds
 

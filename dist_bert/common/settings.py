@@ -2,8 +2,8 @@
 
 A field is a JSON key is a flag. One home for each fact: architecture in the model JSON, run
 settings in the run JSON, batch sizes, optimizer, precision and ZeRO in the DeepSpeed JSON
-(`dist_bert.training.deepspeed_config`), sequence length and masking in the shards' manifest. Not for:
-anything that a rank or a batch carries.
+(`dist_bert.training.deepspeed_config`), sequence length and masking in the shards' manifest. Not
+for: anything that a rank or a batch carries.
 """
 
 import argparse

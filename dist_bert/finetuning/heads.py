@@ -45,34 +45,26 @@ class BertForTextClassification(nn.Module):
     def forward(
         self,
         *,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
         num_real_samples: int,
         labels: Tensor | None = None,
         num_samples: int = 0,
+        **encoder_input: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Scores, or shares of loss and metrics.
 
         Args:
-            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
-            token_type_ids: (T,) int64.
-            position_ids: (T,) int64.
-            cu_seqlens: (B+1,) int32, then the samples of padding.
-            max_seqlen: tokens of the longest sample.
             num_real_samples: B; samples behind it are padding.
             labels: (B,) int64 classes; (B, C) float32 zeros and ones where several may apply.
             num_samples: of the global batch.
+            **encoder_input: the arguments of `BertEncoder.forward`.
 
         Returns:
             Without labels, float32 scores (B, C). With labels, the loss, a float32 scalar, and the
             detached shares of `metric_names`, (2,).
         """
-        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
-        cls_hidden = hidden.index_select(0, cu_seqlens[:num_real_samples])  # (B, H)
-        pooled = torch.tanh(self.pooler(cls_hidden))
+        hidden = self.encoder(**encoder_input)
+        cls_positions = encoder_input["cu_seqlens"][:num_real_samples]  # (B,)
+        pooled = torch.tanh(self.pooler(hidden.index_select(0, cls_positions)))  # (B, H)
         pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)
         logits: Tensor = self.classifier(pooled).float()  # (B, C)
         if labels is None:
@@ -108,33 +100,26 @@ class BertForTextRegression(nn.Module):
     def forward(
         self,
         *,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
         num_real_samples: int,
         labels: Tensor | None = None,
         num_samples: int = 0,
+        **encoder_input: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Numbers, or shares of loss and metrics.
 
         Args:
-            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
-            token_type_ids: (T,) int64.
-            position_ids: (T,) int64.
-            cu_seqlens: (B+1,) int32, then the samples of padding.
-            max_seqlen: tokens of the longest sample.
             num_real_samples: B; samples behind it are padding.
             labels: (B,) float32 numbers.
             num_samples: of the global batch.
+            **encoder_input: the arguments of `BertEncoder.forward`.
 
         Returns:
             Without labels, float32 numbers (B, 1) in the units of the labels. With labels, the
             loss, a float32 scalar, and the detached shares of `metric_names`, (2,).
         """
-        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
-        pooled = torch.tanh(self.pooler(hidden.index_select(0, cu_seqlens[:num_real_samples])))
+        hidden = self.encoder(**encoder_input)
+        cls_positions = encoder_input["cu_seqlens"][:num_real_samples]  # (B,)
+        pooled = torch.tanh(self.pooler(hidden.index_select(0, cls_positions)))
         pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)  # (B, H)
         deviations: Tensor = self.classifier(pooled).float()  # (B, 1)
         if labels is None:
@@ -160,32 +145,24 @@ class BertForTokenClassification(nn.Module):
     def forward(
         self,
         *,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
         num_real_samples: int,
         labels: Tensor | None = None,
         num_labels: int = 0,
+        **encoder_input: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Scores, or shares of loss and metrics.
 
         Args:
-            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
-            token_type_ids: (T,) int64.
-            position_ids: (T,) int64.
-            cu_seqlens: (B+1,) int32.
-            max_seqlen: tokens of the longest sample.
             num_real_samples: B; not needed here, every head takes it.
             labels: (T,) int64; -100 leaves a token out.
             num_labels: tokens with a label in the global batch.
+            **encoder_input: the arguments of `BertEncoder.forward`.
 
         Returns:
             Without labels, float32 scores (T, C). With labels, the loss, a float32 scalar, and the
             detached shares of `metric_names`, (2,).
         """
-        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        hidden = self.encoder(**encoder_input)
         hidden = dropout(hidden, self.dropout_prob if self.training else 0.0)
         logits: Tensor = self.classifier(hidden).float()  # (T, C)
         if labels is None:
@@ -209,40 +186,32 @@ class BertForQuestionAnswering(nn.Module):
     def forward(
         self,
         *,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
         num_real_samples: int,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         num_samples: int = 0,
+        **encoder_input: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Scores, or shares of loss and metrics.
 
         Args:
-            input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
-            token_type_ids: (T,) int64.
-            position_ids: (T,) int64.
-            cu_seqlens: (B+1,) int32, then the samples of padding.
-            max_seqlen: tokens of the longest sample.
             num_real_samples: B; samples behind it are padding.
             start_positions: (B,) int64, place of the answer's first token in its sample; 0, which
                 is [CLS], where the sample holds no answer.
             end_positions: (B,) int64, place of its last token.
             num_samples: of the global batch.
+            **encoder_input: the arguments of `BertEncoder.forward`.
 
         Returns:
             Without positions, float32 scores (T, 2) of start and end. With them, the loss, a
             float32 scalar, and the detached shares of `metric_names`, (2,): accuracy is the share
             of samples of which both ends are right.
         """
-        hidden = self.encoder(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen)
+        hidden = self.encoder(**encoder_input)
         scores: Tensor = self.span(hidden).float()  # (T, 2)
         if start_positions is None or end_positions is None:
             return scores
-        padded = _by_sample(scores, cu_seqlens, position_ids, max_seqlen)[:num_real_samples]
+        padded = _by_sample(scores, **encoder_input)[:num_real_samples]
         start_logits, end_logits = padded.unbind(2)  # (B, S) each
         loss = F.cross_entropy(start_logits, start_positions, reduction="sum")
         loss = loss + F.cross_entropy(end_logits, end_positions, reduction="sum")
@@ -290,7 +259,9 @@ def start_from(
                 nn.init.zeros_(parameter)
 
 
-def _by_sample(values: Tensor, cu_seqlens: Tensor, position_ids: Tensor, max_seqlen: int) -> Tensor:
+def _by_sample(
+    values: Tensor, *, cu_seqlens: Tensor, position_ids: Tensor, max_seqlen: int, **_: Tensor
+) -> Tensor:
     """Values of tokens (T, C) as (samples, S, C), -inf behind the end of a sample."""
     tokens = torch.arange(len(values), dtype=cu_seqlens.dtype, device=values.device)
     sample_of_token = torch.searchsorted(cu_seqlens[1:], tokens, right=True)

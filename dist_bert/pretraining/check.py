@@ -21,7 +21,7 @@ from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.environment import differences, nodes
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.pretraining.config import PretrainingConfig
-from dist_bert.pretraining.job import Examination, PretrainingJob
+from dist_bert.pretraining.job import PartialJob, PretrainingJob
 from dist_bert.pretraining.rehearsal import Rehearsal
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
@@ -29,7 +29,7 @@ from dist_bert.training.rank_group import joined_ranks
 from dist_bert.training.rank_reports import gather_environment, gather_warnings
 
 
-def check(found: Examination, console: Console) -> int:
+def check(found: PartialJob, console: Console) -> int:
     """Checks a job, as far as there is one; called by every rank of the launcher.
 
     Args:
@@ -49,7 +49,7 @@ def check(found: Examination, console: Console) -> int:
     return USER_ERROR_EXIT_CODE if problems else 0
 
 
-def _problems(found: Examination, console: Console, watchdog: Watchdog) -> list[str]:
+def _problems(found: PartialJob, console: Console, watchdog: Watchdog) -> list[str]:
     """All problems, each shown as it is found."""
     job = found.job
     try:

@@ -163,7 +163,7 @@ class PretrainingJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class Examination:
+class PartialJob:
     """What a command line of launch/pretrain.py amounts to; what is wrong is None and a problem."""
 
     run: PretrainingConfig | None
@@ -173,7 +173,7 @@ class Examination:
     problems: list[str]
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace, world_size: int) -> "Examination":
+    def of(cls, arguments: argparse.Namespace, world_size: int) -> "PartialJob":
         """Resolves a command line as far as it can be."""
         problems: list[str] = []
 

@@ -12,7 +12,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.config import PretrainingConfig
-from dist_bert.pretraining.job import Examination, PretrainingJob
+from dist_bert.pretraining.job import PartialJob, PretrainingJob
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 from tests.support.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
 
@@ -53,7 +53,7 @@ def make_job(
         f"--shards={folder / 'shards'}",
         *flags,
     ]
-    return Examination.of(parser.parse_args(arguments), world_size).require_job()
+    return PartialJob.of(parser.parse_args(arguments), world_size).require_job()
 
 
 def refusal(folder: Path, *flags: str, **others: Any) -> str:
