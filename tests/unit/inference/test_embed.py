@@ -1,4 +1,4 @@
-"""Vectors of sentences and words against the encoder's own output, one text at a time."""
+"""Vectors of sentences and words against the encoder's own output; files of them, read back."""
 
 import dataclasses
 import math
@@ -10,7 +10,15 @@ import torch
 
 from dist_bert.common.errors import UserError
 from dist_bert.inference import text_batches
-from dist_bert.inference.embed import attention_of, cosine_similarities, embed_sentences, embed_word
+from dist_bert.inference.embed import (
+    Embedded,
+    attention_of,
+    cosine_similarities,
+    embed_sentences,
+    embed_word,
+    write_npz,
+    write_projector,
+)
 from dist_bert.inference.hidden_states import attention_weights, hidden_states
 from dist_bert.inference.text_batches import Text
 from dist_bert.inference.trained_run import TrainedRun
@@ -155,3 +163,42 @@ def test_a_piece_is_found_in_bytes_too(tmp_path: Path) -> None:
     assert place.end - place.begin == 6  # three bytes a character
     later = tokenizer.find_word("the 银行 lamp", "lamp")
     assert later is not None and later.parts[0].rstrip(" ") == " the 银行"
+
+
+# --- files of vectors, read back
+
+ITEMS = [
+    Embedded(
+        text=f"text\t{number}",
+        label=f"a «text»\t{number}",
+        tokens=["a", "b"],
+        vector=np.array([number / 3, -1e-7, 5.0], np.float32),
+        static_vector=np.array([1.0, 2.0, number], np.float32),
+    )
+    for number in range(4)
+]
+
+
+def test_npz_gives_back_the_vectors(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz", ITEMS)
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["vectors"].dtype == np.float32
+        np.testing.assert_array_equal(found["vectors"], [item.vector for item in ITEMS])
+        np.testing.assert_array_equal(found["static_vectors"], [i.static_vector for i in ITEMS])
+        assert found["texts"].tolist() == [item.text for item in ITEMS]
+    write_npz(tmp_path / "b.npz", ITEMS)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_tensorboards_projector_finds_vectors_and_labels(tmp_path: Path) -> None:
+    projector = pytest.importorskip("tensorboard.plugins.projector.projector_plugin")
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    write_projector(tmp_path / "p", 'the "word", layer 2 of 3', ITEMS)
+    config = projector.ProjectorConfig()
+    text_format.Parse((tmp_path / "p/projector_config.pbtxt").read_text(), config)
+    (embedding,) = config.embeddings
+    assert embedding.tensor_name == 'the "word", layer 2 of 3'
+    vectors = projector._read_tensor_tsv_file(str(tmp_path / "p" / embedding.tensor_path))
+    np.testing.assert_array_equal(np.asarray(vectors, np.float32), [item.vector for item in ITEMS])
+    labels = (tmp_path / "p" / embedding.metadata_path).read_text().splitlines()
+    assert labels == [f"a «text» {number}" for number in range(4)]
