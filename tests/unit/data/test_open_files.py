@@ -27,10 +27,13 @@ limit, extra = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 """
 READ = """
-import itertools, zlib from dist_bert.data.batches import BatchShape; from
-dist_bert.data.sample_order import SampleOrder; from dist_bert.data.pretraining_batches import
-training_batches from dist_bert.common.errors import UserError from dist_bert.data.reader import
-SampleReader from dist_bert.data.shard_format import Manifest
+import itertools, zlib
+from dist_bert.common.errors import UserError
+from dist_bert.data.batches import BatchShape
+from dist_bert.data.pretraining_batches import training_batches
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.sample_order import SampleOrder
+from dist_bert.data.shard_format import Manifest
 
 try:
     reader = SampleReader(extra, Manifest.load(extra), "train")
@@ -44,10 +47,10 @@ except UserError as error:
 """
 # As launch/prepare_shards.py makes it of a corpus a thousand times as large.
 PREPARE = """
-from data_prep import shard_assignment as dealing, work_units as units
-units._MIN_UNIT_BYTES = units._MAX_UNIT_BYTES = 700
-units._LARGE_FILE = 1.0
-dealing._MIN_SHARD_DOCUMENTS = 2
+from data_prep import shard_assignment, work_units
+work_units._MIN_UNIT_BYTES = work_units._MAX_UNIT_BYTES = 700
+work_units._LARGE_FILE = 1.0
+shard_assignment._MIN_SHARD_DOCUMENTS = 2
 sys.argv = extra
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
