@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--input", default=str(BOOKS), help="text (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"), help="folder, kept")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600, help="more than an epoch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -210,6 +210,10 @@ def _compare(work: Path, shards: Path, num_steps: int, tolerance: float) -> None
     complete = [c for c in epochs.values() if c.total() == reader.num_samples]
     if any(set(count.values()) != {1} or len(count) != reader.num_samples for count in complete):
         problems.append("an epoch does not hold every sample once")
+    if not complete:
+        problems.append(
+            f"no epoch is complete: give --steps {reader.num_samples // BATCH_SAMPLES + 1} or more"
+        )
     losses = {name: _losses(work / name) for name in seen}
     last = [np.mean([losses[n][s] for s in range(num_steps - 19, num_steps + 1)]) for n in losses]
     difference = abs(last[1] / last[0] - 1)
