@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, in RUN/checkpoints/step-NNNNNNNNN, `latest` beside them.
+"""Checkpoints that are whole or absent, in RUN/checkpoints/step-NNNNNNNNN, next to `latest`.
 
 Weights and optimizer state are written as named fragments, each by the rank that holds it, so they
 are read by any number of ranks at any ZeRO stage and precision without conversion. A checkpoint is
@@ -42,7 +42,7 @@ _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.training.console`
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: all there is beside weights and optimizer state."""
+    """The state of a run: everything besides weights and optimizer state."""
 
     step: int = 0  # optimizer steps done
     samples: int = 0  # samples consumed: the position in the data
@@ -54,7 +54,7 @@ def load(
 ) -> TrainState:
     """Puts the newest whole checkpoint into the engine; a run without one starts at zero.
 
-    A checkpoint of another number of ranks, ZeRO stage or precision is as good as any.
+    The checkpoint may be of another number of ranks, ZeRO stage or precision.
 
     Args:
         engine: the DeepSpeed engine.

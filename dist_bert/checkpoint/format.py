@@ -26,7 +26,7 @@ from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
 
-WEIGHT = "weight"  # what a fragment is, beside the names of the optimizer's state
+WEIGHT = "weight"  # what a fragment is, besides the names of the optimizer's state
 _SUM = "fingerprint"  # of all other contents of a state.json
 
 
@@ -46,7 +46,7 @@ class Fragment:
 
 @dataclasses.dataclass(frozen=True)
 class FragmentFile:
-    """One file of a checkpoint, as `state.json` tells it."""
+    """One file of a checkpoint, as `state.json` describes it."""
 
     file: str
     bytes: int

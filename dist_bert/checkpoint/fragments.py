@@ -1,8 +1,8 @@
-"""Where the float32 weights and the optimizer's state of every parameter lie in this rank's memory.
+"""Finds the float32 weights and the optimizer's state of every parameter in this rank's memory.
 
-ZeRO cuts the parameters into flat pieces that depend on stage and number of ranks. Here every piece
-is told by the parameter's name and place in it, so that a checkpoint of named pieces (fragments)
-has no layout: it can be read by any number of ranks at any stage
+ZeRO cuts the parameters into flat pieces that depend on stage and number of ranks. Here a piece is
+identified by the parameter's name and its place in it, so that a checkpoint of named pieces
+(fragments) has no layout: it can be read by any number of ranks at any stage
 (`dist_bert.checkpoint.checkpoint`).
 
 This is the one module that knows how DeepSpeed's optimizers keep their flat tensors.
@@ -26,7 +26,7 @@ from dist_bert.checkpoint.format import WEIGHT, Fragment
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a fragment lies in one of the tensors that the inner optimizer was given."""
+    """The place of a fragment in one of the tensors that the inner optimizer was given."""
 
     name: str
     start: int  # in the flattened parameter
@@ -97,7 +97,7 @@ def refresh_weights(engine: Any) -> None:
 
 
 def numbers(engine: Any) -> dict[str, dict[str, float]]:
-    """What optimizer and loss scaler keep beside tensors: counts of steps, the scale."""
+    """What optimizer and loss scaler keep besides tensors: counts of steps, the scale."""
     found: dict[str, dict[str, float]] = {"state": {}, "group": {}, "loss_scaler": {}}
     inner = engine.basic_optimizer
     for state in list(inner.state.values())[:1]:  # alike for all
@@ -120,7 +120,7 @@ def set_numbers(engine: Any, saved: dict[str, dict[str, float]]) -> None:
     for group in inner.param_groups:
         group.update({key: int(value) for key, value in saved["group"].items()})
     scaler = _loss_scaler(engine)
-    if scaler.keys() >= saved["loss_scaler"].keys():  # else another precision: it starts anew
+    if scaler.keys() >= saved["loss_scaler"].keys():  # else another precision: it starts again
         scaler.update(saved["loss_scaler"])
 
 

@@ -1,4 +1,4 @@
-"""What lies where in a run's folder; no torch, so that any script can look.
+"""The layout of a run's folder; no torch, so that any script can read it.
 
 RUN/config.json        resolved configuration and versions
 RUN/tokenizer.model    the tokenizer that made the shards, of either kind
@@ -141,7 +141,7 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     if newest is None and pointer.exists():
         raise UserError(
             f"{pointer}: names a checkpoint, and there is none; give another --output_dir, or"
-            f" remove {pointer.parent} to start anew"
+            f" remove {pointer.parent} to start again from step 0"
         )
     return newest
 
@@ -216,7 +216,7 @@ def _given_checkpoint(place: Path) -> Path | None:
 
 
 def _validation_loss(checkpoint: Path) -> float:
-    """As its state tells it; infinite where there was no validation, or the state is damaged."""
+    """From its state; infinite where there was no validation, or the state is damaged."""
     try:
         loss = read_json(checkpoint / STATE_NAME).get("validation_loss")
     except UserError:

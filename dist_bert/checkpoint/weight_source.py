@@ -53,7 +53,7 @@ class WeightSource:
 
     @classmethod
     def find(cls, path: str | Path, flag: str = "--init_from") -> "WeightSource":
-        """Tells what lies at a path.
+        """Finds what is at a path.
 
         Args:
             path: a run's folder or one of its checkpoints, or a folder, safetensors file or index
@@ -186,7 +186,7 @@ def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:
 
 
 def _indexed_files(index: Path) -> tuple[Path, ...]:
-    """The safetensors files that an index names, which lie beside it."""
+    """The safetensors files that an index names, which are next to it."""
     value = read_json(index)
     for name in ("metadata", "weight_map"):  # transformers needs both
         if not isinstance(value.get(name), dict):

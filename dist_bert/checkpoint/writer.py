@@ -1,4 +1,4 @@
-"""Writes checkpoints while training goes on: the loop stands still only for a copy to host memory.
+"""Writes checkpoints while training continues: the loop waits only for a copy to host memory.
 
 At a save every rank copies its fragments; a thread of the rank then writes them. The threads of all
 ranks agree among themselves, over a process group that nothing else uses, that all have written or
@@ -56,9 +56,9 @@ class CheckpointWriter:
             engine: the DeepSpeed engine.
             run_dir: the run's folder.
             identity: what a run must be equal in to resume from it (see `check_identity`).
-            keep: number of checkpoints that stay beside the best, at least 1.
+            keep: number of checkpoints to keep besides the best, at least 1.
             watchdog: watches over the thread, and over the waits for it.
-            tell: takes the step of every checkpoint that is there, in the thread of the caller.
+            tell: takes the step of every checkpoint written, in the thread of the caller.
         """
         self._engine = engine
         self._shapes = {n: list(_full_shape(p)) for n, p in engine.module.named_parameters()}
@@ -233,7 +233,7 @@ class _Save:
 
     state: TrainState
     validation_loss: float | None
-    optimizer: dict[str, dict[str, float]]  # numbers beside the tensors
+    optimizer: dict[str, dict[str, float]]  # numbers besides the tensors
     snapshot: _Snapshot
     is_done: threading.Event = dataclasses.field(default_factory=threading.Event)
     error: UserError | None = None  # why it is not there; set before `is_done`

@@ -29,7 +29,7 @@ def new_model(
     Args:
         job: what to train.
         reader: of the training split.
-        say: takes a line that tells where given weights are from.
+        say: takes a line that names the source of given weights.
     """
     run = job.run
     torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
@@ -51,7 +51,7 @@ def new_model(
 def training_stream(
     job: PretrainingJob, reader: SampleReader, state: TrainState
 ) -> Iterator[StepBatch]:
-    """This rank's steps from where the run stands."""
+    """This rank's steps from the state of the run on."""
     order = SampleOrder(reader.shard_of_block, reader.block_sizes, job.run.seed)
     fresh_masks = None
     if job.run.masks == "fresh":

@@ -24,17 +24,17 @@ class PretrainingConfig(TrainingConfig):
     )
     masks: str = setting(
         "fresh",
-        "static = as stored; fresh = as stored in the first epoch, then drawn anew in each",
+        "static = as stored; fresh = as stored in the first epoch, then drawn again in each",
         ("fresh", "static"),
     )
     validation_samples: int = setting(4_096, "validation samples used each time; 0 = all of them")
     change_batch_size: bool = setting(
-        False, "go on from a checkpoint of another train_batch_size, at exactly the next sample"
+        False, "resume from a checkpoint of another train_batch_size, at exactly the next sample"
     )
     init_from: str = setting(
         "",
         "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
-        " or file in Hugging Face layout; a run that has a checkpoint goes on from that",
+        " or file in Hugging Face layout; a run that has a checkpoint resumes from that",
     )
     extend_positions: bool = setting(
         False, "with init_from: repeat its position embeddings where the model has more of them"
@@ -42,7 +42,7 @@ class PretrainingConfig(TrainingConfig):
     compile_layers: bool = setting(
         False,
         "torch.compile the layers: on GPUs, at ZeRO 0 to 2; launch/benchmark.py train --against"
-        " compiled tells whether it pays",
+        " compiled measures whether it pays",
     )
 
     def problems(self) -> list[str]:

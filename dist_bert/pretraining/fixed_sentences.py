@@ -1,4 +1,4 @@
-"""What the model makes of a few held-out sentences: the same ones at every validation.
+"""Predictions of the model for a few held-out sentences, the same ones at every validation.
 
 Not for: scores (`dist_bert.training.engine.validate`) or texts of one's own
 (`dist_bert.inference.fill_mask`).

@@ -125,7 +125,7 @@ class PretrainingJob:
                 f"num_train_steps = {run.num_train_steps} is below the step of {checkpoint}: raise"
                 " it, or give another --output_dir"
             )
-        if run.init_from and checkpoint is None:  # else it goes on from that
+        if run.init_from and checkpoint is None:  # else it resumes from that
             source = WeightSource.find(run.init_from)
             problems += source.problems(self.model, self.manifest.tokenizer, run.extend_positions)
         if run.compile_layers and self.deepspeed.zero_stage == 3:

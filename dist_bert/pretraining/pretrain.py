@@ -21,7 +21,7 @@ from dist_bert.training.session import Batches, TrainingSetup, Validation, train
 
 
 def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> int:
-    """Trains until the last step, going on from the latest checkpoint where there is one.
+    """Trains until the last step, resuming from the latest checkpoint if there is one.
 
     Called by every rank of the launcher.
 

@@ -52,7 +52,7 @@ class Rehearsal:
         Args:
             job: without problems of its own.
             say: takes a line for rank 0's console.
-            watchdog: told what begins.
+            watchdog: gets a beat when something begins.
         """
         self._job = job
         self._say = say
@@ -61,7 +61,7 @@ class Rehearsal:
         self._engine: Any = None
         self._state = TrainState()
         self._step_seconds = self._validation_seconds = 0.0
-        self._save_seconds = 0.0  # for which the loop stands still
+        self._save_seconds = 0.0  # while which the loop waits
         self._mfu: float | None = None
         self._checkpoint_bytes = self._free_bytes = 0
         self._peak_flops = 1.0  # of all ranks' devices
@@ -70,7 +70,7 @@ class Rehearsal:
         """What goes wrong, as far as this rank sees it.
 
         Args:
-            may_resume: whether the run's checkpoint, if it has one, is gone on from.
+            may_resume: whether the run's checkpoint, if it has one, is resumed.
         """
         job = self._job
         self._beat("making model and engine")
@@ -125,7 +125,7 @@ class Rehearsal:
         peak = peak.to(self._engine.device)
         dist.all_reduce(peak, dist.ReduceOp.MAX)
         self._say(
-            f"checked  {len(records)} steps behind step {self._state.step:,}: losses"
+            f"checked  {len(records)} steps after step {self._state.step:,}: losses"
             f" {', '.join(f'{loss:.4f}' for loss in losses)}, {self._step_seconds:.3g} s a step,"
             f" at most {peak.item():.2f} GiB a rank"
         )

@@ -25,16 +25,14 @@ class TrainingConfig:
         1_000, "optimizer steps between two validations; 0 = only at the end"
     )
     checkpoint_interval: int = setting(1_000, "optimizer steps between two checkpoints")
-    keep_checkpoints: int = setting(
-        2, "newest checkpoints that are kept beside the best, at least 1"
-    )
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep besides the best, at least 1")
     max_minutes: float = setting(
         0.0, "save and stop with exit code 85 after so many minutes from the start; 0 = never"
     )
     timeout_seconds: float = setting(
         900.0,
         "longest wait of one rank for the others; keep it above watchdog_minutes and save_minutes,"
-        " whose reports tell more",
+        " which report more",
     )
     heartbeat_seconds: float = setting(
         45.0, "end the job if a rank gives no sign of life for so long (its host is gone); 0 = off"
@@ -56,7 +54,7 @@ class TrainingConfig:
     spike_threshold: float = setting(
         8.0,
         "a loss so many median absolute deviations above the median of the last 100 steps is a"
-        " spike, which is told and recorded; 0 = off",
+        " spike, which is reported and recorded; 0 = off",
     )
     on_spike: str = setting(
         "record",

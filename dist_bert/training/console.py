@@ -139,7 +139,7 @@ class Console:
                 self._survive(error)
 
     def tell_progress(self, place: str, figures: str) -> None:
-        """The figures of a log interval: behind the bar, or as a line that begins with the place.
+        """The figures of a log interval: after the bar, or as a line that begins with the place.
 
         Args:
             place: such as "step 7/14"; the bar shows it by itself.

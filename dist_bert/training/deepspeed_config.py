@@ -2,7 +2,7 @@
 
 It is the one home of batch sizes, optimizer, precision, ZeRO and clipping. DeepSpeed checks the
 inside of its sections; what it lets pass (unknown top-level keys, optimizers that are wrong under
-ZeRO) or tells late is checked here. Needs neither torch nor deepspeed.
+ZeRO) or reports late is checked here. Needs neither torch nor deepspeed.
 """
 
 import dataclasses

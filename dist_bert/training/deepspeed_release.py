@@ -1,6 +1,6 @@
 """Releases of DeepSpeed that train wrongly and say nothing; refused before anything is imported.
 
-setup.py excludes them, but pip can be told otherwise, and conda or a site's module does not read
+setup.py excludes them, but pip can override that, and conda or a site's module does not read
 it. Not for: releases that merely were not tested (the ranges of setup.py).
 """
 
@@ -37,7 +37,7 @@ def require_sound_release() -> None:
     """
     try:
         version = importlib.metadata.version("deepspeed")
-    except importlib.metadata.PackageNotFoundError:  # importing it will tell
+    except importlib.metadata.PackageNotFoundError:  # importing it reports that
         return
     if fault := fault_of(version):
         raise UserError(f"deepspeed {version} {fault}: {REMEDY}")

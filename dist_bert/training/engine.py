@@ -17,7 +17,7 @@ from dist_bert.training.skipped_steps import skip_plain_updates
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
-    """DeepSpeed's engine around a model that lies on the CPU in float32."""
+    """DeepSpeed's engine around a model on the CPU in float32."""
     _import_muon()
     engine, *_ = deepspeed.initialize(
         model=model,

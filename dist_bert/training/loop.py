@@ -29,7 +29,7 @@ from dist_bert.training.skipped_steps import SkippedSteps, gradient_factor
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What an optimizer step leaves behind. Tensors stay on the device: reading waits for it."""
+    """The results of an optimizer step. Tensors stay on the device: reading them waits for it."""
 
     state: TrainState  # after the step
     batch: StepBatch

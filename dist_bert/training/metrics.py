@@ -1,7 +1,7 @@
 """Where a run's numbers go: TensorBoard and `metrics.jsonl`, by rank 0 alone, x = optimizer step.
 
 Answers to fixed sentences go to TensorBoard and `predictions.jsonl`. After a resume nothing doubles
-back: rows after the checkpoint are dropped from the files, and TensorBoard is told to purge them. A
+back: rows after the checkpoint are dropped from the files, and TensorBoard purges them. A
 disk that is full between two checkpoints does not end a run: what is missing is written when there
 is room again. Names: docs/architecture.md.
 """
@@ -21,7 +21,7 @@ from dist_bert.common.json_lines import drop_rows_after, read_rows
 Prediction = dict[str, Any]  # text, expected, answers: a row of predictions.jsonl
 
 _LOG = logging.getLogger("dist_bert")
-PREDICTION_KEYS = ("text", "expected", "answers")  # of a row, beside its step
+PREDICTION_KEYS = ("text", "expected", "answers")  # of a row, besides its step
 
 
 class MetricsWriter:
@@ -79,7 +79,9 @@ class MetricsWriter:
         """Says once that the disk is full, and once that it is no longer."""
         problem = next(filter(None, problems), "")
         if problem and not self._is_late:
-            _LOG.warning("%s: training goes on; what is missing is written when it can be", problem)
+            _LOG.warning(
+                "%s: training continues; the missing rows are written as soon as possible", problem
+            )
         elif self._is_late and not problem:
             dropped = sum(file.num_dropped for file in self._files)
             lost = f"all but {dropped:,} records" if dropped else "nothing is missing"

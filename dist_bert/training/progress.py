@@ -1,4 +1,4 @@
-"""What a run tells while it trains: turns step records into the metrics of docs/architecture.md.
+"""Progress of a run: turns step records into the metrics of docs/architecture.md.
 
 The device is read once per log interval, not per step: reading waits for it.
 """
@@ -57,7 +57,7 @@ class Progress:
             peak_flops: operations per second that all devices together can do, for MFU; only rank
                 0 needs it.
             num_skipped: steps that were skipped so far, on rank 0.
-            spikes: tells those that are only recorded; None where records tell them.
+            spikes: detects spikes that are only recorded; None where the step records hold them.
         """
         self._engine = engine
         self._model = model
@@ -152,7 +152,7 @@ class Progress:
         return values
 
     def _spike(self, record: StepRecord, loss: float) -> dict[str, float]:
-        """What a row has more where the loss jumps; told at the same time."""
+        """Extra values of a row where the loss jumps, which is also reported."""
         spike = record.spike
         if self._spikes is not None and math.isfinite(loss):
             spike = self._spikes.measure(loss)
@@ -165,7 +165,7 @@ class Progress:
         return {"train/spike": spike}
 
     def _with_loss(self, metrics: dict[str, float]) -> dict[str, float]:
-        """The model's metrics as far as the data has them, behind the loss that is trained on."""
+        """The model's metrics as far as the data has them, after the loss that is trained on."""
         scores = scores_of(metrics, self._has_pairs)
         loss = sum(value for name, value in scores.items() if name.endswith("_loss"))
         return {"loss": loss, **scores}

@@ -1,4 +1,4 @@
-"""What ranks tell each other beside training: on what they run, who is slow, what they warn of."""
+"""Reports that ranks exchange: their environment, their speed and their warnings."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -51,14 +51,14 @@ def open_run(
 ) -> MetricsWriter:
     """Writes what belongs to a start; returns the metrics of the run, open.
 
-    Texts and marks stand at the first step of this start, so that another start from the same
+    Texts and marks are at the first step of this start, so that another start from the same
     checkpoint, or an earlier one, drops them.
 
     Args:
         job: what is trained.
         state: where the run stands; at a step, it is resumed.
         device: what the ranks compute on and how, and their peak, as `kept_peak` takes it.
-        say: takes a line that tells the settings in which a resumed run differs from its last
+        say: takes a line that lists the settings in which a resumed run differs from its last
             start.
     """
     run_dir = Path(job.run.output_dir)
@@ -118,12 +118,12 @@ def first_line(job: Job, state: TrainState, device: dict[str, Any]) -> str:
 def _changes(path: Path, resolved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that are not those of the last start, a.b.c -> what it had and what it has now.
 
-    None stands where one of them has no such setting. Where the run is stored is no setting, nor
+    None means that one of them has no such setting. Where the run is stored is no setting, nor
     is the code's commit, which the start has by itself.
     """
     try:
         before, after = _flat(redacted_values(read_json(path))), _flat(resolved)
-    except UserError as error:  # damaged, or removed: it is written anew
+    except UserError as error:  # damaged, or removed: it is written again
         _LOG.warning("%s: how the settings differ from the last start's is not known", error)
         return {}
     return {

@@ -123,7 +123,7 @@ def train_run(
 
 
 def _train(session: "_Session", stream: Iterator[StepBatch], state: TrainState) -> TrainState:
-    """The steps of a run, and what comes between them; returns where the run stands then."""
+    """The steps of a run with saves and validations in between; returns the last state."""
     run, stop, saves = session.run, session.stop, SaveSchedule(session.run)
     stop.begin()
     is_over = session.is_over(state.step)
@@ -259,7 +259,7 @@ class _Session:
         return patience > 0 and step - best_step >= patience * self.run.validation_interval
 
     def save(self, state: TrainState) -> None:
-        """Takes a checkpoint, which is written while training goes on.
+        """Takes a checkpoint, which is written while training continues.
 
         Raises:
             UserError: on all ranks, if any could not write one.
@@ -271,7 +271,7 @@ class _Session:
         self._saves.save(state, self._validation_losses.get(state.step))
         if state.step == 1:  # a save that cannot work fails at once
             self._saves.finish()
-        self._watchdog.beat(f"behind step {state.step:,}")
+        self._watchdog.beat(f"after step {state.step:,}")
         self._has_rolled_back = False
         self._progress.restart_clock()
 
@@ -288,7 +288,7 @@ class _Session:
             self._go_back(f"step {step:,}: the loss is {record.spike:.2f} times the running median")
 
     def _roll_back(self, state: TrainState) -> None:
-        """Takes back all updates since the last checkpoint; step and position in the data go on.
+        """Takes back all updates since the last checkpoint; step and position in the data continue.
 
         The same samples would end the same way. A run that is killed before its next checkpoint
         comes here again when resumed, so resuming stays exact.
@@ -306,7 +306,7 @@ class _Session:
         advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
         if self._has_rolled_back:
             self._progress.flush()
-            raise UserError(f"{problem}, also after going back to a checkpoint: {advice}")
+            raise UserError(f"{problem}, also after rolling back to a checkpoint: {advice}")
         if not self._go_back(problem):
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
 
@@ -317,13 +317,13 @@ class _Session:
         job = self._job
         if latest_checkpoint(job.run.output_dir) is None:
             return False
-        self._watchdog.beat("going back to a checkpoint")
+        self._watchdog.beat("rolling back to a checkpoint")
         place = job.run.output_dir
         from_state = checkpoint.load(self._engine, place, job.identity(), job.may_differ)
         self._has_rolled_back = True
         self._console.say(
-            f"{problem}: going on behind them with the weights of step {from_state.step:,};"
-            f" the updates since then are taken back"
+            f"{problem}: rolled back to the weights of step {from_state.step:,}; training continues"
+            " with the next samples"
         )
         return True
 
@@ -347,7 +347,7 @@ def _tell_end(run: TrainingConfig, state: TrainState, reason: int, console: Cons
             files.write_bytes(Path(run.output_dir) / INTERRUPTED_NAME, f"{text}\n".encode())
         except OSError as error:  # of a full disk: the exit code says it, too
             console.warn(f"{error.filename}: cannot be written ({error.strerror})")
-        console.say(f"{text}; the same command goes on from the last checkpoint")
+        console.say(f"{text}; the same command resumes from the latest checkpoint")
     elif not reason:
         console.say(
             f"done: {state.step:,} steps, {state.samples:,} samples, {state.tokens:,} tokens"

@@ -69,7 +69,7 @@ def test_a_good_run_passes_on_two_ranks_and_stays_as_it_is(
     for part in (
         "checked  versions and code of all nodes (1)\n",
         f"checked  {unfinished}/checkpoints/step-000000003\n",
-        "checked  2 steps behind step 3: losses ",
+        "checked  2 steps after step 3: losses ",
         "loaded and compared bit for bit\n",
         "for 11 steps, 1 validations and 3 checkpoints\n",
         "problems found: none\n",

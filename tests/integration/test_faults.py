@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_between_two_saves_does_not_end_the_run(
         filler.unlink()
         output += ended([process], 0)[0]
         run = tmp_path / "disk" / "run"
-        assert "No space left on device: training goes on; what is missing is written" in output
+        assert "No space left on device: training continues; the missing rows are written" in output
         assert "metrics are written again: nothing is missing" in output
         assert [row["step"] for row in read_metrics(run) if "train/loss" in row] == [*range(1, 15)]
         assert "metrics are written again" in (run / "log.txt").read_text()
@@ -322,7 +322,7 @@ def test_a_diverging_run_goes_back_once_then_stops(
     assert "step 3: skipped, loss or gradient is not finite (samples 72 to 107 of the" in output
     assert (
         "step 7: loss or gradient was not finite in 2 steps (samples 180 to 251 of the stream):"
-        " going on behind them with the weights of step 4"
+        " rolled back to the weights of step 4"
     ) in output
     assert "saved step 8 " in output, "which makes the next rollback possible"
     assert "step 10: loss or gradient was not finite in 2 steps" in output
@@ -330,7 +330,7 @@ def test_a_diverging_run_goes_back_once_then_stops(
     assert error.startswith(
         "error: step 12: loss or gradient was not finite in 2 steps (samples 360"
     )
-    assert "to 431 of the stream), also after going back to a checkpoint: try a lower lr" in error
+    assert "to 431 of the stream), also after rolling back to a checkpoint: try a lower lr" in error
     assert "Traceback" not in output
     rows = [row for row in read_metrics(tmp_path / "run") if "train/skipped_steps" in row]
     assert [row["train/skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 7]
@@ -354,7 +354,7 @@ def test_a_loss_that_jumps_is_recorded_and_acted_on(
     num_skipped = 0 if what == "record" else 2
     assert rows[-1]["train/skipped_steps"] == num_skipped
     assert output.count("skipped, its loss is a spike (samples ") == num_skipped
-    told = "going on behind them with the weights of step 24; the updates since then are taken back"
+    told = "rolled back to the weights of step 24; training continues with the next samples"
     assert output.count(told) == (what == "roll_back"), "once until the next checkpoint"
 
 

@@ -192,7 +192,7 @@ def test_a_full_disk_makes_curves_late_and_nothing_is_missing(
         writer.flush()
     assert room == 0 and 3 < len(read_metrics(tmp_path)) < 40
     (record,) = caplog.records
-    assert "jsonl: No space left on device: training goes on" in record.getMessage()
+    assert "jsonl: No space left on device: training continues" in record.getMessage()
     room = 1_000_000
     writer.flush()
     assert caplog.records[1].getMessage() == "metrics are written again: nothing is missing"
