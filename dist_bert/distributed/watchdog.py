@@ -21,6 +21,7 @@ from dist_bert.distributed.rank_log import last_words, show_stacks
 
 START, STEP, SAVE = "start_minutes", "watchdog_minutes", "save_minutes"  # settings: the limits
 _BACKSTOP = 1.5  # limits after which faulthandler's own timer ends the process
+_REPORT_SECONDS = 30.0  # for the report of a limit that has passed, before that timer ends it
 
 
 class Watchdog:
@@ -93,6 +94,8 @@ class Watchdog:
                 return
 
     def _end(self, idle_seconds: float, doing: str, limit: str) -> None:
+        # On a busy machine the report takes longer than what is left of the timer.
+        faulthandler.dump_traceback_later(_REPORT_SECONDS, exit=True, file=sys.__stderr__ or 2)
         rank = os.environ.get("RANK", "0")
         last_words(f"rank {rank}: stacks of all threads while {doing}:")
         show_stacks()

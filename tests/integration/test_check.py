@@ -130,7 +130,7 @@ def test_problems_of_all_configurations_and_shards_come_at_once(
         "vocab_size = 700 is smaller than the tokenizer's 701",
         f"{first}: block 0 is damaged",
         f"{second}: has {second.stat().st_size} bytes",
-        f"{third}: cannot be read",
+        f"{third}: is missing",
     ]
     assert "tokenizer.model is not the tokenizer that made the shards" in found[0]
     for line, part in zip(found, expected, strict=True):
