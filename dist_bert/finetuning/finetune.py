@@ -93,7 +93,7 @@ def _check_done(job: FinetuneJob) -> None:
 
 def _run_job(job: FinetuneJob, interrupts: Interrupts, console: Console, watchdog: Watchdog) -> int:
     """Trains and scores; returns the number of the reason to stop before the end, 0 = done."""
-    watchdog.beat("making model and engine")
+    watchdog.beat("making the model")
     setup = TrainingSetup(
         _first_model(job, console.say),
         lambda state: _steps(job, state),

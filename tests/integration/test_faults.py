@@ -383,7 +383,7 @@ def test_a_signal_before_the_first_step_is_heard(
     start: Start, tmp_path: Path, num_ranks: int
 ) -> None:
     """While the model is made, by the last rank alone; the same command then starts anew."""
-    fault = f"{num_ranks - 1}|making model and engine|SIGTERM"
+    fault = f"{num_ranks - 1}|making the model|SIGTERM"
     output, *_ = ended(start(fault, "run", num_ranks=num_ranks), *([85] * num_ranks))
     reason = "stopped at step 0 of 14: SIGTERM"
     assert reason in output and "step 1/14" not in output
