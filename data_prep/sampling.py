@@ -1,4 +1,4 @@
-"""Which sentences a tokenizer is trained on: a sample by hash, without reading all of a corpus."""
+"""Selects sentences to train a tokenizer: a sample by hash, without reading the whole corpus."""
 
 import hashlib
 import os
@@ -10,18 +10,18 @@ from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import Tally
 from data_prep.work_units import cut_large_files
 
-_OVERSAMPLING = 1.25  # sentences read for each one wanted: some are duplicates
-_LEAST_PER_PART = 64  # sentences: of many small files some are read whole, others not at all
+_OVERSAMPLING = 1.25  # sentences read per sentence wanted: some are duplicates
+_LEAST_PER_PART = 64  # sentences: of many small files, some are read whole, others not
 
 
 def sample_sentences(
     inputs: Sequence[InputPart], config: TextConfig, max_sentences: int, max_bad_share: float
 ) -> list[str]:
-    """Distinct sentences in an order that depends on nothing but the inputs.
+    """Distinct sentences in an order that depends only on the inputs.
 
-    Files, and parts of large ones, are read in the order of a hash of their names, each for a
-    share by its size from its beginning, until there are enough; of these the sentences with the
-    smallest hashes are taken. The folder that the files lie in does not matter.
+    Files, and parts of large ones, are read in the order of a hash of their names. Each is read
+    from its beginning up to a share by its size, until there are enough sentences; those with the
+    smallest hashes are taken. The folder of the files does not matter.
 
     Args:
         inputs: files of the corpus.

@@ -34,7 +34,7 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
     assert read(path)[0] == ["a", "b"]
     path = write(tmp_path / "b", [("text", ["a"]), ("text", ["b"]), ("body", ["c"])])
     for layout in ("auto", "lines"):
-        with pytest.raises(UserError, match="b: has 2 columns of the name text; rename all but on"):
+        with pytest.raises(UserError, match="b: has 2 columns named text; rename all but on"):
             read(path, layout)
     assert read(path, text_field="body")[0] == ["c"]
     path = write(tmp_path / "c", [("lang", ["en"]), ("text", ["a"]), ("lang", ["de"])])
