@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, resolved as default < JSON file < flag.
 
-A field is a JSON key is a flag. One home for each fact: architecture in the model JSON, run
-settings in the run JSON, batch sizes, optimizer, precision and ZeRO in the DeepSpeed JSON
+A field, its JSON key and its flag have one name. Each fact has one home: architecture in the model
+JSON, run settings in the run JSON, batch sizes, optimizer, precision and ZeRO in the DeepSpeed JSON
 (`dist_bert.training.engine`), sequence length and masking in the shards' manifest. Not for:
 anything that a rank or a batch carries.
 """
@@ -27,7 +27,7 @@ _SHORT.maxstring = _SHORT.maxother = 200
 
 
 def setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with the line that `--help` shows (unit and range included)."""
+    """A dataclass field with its `--help` line, including unit and range."""
     return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
 
 
@@ -38,10 +38,10 @@ def raise_all(what: str, problems: list[str]) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; configs/... may be one that comes with the package.
+    """Reads a JSON object from a file; configs/... may be one of the package's own.
 
     Raises:
-        UserError: the file is missing, is not JSON, or holds something else than an object.
+        UserError: the file is missing, is not JSON, or does not contain an object.
     """
     try:
         return json_object(found(path).read_bytes(), path)
@@ -55,7 +55,7 @@ def json_object(data: bytes, path: str | Path) -> dict[str, Any]:
     """A JSON object in UTF-8; `path` names it in errors.
 
     Raises:
-        UserError: it is not JSON, or holds something else than an object.
+        UserError: it is not JSON, or does not contain an object.
     """
     try:
         value = json.loads(data.decode())
@@ -74,10 +74,10 @@ def resolve(
     Args:
         cls: RunConfig, ModelConfig or their like.
         file: path of a JSON object whose keys are fields of `cls`, or None.
-        flags: field values given on the command line; None means "not given".
+        flags: field values from the command line; None means "not given".
 
     Raises:
-        UserError: an unknown key (the known ones are listed), a value of a wrong type or range.
+        UserError: an unknown key (lists the known ones), or a value of a wrong type or range.
     """
     values = read_json(file) if file is not None else {}
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
@@ -112,7 +112,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Adds a `--field value` for every field of dataclass `cls`; what is not given stays None."""
+    """Adds a flag `--field value` for every field of dataclass `cls`; the default is None."""
     hints = typing.get_type_hints(cls)
     group = parser.add_argument_group(f"{cls.__name__} (JSON key = flag)")
     for field in dataclasses.fields(cls):
@@ -138,7 +138,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _base_type(kind: Any) -> Any:
-    """`int` of `int | None`; any other type as it is."""
+    """`int` for `int | None`; any other type unchanged."""
     if isinstance(kind, types.UnionType):
         return next(k for k in typing.get_args(kind) if k is not type(None))
     return kind
@@ -147,7 +147,7 @@ def _base_type(kind: Any) -> Any:
 def _has_type(value: Any, kind: Any) -> bool:
     if isinstance(kind, types.UnionType) and value is None:
         return True
-    return type(value) is _base_type(kind)  # bool is no int here
+    return type(value) is _base_type(kind)  # bool is not an int here
 
 
 def _type_name(kind: Any) -> str:
