@@ -150,16 +150,16 @@ def test_no_text_spells_a_special_piece(foreign: Foreign) -> None:
 
 def test_what_became_of_the_special_pieces_is_said(foreign: Foreign) -> None:
     first, *lines = foreign.tokenizer.changes
-    assert first == f"{foreign.path}: was made elsewhere; its special pieces get the ids of BERT's"
+    assert first == f"{foreign.path}: is from another project; its special pieces get BERT's ids"
     expected = [
         f"  {piece:<6} {i}  {said}"
         for i, (piece, said) in enumerate(zip(SPECIAL_PIECES, foreign.said, strict=True))
     ]
     assert lines[:5] == expected
     left_out = LEFT_OUT.get(foreign.kind)
-    assert lines[5:-1] == ([f"  left out: {left_out}: no text here"] if left_out else [])
+    assert lines[5:-1] == ([f"  removed: {left_out}: not in texts"] if left_out else [])
     others = foreign.tokenizer.vocab_size - 5
-    assert lines[-1] == f"  the other {others} pieces follow, those of text in their order"
+    assert lines[-1] == f"  the other {others} pieces follow; text pieces keep their order"
     gone = left_out.count(",") + 1 if left_out else 0
     gone += sum(" was " in line for line in expected)
     assert others == foreign.original.vocab_size() - gone
@@ -247,7 +247,7 @@ def test_what_cannot_be_exported_is_said_before_it_is_trained_with(
     path.write_bytes(train(**settings))
     tokenizer = Tokenizer(path, may_renumber=True)
     last = tokenizer.changes[-1]
-    assert last == f"  launch/export_model.py will refuse it: it is without {missing}"
+    assert last == f"  launch/export_model.py will reject it: it lacks {missing}"
     path.write_bytes(tokenizer.content)
     with pytest.raises(UserError, match=f"cannot be exported without {missing};"):
         read_model(path)
@@ -267,7 +267,7 @@ def test_unused_pieces_go_from_unigram_and_are_refused_of_bpe(tmp_path: Path) ->
             continue
         tokenizer = Tokenizer(path, may_renumber=True)
         original = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        assert f"  left out: ▁the {place}: no text here" in tokenizer.changes
+        assert f"  removed: ▁the {place}: not in texts" in tokenizer.changes
         pieces = [tokenizer.piece(i) for i in tokenizer.encode("the lamp")]
         assert pieces == original.encode("the lamp", out_type=str)
         assert "▁the" not in pieces
