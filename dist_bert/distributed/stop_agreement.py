@@ -1,7 +1,7 @@
-"""No rank stops alone: what one of them noted, all learn at the same boundary.
+"""Makes all ranks agree on a reason to stop at the same step boundary, so that none stops alone.
 
-By an all-reduce of one integer on the CPU, in a gloo group of its own: it runs while the device
-computes, and no step waits for the device because of it.
+Uses an all-reduce of one integer on the CPU, in a separate gloo group: it runs while the device
+computes, and does not make a step wait for the device.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,29 +14,29 @@ Item = TypeVar("Item")
 
 
 class Agreement:
-    """Agrees on the reason to stop; every call is made by all ranks together."""
+    """Agrees on the reason to stop; all ranks must make every call together."""
 
     def __init__(self, noted: Callable[[], int]) -> None:
         """Makes the group.
 
         Args:
-            noted: gives the number of this rank's reason to stop; 0 = none.
+            noted: returns the number of this rank's reason to stop; 0 = none.
         """
         self._noted = noted
         self._group = dist.new_group(backend="gloo")
         self._number = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
-        self.reason = 0  # the highest number that any rank had noted; once set, it stays
+        self.reason = 0  # the highest number of any rank; does not change once set
 
     def begin(self) -> None:
-        """Starts to ask, without waiting."""
+        """Starts the exchange, without waiting."""
         self._number[0] = max(self.reason, self._noted())
         self._work = dist.all_reduce(
             self._number, dist.ReduceOp.MAX, group=self._group, async_op=True
         )
 
     def end(self) -> int:
-        """Waits for the answer; returns the agreed `reason`."""
+        """Waits for the result; returns the agreed `reason`."""
         assert self._work is not None, "end() without begin()"
         self._work.wait()
         self._work = None
@@ -44,7 +44,7 @@ class Agreement:
         return self.reason
 
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on until all ranks agree to stop; each rank must have equally many."""
+        """Yields items until all ranks agree to stop; each rank must have the same number."""
         for item in items:
             self.begin()
             yield item

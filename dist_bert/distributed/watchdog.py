@@ -1,7 +1,7 @@
-"""Ends a process that has stopped making progress, after showing where each of its threads is.
+"""Ends a process without progress, after printing the stacks of all its threads.
 
-A thread of Python watches; in case something holds the interpreter, a timer of C's in
-`faulthandler` stands behind it, which shows the stacks alone.
+A Python thread watches. If the interpreter is blocked, the C timer of `faulthandler` is the
+fallback, which only prints the stacks.
 """
 
 import faulthandler
@@ -13,17 +13,17 @@ import time
 from dist_bert.distributed.interrupts import end_at_once
 from dist_bert.distributed.rank_log import last_words, show_stacks
 
-_BACKSTOP = 1.5  # limits after which faulthandler's own timer ends the process
+_BACKSTOP = 1.5  # times the limit, when faulthandler's own timer ends the process
 
 
 class Watchdog:
-    """Wants a beat within every `minutes`."""
+    """Requires a beat at least every `minutes`."""
 
     def __init__(self, minutes: float) -> None:
-        """Starts to watch.
+        """Starts watching.
 
         Args:
-            minutes: longest time between two beats; 0 = never mind.
+            minutes: longest time between two beats; 0 = off.
         """
         self._seconds = 60 * minutes
         self._last_beat = time.monotonic()
@@ -33,12 +33,12 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str) -> None:
-        """Tells that there is progress, and what begins now."""
+        """Reports progress, and the work that starts now."""
         self._last_beat = time.monotonic()
         self._doing = doing
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """Stops watching."""
         self._is_stopped.set()
         faulthandler.cancel_dump_traceback_later()
 
