@@ -123,7 +123,7 @@ def _make_plan(
     for path in sentence_lists(inputs, layout):
         print(
             f"{path}: looks like one sentence per line without documents, but is read as one"
-            " document; if it is, give --format sentences",
+            " document; if its lines are sentences, give --format sentences",
             flush=True,
         )
     listed = files.fingerprint([(file.path, file.bytes) for file in inputs])

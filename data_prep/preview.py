@@ -130,8 +130,8 @@ def _sentence_lines(counts: Sequence[Sequence[int]]) -> Iterator[str]:
     if single_share > _MOST:
         yield (
             f"warning: {single_share:.0%} of the documents are a single sentence, which has no next"
-            " one: their pairs are random, or the sentence is cut in two. If every line is not a"
-            " document, give another --format; otherwise consider --pair_objective none"
+            " one: their pairs are random, or the sentence is cut in two. If lines are not"
+            " documents here, give another --format; otherwise consider --pair_objective none"
         )
 
 

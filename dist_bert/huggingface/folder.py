@@ -27,7 +27,7 @@ _SPECIAL_TOKENS = dict(
         strict=True,
     )
 )
-# Arguments of transformers' loading: no downloads, no remote code; by default it would ask.
+# For transformers: no downloads, no remote code; if unset, it prompts on the terminal.
 _NO_OTHERS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
