@@ -244,7 +244,7 @@ def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
     assert sorted(kept) == sorted(f"{r.sha256}.tar" for r in (first, second, fourth))
     maps = [mapped, source.open(second, types), source.open(fourth, types)]
     monkeypatch.setattr("dist_bert.data.shard_cache.PATIENCE_SECONDS", 1.0)
-    with pytest.raises(NodeError, match=r"no room for train-00002.tar, running jobs use all of"):
+    with pytest.raises(NodeError, match=r"no room for train-00002.tar: running jobs use all of"):
         source.open(third, types)
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == sorted(kept)
     for shard in maps:
@@ -259,7 +259,7 @@ def test_a_limit_below_what_is_needed_at_once_is_refused(data_set: DataSet, tmp_
     source = ShardSource(data_set.folder, str(tmp_path), 2.0)
     assert source.room_problems(data_set.manifest, 2 * GIB) == []
     (problem,) = source.room_problems(data_set.manifest, 3 * GIB)
-    assert "local_cache_gib = 2: is below the 3 GiB of shards" in problem
+    assert "local_cache_gib = 2: must be at least 3 GiB, the shards" in problem
     assert ShardSource(data_set.folder).room_problems(data_set.manifest, 3 * GIB) == []
 
 
@@ -557,7 +557,7 @@ def test_addresses_that_hold_no_data_set_are_told_at_once(
     with pytest.raises(UserError, match=r"gopher://b: is not an address that fsspec can read"):
         ShardSource("gopher://b", str(tmp_path))
     server.folder = tmp_path
-    with pytest.raises(UserError, match=r"has no data set, or an unfinished one \(http.*missing"):
+    with pytest.raises(UserError, match=r"has no data set or an unfinished one \(http.*missing"):
         ShardSource(server.url, str(tmp_path)).manifest()
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json: is not valid JSON"):

@@ -41,9 +41,9 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             "was <pad> 0",
             "was <unk> 1",
-            "was [CLS] 2; a text that spells it no longer gets its id",
-            "was [SEP] 3; a text that spells it no longer gets its id",
-            "was [MASK] 4; a text that spells it no longer gets its id",
+            "was [CLS] 2; text that spells it no longer gets its id",
+            "was [SEP] 3; text that spells it no longer gets its id",
+            "was [MASK] 4; text that spells it no longer gets its id",
         ],
     ),
     "xlm-r": (
@@ -57,11 +57,11 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "tutorial": (  # all five as symbols, beside the default's
         {"user_defined_symbols": [*SPECIAL_PIECES]},
         [
-            "was [PAD] 3; a text that spells it no longer gets its id",
+            "was [PAD] 3; text that spells it no longer gets its id",
             "was <unk> 0",
-            "was [CLS] 5; a text that spells it no longer gets its id",
-            "was [SEP] 6; a text that spells it no longer gets its id",
-            "was [MASK] 7; a text that spells it no longer gets its id",
+            "was [CLS] 5; text that spells it no longer gets its id",
+            "was [SEP] 6; text that spells it no longer gets its id",
+            "was [MASK] 7; text that spells it no longer gets its id",
         ],
     ),
     "html": (  # what someone made a piece of text stays one
@@ -262,7 +262,7 @@ def test_unused_pieces_go_from_unigram_and_are_refused_of_bpe(tmp_path: Path) ->
         proto.pieces[place].type = 5
         path.write_bytes(proto.SerializeToString())
         if kind == "bpe":
-            with pytest.raises(UserError, match=rf"has unused pieces \(▁the {place}\), which only"):
+            with pytest.raises(UserError, match=rf"has unused pieces \(▁the {place}\), which are"):
                 Tokenizer(path, may_renumber=True)
             continue
         tokenizer = Tokenizer(path, may_renumber=True)
