@@ -136,10 +136,10 @@ def test_a_damaged_token_store_is_mended(prepared: Prepared, tmp_path: Path) -> 
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert (
-        f"token store: 2 units are damaged, and are encoded again: {flipped}/ids.npy has changed"
+        f"token store: 2 units are damaged and are encoded again: {flipped}/ids.npy has changed"
         f" since it was written (sha256); {cut}/ids.npy has changed"
     ) in made.stdout
-    assert "token store: 1 units cannot be used, and are encoded again: " in made.stdout
+    assert "token store: 1 units cannot be used and are encoded again: " in made.stdout
     assert files_of(store) == files_of(prepared.shards / "token_store")
     assert files_of(tmp_path / "out").items() <= files_of(prepared.shards).items()
 

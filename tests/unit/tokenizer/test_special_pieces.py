@@ -215,7 +215,7 @@ def test_it_is_renumbered_only_for_new_data(foreign: Foreign) -> None:
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"add_dummy_prefix": False}, "without add_dummy_prefix,"),
+        ({"add_dummy_prefix": False}, "without add_dummy_prefix to"),
         ({"treat_whitespace_as_suffix": True}, "without whitespace before words"),
     ],
 )
