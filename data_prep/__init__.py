@@ -1,1 +1,1 @@
-"""Offline half: MPI workers turn a corpus into WebDataset shards of ready-made samples."""
+"""Offline half: MPI ranks turn a corpus into WebDataset shards of ready-made samples."""

@@ -1,9 +1,9 @@
-"""As many pairs of one label as of the other, exactly, and no text left out for it.
+"""Balances the pair labels: exactly as many pairs of one label as of the other, no text left out.
 
-sop: labels are given by rank. nsp: a pair that is random leaves its unused sentences to the next
-chunk, so its coin decides which chunks are met. A threshold of the coins is searched that makes a
-few random pairs too many; of these each becomes a true one of its own text, cut in two. Chunks of a
-single sentence, which must be random, are cut inside where they are more than half of all.
+sop: labels are assigned by rank of the coin. nsp: a random pair leaves its unused sentences to the
+next chunk, so its coin decides which chunks follow. A search finds a threshold of the coins that
+yields a few random pairs too many; each of the surplus becomes a true pair of its own text, cut in
+two. Chunks of a single sentence must be random; where they are more than half of all, some are cut.
 
 Numpy only. Letters: N chunks.
 """
@@ -19,15 +19,15 @@ from data_prep.documents import Documents
 from dist_bert.common.hashing import hash64, uniform
 
 _MOST_PASSES = 12  # over the chain; three are usual
-_MOST_SURPLUS = 2.0**-8  # of the pairs: few enough to be mended by cutting
-_FIRST_SLOPE = 2.3  # a coin that turns makes a pair random instead of true, and some more of either
+_MOST_SURPLUS = 2.0**-8  # of the pairs: few enough to correct by cutting
+_FIRST_SLOPE = 2.3  # a flipped coin turns a true pair random and adds some pairs of either kind
 
 
 def balancing_threshold(chunks: Chunks) -> float:
-    """A threshold of the coins with which as many pairs are random as true, or a few more.
+    """A threshold of the coins that makes as many pairs random as true, or a few more random.
 
-    By the secant method, held between what was found too low and too high; 0 where random pairs
-    are the most even if no coin decides for one.
+    Found by the secant method, bracketed by the last values found too low and too high. 0 if random
+    pairs are the majority even when no coin selects one.
 
     Args:
         chunks: at every sentence, of more than one document.
@@ -57,14 +57,14 @@ def balancing_threshold(chunks: Chunks) -> float:
 def exactly_half(
     spans: Spans, documents: Documents, borders: PieceBorders, objective: str
 ) -> tuple[Spans, int]:
-    """The same text in pairs of which exactly half have the label 1.
+    """The same text in pairs, exactly half of them with the label 1.
 
-    Where that cannot be (a shard of one document in nsp, pairs of a single token), the rest stays
-    as it is.
+    Where that is impossible (a shard of one document in nsp, pairs of a single token), the
+    remaining pairs stay unchanged.
 
     Args:
         spans: pairs; of nsp, at least as many random ones as true ones.
-        documents: that they are in.
+        documents: that contain the spans.
         borders: of the pieces.
         objective: nsp or sop.
 
@@ -107,7 +107,7 @@ def _candidates(spans: Spans, documents: Documents) -> NDArray[np.int64]:
 def _made_true(
     spans: Spans, documents: Documents, borders: PieceBorders, chosen: NDArray[np.int64]
 ) -> tuple[Spans, int]:
-    """Random pairs become true ones: their A is cut into A and B."""
+    """Turns random pairs into true ones: their A is cut into A and B."""
     few = spans.take(chosen)
     cut, is_inside = cut_in_two(documents, borders, few.start, few.stop, few.name)
     split, label = spans.split.copy(), spans.label.copy()
@@ -118,10 +118,10 @@ def _made_true(
 def _with_a_true_end(
     spans: Spans, documents: Documents, borders: PieceBorders, chosen: NDArray[np.int64]
 ) -> tuple[Spans, int]:
-    """A random pair gives the end of its A to a true pair of its own."""
+    """Splits the end of A off a random pair into a separate true pair."""
     few = spans.take(chosen)
     cut, is_inside = cut_in_two(documents, borders, few.start, few.stop, few.name)
-    cut = np.minimum(cut, few.stop - 2)  # a token for either segment
+    cut = np.minimum(cut, few.stop - 2)  # leaves a token for each segment
     split, stop = spans.split.copy(), spans.stop.copy()
     split[chosen] = stop[chosen] = cut
     ends, num_more = _new_spans(few, documents, borders, cut)
@@ -132,7 +132,7 @@ def _with_a_true_end(
 def _with_two_for_one(
     spans: Spans, documents: Documents, borders: PieceBorders
 ) -> tuple[Spans, int]:
-    """A pair of two segments, and of four tokens or more, becomes two pairs."""
+    """Cuts a pair of two segments, and of four tokens or more, into two pairs."""
     is_long = np.flatnonzero((spans.stop - spans.start >= 4) & (spans.split < spans.stop))
     if not is_long.size:
         return spans, 0
@@ -153,7 +153,7 @@ def _new_spans(
     start: NDArray[np.int64],
     stop: NDArray[np.int64] | None = None,
 ) -> tuple[Spans, int]:
-    """True pairs of a part of some spans, with draws of their own; and the cuts in sentences."""
+    """True pairs from part of some spans, with new draws, and the number of cuts in sentences."""
     stop = spans.stop if stop is None else stop
     name = hash64("part", spans.name, start)
     split, is_inside = cut_in_two(documents, borders, start, stop, name)

@@ -1,8 +1,8 @@
-"""What preparation costs: text to shards on 1 and 2 ranks, beside SentencePiece alone, by stages.
+"""Measures preparation: text to shards on 1 and 2 ranks, by stage, compared with SentencePiece.
 
-Everything that is compared is measured alternately, round by round, because a machine's speed
-changes by the minute; the best round of each counts. Seconds are CPU seconds: those of all
-processes of a launch together, start of the interpreter included. Not for: what the scripts print
+The measurements alternate round by round, because a machine's speed changes by the minute; the best
+round of each counts. Seconds are CPU seconds, summed over all processes of a launch, including the
+start of the interpreter. Not for: printing
 (`dist_bert.common.text_tables`), or reading the shards (`dist_bert.tools.benchmark.loader`).
 """
 
@@ -37,14 +37,14 @@ from dist_bert.data.shard_format import Manifest
 T = TypeVar("T")
 Figures = dict[str, dict[str, dict[str, float]]]  # table -> row -> column -> figure
 
-SAMPLE_LENGTHS = (128, 512)  # tokens: what BERT is trained on first and last
-TOKENIZER_PIECES = 8_192  # wanted where no tokenizer is given
+SAMPLE_LENGTHS = (128, 512)  # tokens: BERT's first and last training phase
+TOKENIZER_PIECES = 8_192  # if no tokenizer is given
 
 _LAUNCH = Path(__file__).parents[1] / "launch"
 _RANKS = (1, 2)
 _SAMPLE_STAGES = ("pairs", "order_and_assemble", "masks", "statistics")  # of `build_blocks`
 _ENCODE_TEXTS = (
-    16_384  # as in dist_bert.tokenizer.tokenizer: the lists of all texts would not fit the caches
+    16_384  # as in dist_bert.tokenizer.tokenizer: lists of all texts would not fit the caches
 )
 _MAX_BAD_SHARE = 0.001  # of a file's records, the default of the scripts
 _MB = 1e6
@@ -52,7 +52,7 @@ _MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class _Cost:
-    """What a launch of processes took."""
+    """Resources used by a launch of processes."""
 
     cpu_seconds: float  # of all of them
     wall_seconds: float
@@ -63,7 +63,7 @@ def train_tokenizer(patterns: Sequence[str], output_dir: Path) -> Path:
     """Trains a tokenizer of `TOKENIZER_PIECES`, or as many as the text yields; returns its file.
 
     Raises:
-        UserError: the text does not do.
+        UserError: the text is unusable.
     """
     command = [sys.executable, str(_LAUNCH / "train_tokenizer.py"), *_input_flags(patterns)]
     command += ["--output_dir", str(output_dir), "--vocab_size"]
@@ -135,20 +135,20 @@ def measure_preparation(
     """Measures text to shards, its stages, and the making of samples.
 
     Args:
-        patterns: of the input files; none = the documentation of the installed packages.
+        patterns: of the input files; empty = the documentation of the installed packages.
         tokenizer: model file.
-        folder: for the work; in the end it has a data set of each of `SAMPLE_LENGTHS`, see
+        folder: working folder; at the end it holds a data set for each of `SAMPLE_LENGTHS`, see
             `shards_folder`.
         sequence_length: most tokens of a sample, for everything but the making of samples.
-        rounds: of which the best counts.
-        report: is told what is being done.
+        rounds: number of rounds; the best one counts.
+        report: receives progress messages.
 
     Raises:
-        UserError: the text or the tokenizer does not do.
+        UserError: the text or the tokenizer is unusable.
     """
-    _load_sentencepiece(tokenizer)  # now, rather than after minutes
+    _load_sentencepiece(tokenizer)  # fails now, not after minutes
     flags = [*_input_flags(patterns), "--tokenizer", str(tokenizer)]
-    report("reading the text, for SentencePiece alone")
+    report("reading the text for SentencePiece alone")
     sentences = folder / "sentences.txt"
     _in_new_process(_write_sentences, tuple(patterns), sentences)
     costs: dict[int, list[_Cost]] = {num_ranks: [] for num_ranks in _RANKS}
@@ -190,7 +190,7 @@ def measure_preparation(
 
 
 def shards_folder(folder: Path, sequence_length: int) -> Path:
-    """Where `measure_preparation` leaves a data set."""
+    """Folder of a data set that `measure_preparation` made."""
     return folder / f"shards-{sequence_length}"
 
 
@@ -205,7 +205,7 @@ def stage_figures(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, 
 
 
 def sample_figures(manifest: Manifest, rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """How fast samples are made in the best of some rounds, and what they weigh on disk."""
+    """Speed of making samples in the best of some rounds, and their size on disk."""
     num_samples = manifest.totals["samples"]
     seconds = sum(_best_sample_stages(rounds).values())
     num_bytes = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
@@ -233,7 +233,7 @@ def microsecond_figures(
 
 
 def _best_sample_stages(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Seconds of the stages of making samples, in the round in which these took least."""
+    """Seconds of the stages of making samples, in the round where they are lowest."""
     seconds = [{stage: stages[stage] for stage in _SAMPLE_STAGES} for stages in rounds]
     return min(seconds, key=lambda stages: sum(stages.values()))
 
@@ -278,7 +278,7 @@ def _input_flags(patterns: Sequence[str]) -> list[str]:
 
 
 def _prepare(num_ranks: int, flags: list[str], output_dir: Path) -> _Cost:
-    """Prepares a data set anew, by a launch as a user makes it."""
+    """Prepares a data set from scratch, launched as a user launches it."""
     shutil.rmtree(output_dir, ignore_errors=True)
     script = [sys.executable, "-m", "mpi4py", str(_LAUNCH / "prepare_shards.py")]
     launcher = ["mpiexec", "-n", str(num_ranks)]
@@ -288,10 +288,10 @@ def _prepare(num_ranks: int, flags: list[str], output_dir: Path) -> _Cost:
 def _launch(command: list[str]) -> _Cost:
     """Runs a command to its end.
 
-    Its peak of memory is right as long as this process is smaller: a child begins as a copy of it.
+    Its peak memory is correct only if this process is smaller: a child starts as a copy of it.
 
     Raises:
-        UserError: it failed; has the line that it told.
+        UserError: it failed; quotes its error line.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     start = time.perf_counter()
@@ -310,7 +310,7 @@ def _launch(command: list[str]) -> _Cost:
     with process:
         assert process.stdout is not None
         output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)  # of it and of all children that it waited for
+        _, status, usage = os.wait4(process.pid, 0)  # of it and the children it waited for
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         lines = output.strip().splitlines() or [f"exit code {process.returncode}"]
@@ -324,14 +324,14 @@ def _launch(command: list[str]) -> _Cost:
 
 
 def _in_new_process(work: Callable[..., T], *arguments: Any) -> T:
-    """Result of a function in a process of its own, which leaves no memory behind."""
+    """Result of a function, run in a separate process so that its memory is freed."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def _write_sentences(patterns: Sequence[str], path: Path) -> None:
-    """Writes all sentences of the corpus, one a line: none holds a line break."""
+    """Writes all sentences of the corpus, one per line: none contains a line break."""
     with contextlib.redirect_stdout(io.StringIO()):
         inputs, layout = resolve_inputs(patterns, "auto")
     config = TextConfig(format=layout)
@@ -348,8 +348,8 @@ def _load_sentencepiece(tokenizer: Path) -> sentencepiece.SentencePieceProcessor
         return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     except RuntimeError as error:
         raise UserError(
-            f"--tokenizer {tokenizer}: cannot be read as a SentencePiece model, beside which the"
-            " preparation is measured; give one of launch/train_tokenizer.py, or none"
+            f"--tokenizer {tokenizer}: cannot be read as a SentencePiece model, with which the"
+            " preparation is compared; give one of launch/train_tokenizer.py, or none"
         ) from error
 
 
@@ -364,7 +364,7 @@ def _encode_alone(tokenizer: Path, sentences: Path) -> float:
 
 
 def _stage_seconds(flags: list[str]) -> dict[str, float]:
-    """CPU seconds of each stage of a preparation in this process, which is for nothing else."""
+    """CPU seconds of each stage of a preparation in this process, which runs nothing else."""
     script = str(_LAUNCH / "prepare_shards.py")
     sys.argv = [script, *flags]
     output = io.StringIO()

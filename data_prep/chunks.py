@@ -1,8 +1,8 @@
 """Chunks: runs of sentences of one document, up to a target length, which become pairs.
 
-The target length is drawn for every chunk. A chunk's draws are named by its first sentence: what
-follows a sentence is then known for all sentences at once, and cutting a shard into chunks is
-following one chain of indices. Not for: what becomes of a chunk (`data_prep.pairs`).
+The target length is drawn for every chunk. A chunk's draws are seeded by its first sentence, so the
+chunk that would start at each sentence is computed for all sentences at once; cutting a shard into
+chunks then follows one chain of indices. Not for: using the chunks (`data_prep.pairs`).
 
 Numpy only. Letters: N chunks, D documents.
 """
@@ -17,7 +17,7 @@ from data_prep.documents import Documents
 from dist_bert.common.hashing import below, hash64, uniform
 
 _MIN_TARGET_TOKENS = 2  # one token for each segment
-_MIN_PART = 4  # a part of a cut stretch has at least a fourth of it
+_MIN_PART = 4  # each part of a cut range has at least a quarter of it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class Chunks:
     split: NDArray[np.int64]
     stop: NDArray[np.int64]
     document: NDArray[np.int64]  # index into the shard's documents
-    target: NDArray[np.int64]  # tokens that A and B together aim at
-    coin: NDArray[np.float64]  # label 1 if below a threshold; -1 where it must be, 1 if it cannot
-    name: NDArray[np.uint64]  # hash that all further draws start from
+    target: NDArray[np.int64]  # target number of tokens of A and B together
+    coin: NDArray[np.float64]  # label 1 if below a threshold; -1 = always 1, 1 = never
+    name: NDArray[np.uint64]  # hash that seeds all further draws
 
     def take(self, indices: NDArray[np.integer] | NDArray[np.bool_]) -> "Chunks":
-        """The chunks of these indices, or where a mask is true."""
+        """The chunks at these indices, or where a mask is true."""
         return Chunks(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
 
 
@@ -41,7 +41,7 @@ class Chunks:
 class Spans:
     """Columns of N chunks, in tokens of the shard: segments [start, split) and [split, stop).
 
-    Where a chunk has one segment of its own, `split` is `stop`.
+    If a chunk has only one segment, `split` equals `stop`.
     """
 
     start: NDArray[np.int64]
@@ -57,7 +57,7 @@ class Spans:
         return self.start.size
 
     def take(self, indices: NDArray[np.integer] | NDArray[np.bool_]) -> "Spans":
-        """The spans of these indices, or where a mask is true."""
+        """The spans at these indices, or where a mask is true."""
         return Spans(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
 
     def with_more(self, others: "Spans") -> "Spans":
@@ -77,15 +77,15 @@ def chunk_at_every_sentence(
     seed: int,
     copy: int,
 ) -> Chunks:
-    """The chunk that would begin at each sentence of the shard, if the chain of chunks comes by.
+    """The chunk that would begin at each sentence of the shard, if the chain of chunks reaches it.
 
     Args:
         documents: of the shard.
         objective: nsp, sop or none.
         max_tokens: of a pair.
         short_sequence_prob: share of chunks with a shorter target.
-        is_filled: a chunk goes on to the sentence that reaches its target; else it ends before one
-            that exceeds it, unless that is its first.
+        is_filled: a chunk includes the sentence that reaches its target; otherwise it ends before
+            the sentence that exceeds it, unless that is its first.
         seed: of the data set.
         copy: number of the pass over the corpus.
     """
@@ -108,9 +108,9 @@ def chunk_at_every_sentence(
         split = first + 1 + below(np.maximum(stop - first - 1, 1), "split", name)
     coin = uniform("is_random_next", name)
     if objective == "nsp":
-        coin[split == stop] = -1.0  # no next sentence: B must be a random one
+        coin[split == stop] = -1.0  # no next sentence: B must be random
         if num_sentences.size == 1:
-            coin[:] = 1.0  # no other document: B cannot be
+            coin[:] = 1.0  # no other document: B cannot be random
     return Chunks(first, split, stop, document, target, coin, name)
 
 
@@ -120,7 +120,7 @@ def fill(
     document: NDArray[np.int64],
     num_wanted: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Where to stop so that the sentences from `first` on have the wanted tokens.
+    """Where to stop so that the sentences from `first` on reach the wanted number of tokens.
 
     At least one sentence, and none beyond the end of the document.
     """
@@ -136,10 +136,10 @@ def fit(
     num_wanted: NDArray[np.int64],
     least: int,
 ) -> NDArray[np.int64]:
-    """Where to stop so that the sentences from `first` on have no more than the wanted tokens.
+    """Where to stop so that the sentences from `first` on do not exceed the wanted tokens.
 
-    At least 1 or 2 sentences where the document has them, and none beyond its end. With 2, what
-    would leave a single sentence to the next chunk gives up its last one, if it has three.
+    At least 1 or 2 sentences where the document has them, and none beyond its end. With 2, a chunk
+    that would leave a single sentence to the next gives up its last one, if it has three.
     """
     offsets, end = documents.sentence_offsets, documents.document_offsets[document + 1]
     stop = np.searchsorted(offsets, offsets[first] + num_wanted, "right") - 1
@@ -168,14 +168,14 @@ def cut_in_two(
     stop: NDArray[np.int64],
     name: NDArray[np.uint64],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Cuts stretches of tokens, of two or more each: between sentences, or else inside the one.
+    """Cuts ranges of two or more tokens in two: between sentences, or inside a single one.
 
     Args:
-        documents: that the stretches are in.
+        documents: that contain the ranges.
         borders: of the pieces.
         start: first token of each.
-        stop: behind the last one.
-        name: hash that the draw of the border starts from.
+        stop: index after the last one.
+        name: hash that seeds the draw of the border.
 
     Returns:
         Where the second part of each begins, and whether that is inside a sentence.

@@ -1,10 +1,10 @@
-"""Sentences that are too long are cut: at a clause mark, else a space, else a character.
+"""Cuts sentences that are too long: at a clause mark, else at a space, else at a character.
 
-In text, so that no line is too long for SentencePiece's trainer, nor for the memory; and in tokens,
-by what their pieces say of the border before and behind them, so that every segment of a pair can
-hold a sentence. No character, and no token, is lost.
+Cuts text, so that no line is too long for SentencePiece's trainer or for the memory; and tokens, by
+the borders that each piece has before and after it, so that every segment of a pair can hold a
+sentence. No character and no token is lost.
 
-Letters: M stretches of tokens, W places where one may be cut, V pieces.
+Letters: M ranges of tokens, W places where one may be cut, V pieces.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from data_prep.punctuation import RARE_TERMINAL_PUNCTUATION, TERMINAL_PUNCTUATION
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
-# At most 4,000 bytes of UTF-8: SentencePiece's trainer leaves out lines of more than 4,192.
+# At most 4,000 bytes of UTF-8: SentencePiece's trainer skips lines over 4,192.
 MOST_CHARACTERS = 1_000
 
-_LEAST_SHARE = 4  # a cut piece has at least a quarter of the length that is allowed
-_SPACE_MARKS = "!,.:;?"  # a space stands behind them, or they belong to a number
+_LEAST_SHARE = 4  # a piece has at least a quarter of the allowed length
+_SPACE_MARKS = "!,.:;?"  # a space follows them, or they belong to a number
 _NO_SPACE_MARKS = TERMINAL_PUNCTUATION.replace(_SPACE_MARKS, "").replace("\u1361-", "\u1362-")
 _CLOSERS = "\"'”’»)\\]}」』）】》〉"
 _CLAUSE = re.compile(
@@ -32,15 +32,15 @@ _SPACELESS = "\u200b\u0f0b\u1361"  # between words: zero-width space, Tibetan ts
 _SPACE = re.compile(rf"[\s{_SPACELESS}]+")
 _JOINERS = "\u200c\u200d"
 
-# Quality of the border between two pieces: 3 behind a clause, 2 between words, 1 inside a word, 0
-# inside a character. Rows: what the first one ends with; columns: what the second begins with.
+# Quality of the border between two pieces: 3 after a clause, 2 between words, 1 inside a word, 0
+# inside a character. Rows: end of the first piece; columns: start of the second.
 _NOTHING, _MARK, _SPACELESS_BORDER, _NO_SPACE_MARK = range(4)
 _IN_CHARACTER, _IN_WORD, _NEW_WORD = range(3)
 _QUALITY = np.array([[0, 1, 2], [0, 1, 3], [0, 2, 2], [0, 3, 3]], np.uint8)
 
 
 def cut_texts(sentences: list[str]) -> list[str]:
-    """The sentences, those of more than `MOST_CHARACTERS` in pieces of a quarter of it or more."""
+    """Cuts sentences longer than `MOST_CHARACTERS` into pieces of at least a quarter of it."""
     if max(map(len, sentences), default=0) <= MOST_CHARACTERS:
         return sentences
     return [piece for sentence in sentences for piece in _pieces(sentence)]
@@ -58,7 +58,7 @@ def _pieces(sentence: str) -> Iterator[str]:
 
 
 def _last_border(text: str, first: int, last: int) -> int:
-    """Where to cut between two places: the last one of the best kind."""
+    """The last place of the best kind between two places."""
     for border in (_CLAUSE, _SPACE):
         end = 0
         for found in border.finditer(text, first, last):
@@ -77,14 +77,14 @@ def _continues_character(character: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PieceBorders:
-    """What the pieces of a vocabulary say of the border before and behind them."""
+    """The borders that the pieces of a vocabulary have before and after them."""
 
     ends: NDArray[np.uint8]  # (V,) a row of `_QUALITY`
     starts: NDArray[np.uint8]  # (V,) a column of it
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "PieceBorders":
-        """Those of a tokenizer's pieces."""
+        """The borders of a tokenizer's pieces."""
         texts = [tokenizer.text_of(i) for i in range(tokenizer.vocab_size)]
         reserved = tokenizer.num_reserved_pieces
         ends = [_NOTHING] * reserved + [_end(text.rstrip()[-1:]) for text in texts[reserved:]]
@@ -97,7 +97,7 @@ class PieceBorders:
     def quality(
         self, before: NDArray[np.integer], behind: NDArray[np.integer]
     ) -> NDArray[np.uint8]:
-        """Of the borders between pairs of pieces, 0 to 3."""
+        """Quality of the borders between pairs of pieces, 0 to 3."""
         return _QUALITY[self.ends[before], self.starts[behind]]
 
 
@@ -110,7 +110,7 @@ def _end(character: str) -> int:
 
 
 def _start(text: str, starts_word: bool, is_reserved: bool) -> int:
-    """What a piece begins with; of the reserved ones, bytes alone occur in texts."""
+    """The column of a piece's start; of the reserved pieces, only bytes occur in texts."""
     if is_reserved:
         return _IN_WORD if starts_word else _IN_CHARACTER
     if text[:1] and _continues_character(text[0]):
@@ -126,13 +126,13 @@ def best_cuts(
     most: NDArray[np.int64],
     borders: PieceBorders,
 ) -> NDArray[np.int64]:
-    """Where to cut M stretches of tokens: at the last border of the best quality.
+    """Where to cut M ranges of tokens: at the last border of the best quality.
 
     Args:
-        tokens: that the stretches are in.
+        tokens: that contain the ranges.
         start: where each begins, (M,).
-        least: tokens that the first part must have, (M,), at least 1.
-        most: tokens that it may have, (M,), at least `least` and below the stretch's own.
+        least: fewest tokens of the first part, (M,), at least 1.
+        most: most tokens of it, (M,), at least `least` and below the length of the range.
         borders: of the pieces.
 
     Returns:
@@ -154,16 +154,16 @@ def cuts_of_long(
     most_tokens: int,
     borders: PieceBorders,
 ) -> NDArray[np.int64]:
-    """Where to cut sentences, so that none has more than some tokens.
+    """Where to cut sentences, so that none has more than `most_tokens`.
 
     Args:
         tokens: of all sentences.
         offsets: of the sentences into `tokens`.
-        most_tokens: of a piece, at least 1; none of a cut sentence has less than a quarter of it.
+        most_tokens: of a piece, at least 1; a piece of a cut sentence has at least a quarter of it.
         borders: of the pieces.
 
     Returns:
-        Places in `tokens`, in no order.
+        Indices into `tokens`, unordered.
     """
     least = max(most_tokens // _LEAST_SHARE, 1)
     lengths = np.diff(offsets)

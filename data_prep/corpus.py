@@ -1,4 +1,4 @@
-"""A corpus as a stream of documents with their sentences: reading, quality and splitting in one.
+"""Streams a corpus as documents with their sentences: reads, filters and splits.
 
 part of a file --readers--> documents --quality--> those that are kept --sentences--> sentences
 """
@@ -15,8 +15,8 @@ from data_prep.readers.source import Document, RecordTally, Source
 from data_prep.sentences import split_lines, split_sentences
 
 _SENTENCE_A_LINE = ("lines", "sentences")  # layouts
-# Of no width, and of no meaning without a neighbour: soft hyphen, joiners, marks of direction,
-# byte-order mark. Between letters, and behind one, they stay: Persian, Hindi and Sinhala need them.
+# Zero-width, without meaning unless next to a letter: soft hyphen, joiners, direction marks,
+# byte-order mark. Between letters and after one they stay: Persian, Hindi, Sinhala need them.
 _ZERO_WIDTH = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _ALONE = re.compile(rf"(?<!\S)[{_ZERO_WIDTH}]+(?!\S)")
 
@@ -28,7 +28,7 @@ def read_sentences(
 
     Args:
         part: of a file.
-        config: how it is read, and what is kept of it.
+        config: how it is read, and what to keep of it.
         tally: counts what is left out and what is bad.
 
     Raises:
@@ -50,7 +50,7 @@ def _visible(documents: Iterable[Document], tally: RecordTally) -> Iterator[Docu
         if num_nuls := text.count("\0"):
             tally.removed["nul"] += num_nuls
             text = text.replace("\0", "")
-        # Looked for one by one: several times as fast as a regular expression.
+        # Searched one by one: several times as fast as a regular expression.
         if not text.isascii() and any(character in text for character in _ZERO_WIDTH):
             shorter = _ALONE.sub("", text)
             if len(shorter) < len(text):

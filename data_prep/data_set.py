@@ -1,4 +1,4 @@
-"""The folder of a data set: claimed before the work, sealed by its manifest after it."""
+"""The folder of a data set: claimed before the work, completed by writing its manifest."""
 
 import contextlib
 import dataclasses
@@ -21,8 +21,8 @@ from dist_bert.common.settings import read_json
 from dist_bert.data.shard_format import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
-CLAIM_NAME = "preparation.json"  # what the data set is made from; written before all else
-_MOST_NAMED = 20  # bad records of all
+CLAIM_NAME = "preparation.json"  # what the data set is made from; written first
+_MOST_NAMED = 20  # bad records over all files
 WORK_FOLDER = "work"  # in the output folder until the data set is finished
 
 
@@ -45,16 +45,16 @@ class BuiltShard:
 
 
 def written_files(paths: Paths, log_dir: Path | None) -> list[Path]:
-    """What preparations with these paths read and have written: no text of a corpus.
+    """Files that preparations with these paths read or wrote, none of them corpus text.
 
-    Folders that may hold other files, too, are not among them.
+    Folders that may also hold other files are not among them.
     """
     output_dir = paths.output_dir
     written = [paths.tokenizer, paths.tokenizer.with_suffix(".json"), output_dir / WORK_FOLDER]
     written += paths.token_store.glob("unit-*")
     if log_dir is not None:
         written += log_dir.glob("rank-*.log")
-    if (output_dir / CLAIM_NAME).exists():  # else such names are those of somebody else's files
+    if (output_dir / CLAIM_NAME).exists():  # otherwise files of these names belong to someone else
         written += [output_dir / name for name in (CLAIM_NAME, MANIFEST_NAME, TOKENIZER_NAME)]
         for split in SPLITS:
             written += output_dir.glob(f"{split}-*.tar")
@@ -65,27 +65,27 @@ def check_apart(output_dir: Path, inputs: Iterable[InputPart]) -> None:
     """Checks that no input is among the files that the data set replaces.
 
     Raises:
-        UserError: one is.
+        UserError: one of them is.
     """
     folder = os.path.realpath(output_dir)
     for part in inputs:
         path = os.path.realpath(part.path)
         if os.path.dirname(path) == folder and path.endswith(".tar"):
             raise UserError(
-                f"--output_dir {output_dir}: holds the input {part.path}, and other tar files than"
-                " those of the data set are removed there; give another folder"
+                f"--output_dir {output_dir}: holds the input {part.path}, but all tar files there"
+                " that do not belong to the data set are removed; give another folder"
             )
 
 
 def is_finished(output_dir: Path, identity: dict[str, Any]) -> bool:
-    """Whether the data set is in the folder already, complete.
+    """Whether the folder already holds the complete data set.
 
     Args:
         output_dir: need not exist.
-        identity: name -> value of all that the data set depends on.
+        identity: name -> value of everything the data set depends on.
 
     Raises:
-        UserError: the folder holds another data set, or the beginning of one; tells the difference.
+        UserError: the folder holds another data set, or part of one; names the differences.
     """
     has_manifest = (output_dir / MANIFEST_NAME).exists()
     if (output_dir / CLAIM_NAME).exists():
@@ -106,13 +106,13 @@ def is_finished(output_dir: Path, identity: dict[str, Any]) -> bool:
 
 
 def claim(output_dir: Path, identity: dict[str, Any]) -> None:
-    """Makes a folder this data set's own, before anything is done for it."""
+    """Reserves a folder for this data set before any work."""
     (output_dir / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     files.write_json(output_dir / CLAIM_NAME, identity)
 
 
 def unclaim(output_dir: Path) -> None:
-    """Frees the folder of a data set that cannot be made, unless there are shards in it already."""
+    """Releases the folder of a data set that cannot be made, unless it already holds shards."""
     if not any(output_dir.glob("*.tar")):
         remove_work(output_dir)
         (output_dir / CLAIM_NAME).unlink(missing_ok=True)
@@ -120,12 +120,12 @@ def unclaim(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a folder, which is made if it is missing, to this process, and clears it.
+    """Locks a folder for this process, creates it if missing, and removes temporary files.
 
-    What a killed process was writing is removed; its lock ends with it.
+    These are what a killed process was writing; its lock ended with it.
 
     Raises:
-        UserError: another process works in the folder.
+        UserError: another process is working in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -136,7 +136,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: another preparation is writing there; wait for it, or give another folder"
         ) from None
-    except OSError:  # a file system without locks: then it is up to the user
+    except OSError:  # a file system without locks: the user must take care
         pass
     try:
         for temporary in folder.glob(".*.tmp"):
@@ -150,7 +150,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def keep_shard(output_dir: Path, shard: BuiltShard, fingerprint: str) -> None:
-    """Remembers a finished shard, so that a preparation that starts again need not make it."""
+    """Records a finished shard, so that a restarted preparation skips it."""
     value = {
         "fingerprint": fingerprint,
         "split": shard.split,
@@ -161,7 +161,7 @@ def keep_shard(output_dir: Path, shard: BuiltShard, fingerprint: str) -> None:
 
 
 def kept_shard(output_dir: Path, file: str, fingerprint: str) -> BuiltShard | None:
-    """A shard that was finished earlier, if it was made from just what the fingerprint names."""
+    """A shard finished earlier, if the fingerprint of what it was made from matches."""
     path = _shard_record_path(output_dir, file)
     if not path.exists():
         return None
@@ -186,7 +186,7 @@ def seal(
     splits: Sequence[Split],
     shards: Sequence[BuiltShard],
 ) -> Manifest:
-    """Writes the tokenizer and then the manifest, which makes the data set a finished one."""
+    """Writes the tokenizer and then the manifest, which completes the data set."""
     statistics = {name: SampleStatistics() for name in SPLITS}
     drops: Counter[str] = Counter()
     removed: Counter[str] = Counter()
@@ -239,12 +239,12 @@ def seal(
 
 
 def remove_work(output_dir: Path) -> None:
-    """Removes what only an unfinished data set needs."""
+    """Removes files that only an unfinished data set needs."""
     shutil.rmtree(output_dir / WORK_FOLDER, ignore_errors=True)
 
 
 def summary(manifest: Manifest, seconds: float) -> str:
-    """What a user wants to know of a finished data set, in a few lines."""
+    """Summary of a finished data set for users, in a few lines."""
     totals, train = manifest.totals, manifest.statistics["train"]
     removed = totals["removed_characters"]
     num_bytes = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)

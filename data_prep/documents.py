@@ -13,12 +13,12 @@ from data_prep.clauses import PieceBorders, cuts_of_long
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Documents:
-    """The documents of one shard, back to back. No document, and no sentence, is empty."""
+    """The documents of one shard, concatenated. No document and no sentence is empty."""
 
     tokens: NDArray[np.integer]  # piece ids of all documents
     sentence_offsets: NDArray[np.int64]  # (sentences + 1,) into tokens
     document_offsets: NDArray[np.int64]  # (D + 1,) into sentences
-    document_ids: NDArray[np.integer]  # (D,) global, no id twice
+    document_ids: NDArray[np.integer]  # (D,) global and unique
 
     def __post_init__(self) -> None:
         for offsets in (self.sentence_offsets, self.document_offsets):
@@ -29,7 +29,7 @@ class Documents:
         assert np.unique(self.document_ids).size == self.document_ids.size
 
     def with_short_sentences(self, most_tokens: int, borders: PieceBorders) -> "Documents":
-        """The same text, every sentence of more than `most_tokens` cut into several."""
+        """The same text, with every sentence of more than `most_tokens` cut into several."""
         cuts = cuts_of_long(self.tokens, self.sentence_offsets, most_tokens, borders)
         if not cuts.size:
             return self

@@ -1,10 +1,10 @@
-"""Exact duplicates among all documents of a store, found in bounded memory by any number of ranks.
+"""Finds exact duplicates among all documents of a store, in bounded memory, on any number of ranks.
 
-    hashes of all units --by ranges of hashes--> ranges/first-00003.npy: the documents that stay
+    hashes of all units --by ranges of hashes--> ranges/first-00003.npy: documents to keep
 
-Of documents with equal text the first in the order of the corpus stays. Documents whose texts
-differ but have one 64-bit hash would be taken for duplicates: in a billion documents one expects
-0.03 such pairs.
+Of documents with equal text, the first in the order of the corpus is kept. Documents that differ
+but share a 64-bit hash would be taken for duplicates; the expected number of such pairs in a
+billion documents is 0.03.
 
 Letters: D documents of the store, R ranges.
 """
@@ -22,22 +22,22 @@ _RANGE_DOCUMENTS = 1 << 21  # on average: 16 MB of hashes
 
 
 def num_ranges(num_documents: int) -> int:
-    """R: into how many ranges the hashes of D documents are divided, each a piece of work."""
+    """R: into how many ranges the hashes of D documents are divided, one per work item."""
     return -(-num_documents // _RANGE_DOCUMENTS)
 
 
 def write_first_documents(folder: Path, store: TokenStore, index: int) -> None:
-    """Writes the numbers of the documents of one range that no equal one precedes, ascending.
+    """Writes the numbers of the documents of one range that no duplicate precedes, ascending.
 
     Args:
-        folder: gets the file of this range.
+        folder: receives the file of this range.
         store: of all documents.
         index: of the range, 0 to R - 1.
     """
     hashes, numbers = [], []
     for unit, first in zip(store.units, store.first_document[:-1], strict=True):
         in_range = np.flatnonzero(_range_of(unit.document_hashes, store) == np.uint64(index))
-        # Without the repetitions inside a unit, a text that is everywhere takes no memory.
+        # Repetitions inside a unit are removed first: a very frequent text takes no memory.
         distinct, place = np.unique(unit.document_hashes[in_range], return_index=True)
         hashes.append(distinct)
         numbers.append(in_range[place] + first)
@@ -47,7 +47,7 @@ def write_first_documents(folder: Path, store: TokenStore, index: int) -> None:
 
 
 class FirstDocuments:
-    """The documents that no equal one precedes: all files of `write_first_documents`."""
+    """The documents that no duplicate precedes: all files of `write_first_documents`."""
 
     def __init__(self, folder: Path, store: TokenStore) -> None:
         """Maps the files; reads nothing yet."""

@@ -1,4 +1,4 @@
-"""Which files a preparation reads. Not for: reading them (`data_prep.readers`)."""
+"""Selects the files that a preparation reads. Not for: reading them (`data_prep.readers`)."""
 
 import dataclasses
 import glob
@@ -17,19 +17,19 @@ class InputPart:
     """A file of the corpus, or a part of it between two documents."""
 
     path: str
-    start: int  # bytes of the file before the part, as it lies on disk
+    start: int  # offset of the part in the file on disk, in bytes
     bytes: int  # of the part
-    modified_ns: int  # time of the file's last change: tells a changed file without reading it
+    modified_ns: int  # time of the file's last change: detects a changed file without reading it
 
 
 def resolve_inputs(
     patterns: Sequence[str], layout: str, written: Iterable[Path] = ()
 ) -> tuple[list[InputPart], str]:
-    """The files to read and their layout; without patterns, the modules of the installed packages.
+    """The files to read and their layout; without patterns, modules of the installed packages.
 
     Args:
         patterns: as for `find_inputs`.
-        layout: asked for.
+        layout: as requested.
         written: as for `find_inputs`.
 
     Raises:
@@ -37,7 +37,9 @@ def resolve_inputs(
     """
     if patterns:
         return find_inputs(patterns, written), layout
-    print("no --input given: reads the documentation of the installed Python packages", flush=True)
+    print(
+        "no --input given: reading the documentation of the installed Python packages", flush=True
+    )
     return installed_packages(), "python_docs"
 
 
@@ -45,13 +47,13 @@ def find_inputs(patterns: Iterable[str], written: Iterable[Path] = ()) -> list[I
     """All files that match, once each, sorted by path.
 
     Args:
-        patterns: paths of files, or glob patterns (`**` for any depth). What is there under
-            exactly this name is no pattern.
-        written: files and folders that are no input, though patterns may cover them: what the
-            preparation itself reads and writes.
+        patterns: paths of files, or glob patterns (`**` for any depth). If a file of exactly this
+            name exists, it is a path.
+        written: files and folders that are not input even if a pattern matches them: those that
+            the preparation itself reads and writes.
 
     Raises:
-        UserError: a pattern matches no file, or is a URL; lists all such patterns. A name is not
+        UserError: a pattern matches no file, or is a URL; lists all such patterns. Or a name is not
             UTF-8.
     """
     own = {os.path.realpath(path) for path in written}
@@ -75,7 +77,7 @@ def find_inputs(patterns: Iterable[str], written: Iterable[Path] = ()) -> list[I
 
 
 def _is_within(path: str, places: set[str]) -> bool:
-    """Whether a path is one of some places, or inside of one."""
+    """Whether a path is one of some places, or inside one."""
     path = os.path.realpath(path)
     while places:
         if path in places:
@@ -91,21 +93,21 @@ def _hint(pattern: str, has_own: bool) -> str:
     if "://" in pattern:
         return " (a URL: fetch the files first, and give their paths)"
     if has_own:
-        return " (beside what this preparation wrote or uses)"
+        return " (other than what this preparation wrote or uses)"
     if os.path.isdir(pattern):
         return f" (a folder: give {os.path.join(pattern, '**')!r})"
     return ""
 
 
 def _check_names(paths: Iterable[str]) -> None:
-    """Raises an error for a name that the manifest, which is JSON in UTF-8, cannot hold."""
+    """Raises an error for a name that the manifest (JSON in UTF-8) cannot hold."""
     for path in sorted(paths):
         try:
             path.encode()
         except UnicodeEncodeError:
             name = os.fsencode(path).decode(errors="backslashreplace")
             raise UserError(
-                f"--input {name}: the name of this file is not UTF-8; rename it"
+                f"--input {name}: the name of this file is not UTF-8; rename the file"
             ) from None
 
 

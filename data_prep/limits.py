@@ -1,4 +1,4 @@
-"""What a data set may lose, and how many of its pairs may be random: checked before it is done."""
+"""Limits of lost tokens and random pairs, checked before a data set is completed."""
 
 import dataclasses
 from pathlib import Path
@@ -12,17 +12,17 @@ LOST_TOKENS, TRUNCATED_TOKENS, RANDOM_NEXT = 0.05, 0.2, 0.65  # the defaults
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a preparation accepts."""
+    """Limits that a preparation accepts."""
 
     max_bad_share: float  # of the records of a file
-    lost_tokens: float | None = None  # share; None = what the settings let expect
+    lost_tokens: float | None = None  # share; None = what the settings imply
     random_next: float = RANDOM_NEXT  # share of the pairs, in nsp
 
 
 def check(
     statistics: SampleStatistics, config: PrepareConfig, limits: Limits, output_dir: Path
 ) -> None:
-    """Ends a preparation whose samples are not what a user can have meant.
+    """Ends a preparation whose samples cannot be what the user wants.
 
     Args:
         statistics: of all samples.
@@ -38,14 +38,14 @@ def check(
     most = expected if limits.lost_tokens is None else limits.lost_tokens
     if lost > most:
         raise UserError(
-            f"{output_dir}: {lost:.1%} of the tokens are in no sample, allowed are {most:.1%}:"
+            f"{output_dir}: {lost:.1%} of the tokens are in no sample, at most {most:.1%} may be:"
             f" {_why_lost(config)}; or allow it with --allow_lost_tokens {_above(lost)}"
         )
     random_next = statistics.num_random_next / max(statistics.num_samples, 1)
     if config.pair_objective == "nsp" and random_next > limits.random_next:
         raise UserError(
-            f"{output_dir}: {random_next:.1%} of the pairs have a random second segment, allowed"
-            f" are {limits.random_next:.1%}: most chunks of {config.sequence_length} tokens have a"
+            f"{output_dir}: {random_next:.1%} of the pairs have a random second segment, at most"
+            f" {limits.random_next:.1%} may: most chunks of {config.sequence_length} tokens have a"
             f" single sentence; {_how_to_balance(config)}, or allow it with --allow_random_next"
             f" {_above(random_next)}"
         )
@@ -54,7 +54,7 @@ def check(
 def _why_lost(config: PrepareConfig) -> str:
     if config.truncate_pairs:
         return (
-            "sentences are long, and what exceeds a pair is cut off; give another --output_dir and"
+            "sentences are long, and the excess of a pair is cut off; give another --output_dir and"
             " leave out --truncate_pairs, which loses nothing"
         )
     return (
@@ -64,7 +64,7 @@ def _why_lost(config: PrepareConfig) -> str:
 
 
 def _how_to_balance(config: PrepareConfig) -> str:
-    """What to set, which makes another data set."""
+    """The settings to change, which make another data set."""
     ways = [] if config.balance_pairs else ["--balance_pairs true"]
     ways += ["without --truncate_pairs"] if config.truncate_pairs else []
     ways += ["a greater --sequence_length", "--pair_objective none"]

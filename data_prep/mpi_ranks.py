@@ -25,7 +25,7 @@ T = TypeVar("T")
 _ORDERS, _RESULTS = 1, 2  # message tags: from rank 0 to another one, and back
 _POLL_SECONDS = 0.01
 _BREATH_SECONDS = 0.1
-_LAST_WORDS_SECONDS = 0.5  # until the launcher has passed on an error: it drops what is on the way
+_LAST_WORDS_SECONDS = 0.5  # until the launcher has forwarded an error: it drops pending output
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,7 @@ class MpiRanks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the one that speaks."""
+        """Whether this is rank 0, which prints."""
         return self.rank == 0
 
     def share(self, make: Callable[[], T]) -> T:
@@ -80,12 +80,12 @@ class MpiRanks:
 
         Args:
             noun: what an item is, for the log.
-            sizes: of the items: the largest are handed out first.
+            sizes: of the items; the largest are assigned first.
             work: does item i and returns a small result; calls `breathe` if it takes seconds.
             report: called on rank 0 after every item, with its number and result.
 
         Returns:
-            The results in the order of the items; on other ranks than the first, an empty list.
+            The results in the order of the items; an empty list on other ranks than the first.
 
         Raises:
             UserError: on all ranks, if an item raises one (or an OSError, such as a full disk).
@@ -105,13 +105,13 @@ class MpiRanks:
             return []
         self._lead = _Lead(self._communicator, report)
         self._lead.run(mine, logged)
-        if self._lead.problem is not None:  # the others have heard of it
+        if self._lead.problem is not None:  # the others have received it
             raise UserError(self._lead.problem)
         self._tell(None, None)
         return [self._lead.results[i] for i in range(len(sizes))]
 
     def breathe(self) -> None:
-        """Leaves an item of work that is in vain, because another rank has met a mistake.
+        """Abandons the current item of work if another rank has met an error.
 
         Cheap enough to be called for every document.
         """
@@ -128,7 +128,7 @@ class MpiRanks:
             raise _CalledOff
 
     def _follow(self, mine: list[int], work: Callable[[int], Any]) -> None:
-        """Other ranks: their items, until one fails or rank 0 calls them off."""
+        """On other ranks: works on their items until one fails or rank 0 cancels the work."""
         sends = []
         for index in mine:
             if self._communicator.iprobe(source=0, tag=_ORDERS):
@@ -157,22 +157,22 @@ class MpiRanks:
         return value
 
 
-class _CalledOff(Exception):  # noqa: N818 - no error, but the way out of a half-done item
-    """Another rank has met a mistake."""
+class _CalledOff(Exception):  # noqa: N818 - not an error, but the exit from a half-done item
+    """Another rank has met an error."""
 
 
 class _Lead:
-    """What rank 0 does while items are worked on: its own, and the news of all."""
+    """Rank 0 during the work: does its own items and receives the results of all ranks."""
 
     def __init__(self, communicator: Any, report: Callable[[int, Any], None]) -> None:
         self.results: dict[int, Any] = {}
-        self.problem: str | None = None  # the first mistake that any rank met
+        self.problem: str | None = None  # the first error that any rank met
         self._communicator = communicator
         self._report = report
-        self._num_working = communicator.Get_size() - 1  # other ranks that are not done yet
+        self._num_working = communicator.Get_size() - 1  # other ranks that have not finished
 
     def run(self, mine: list[int], work: Callable[[int], Any]) -> None:
-        """Does the items of this rank, and returns when all ranks have ended theirs."""
+        """Does the items of this rank, and returns when all ranks have finished theirs."""
         for index in mine:
             if self.problem is None:
                 with contextlib.suppress(_CalledOff):
@@ -183,7 +183,7 @@ class _Lead:
             self.listen()
 
     def listen(self) -> None:
-        """Takes the news of the other ranks."""
+        """Receives the results of the other ranks."""
         while self._communicator.iprobe(tag=_RESULTS):
             index, result, problem = self._communicator.recv(tag=_RESULTS)
             if index is None:
@@ -205,10 +205,10 @@ class _Lead:
 def connect() -> Iterator[MpiRanks]:
     """Joins the other ranks; an error on one rank ends them all.
 
-    A `UserError` is raised by all ranks together, so they may each end in peace; whatever else a
-    rank raises would leave the others waiting for it.
+    A `UserError` is raised by all ranks together, so each can exit normally. Any other exception
+    would leave the other ranks waiting, so it aborts all.
     """
-    # What MPICH says of an abort would stand below the error that a user should read.
+    # MPICH's message about an abort would follow the error that the user should read.
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
     try:
         from mpi4py import MPI
@@ -221,12 +221,12 @@ def connect() -> Iterator[MpiRanks]:
         if ranks.size == 1 < num_tasks():  # each would prepare everything
             raise UserError(
                 f"srun started {num_tasks()} tasks, and MPI finds 1 rank: give srun the --mpi of"
-                " mpi4py's MPI library (pmi2 for PyPI's mpich; `srun --mpi=list` names what there"
-                " is), or start that library's mpiexec inside the job"
+                " mpi4py's MPI library (pmi2 for PyPI's mpich; `srun --mpi=list` lists all)"
+                ", or start that library's mpiexec inside the job"
             )
         yield ranks
     except UserError:
-        MPI.Finalize()  # else `-m mpi4py` takes the exit code for a crash and aborts, noisily
+        MPI.Finalize()  # else `-m mpi4py` treats the exit code as a crash and aborts
         raise
     except BaseException:
         if ranks.size > 1:
@@ -237,10 +237,10 @@ def connect() -> Iterator[MpiRanks]:
 
 
 def hand_out(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deals items to ranks, the largest first, each to the rank that has least so far.
+    """Assigns items to ranks, the largest first, each to the rank with the least work so far.
 
     Returns:
-        For each rank the numbers of its items, in the order of doing.
+        For each rank the numbers of its items, in the order of work.
     """
     loads = [(0, rank) for rank in range(num_ranks)]
     items: list[list[int]] = [[] for _ in range(num_ranks)]
@@ -252,7 +252,7 @@ def hand_out(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def _attempt(work: Callable[..., T], *arguments: int) -> tuple[T | None, str | None]:
-    """The result of some work, or what the user should know."""
+    """The result of some work, or the error message for the user."""
     try:
         return work(*arguments), None
     except UserError as error:

@@ -1,26 +1,26 @@
 """Pairs of segments: next sentence (nsp), sentence order (sop), or single segments (none).
 
-All are made of chunks (`data_prep.chunks`): sentences of one document up to a target length, none
-of which is longer than half a pair. What becomes of a chunk:
+All are made of chunks (`data_prep.chunks`): sentences of one document up to a target length, each
+sentence at most half a pair long. A chunk is used as follows:
 
-- nsp (Devlin et al. 2019, section 3.1 and A.2): split at a random sentence into A and B. With 50 %,
+- nsp (Devlin et al. 2019, section 3.1 and A.2): split at a random sentence into A and B. In 50 %,
   or where the chunk has one sentence, B comes from another document and the unused sentences are
   put back.
-- sop (Lan et al. 2020, ALBERT, section 3.1): split at a random sentence; with 50 % A and B change
-  places. A chunk has two sentences, or the one of a document is cut in two.
+- sop (Lan et al. 2020, ALBERT, section 3.1): split at a random sentence; in 50 % A and B are
+  swapped. A chunk has two sentences, or the only sentence of a document is cut in two.
 - none (Liu et al. 2019, RoBERTa, section 4.2, DOC-SENTENCES): the whole chunk is A, there is no B.
 
-Every token of a document is in one A or in one B of the same document. Two things are an option of
-nsp, and together `create_instances_from_document` of google-research/bert,
-create_pretraining_data.py: a chunk that goes on to the sentence that reaches its target and is then
-cut to the length, which loses a tenth of the text; and labels by the coin alone, with which a
-little more than half of the pairs are random. Deliberately different even so:
+Every token of a document is in one A or in one B of the same document. nsp has two options, which
+together make it `create_instances_from_document` of google-research/bert,
+create_pretraining_data.py: a chunk includes the sentence that reaches its target and is then
+truncated, which loses a tenth of the text; and the coin alone decides the labels, which makes a
+little more than half of the pairs random. Three differences are deliberate:
 
-- The target length is drawn for every chunk, not once for every document, so the share of short
-  sequences is the one asked for, and no whole book is cut into tiny pieces.
-- Where a pair is too long, the split of the excess between front and back of a segment is uniform;
-  the classic coin for each single token nearly always takes half from either end.
-- The other document is drawn among all others, instead of tried for ten times.
+- The target length is drawn for every chunk, not once per document, so the share of short sequences
+  is the configured one, and no whole book is cut into tiny pieces.
+- If a pair is too long, the split of the excess between front and back of a segment is uniform; the
+  original coin per token nearly always takes half from either end.
+- The other document is drawn among all others, not by up to ten attempts.
 
 Numpy only. Letters: N pairs, D documents, B pairs of a block, S longest sample in tokens.
 """
@@ -37,7 +37,7 @@ from data_prep.documents import Documents
 from dist_bert.common.hashing import below
 
 _MIN_TOKENS = 2  # one for each segment
-_MOST_DRAWS = 8  # of a random B that fits: a true one does, and its end must not tell them apart
+_MOST_DRAWS = 8  # of a random B that fits: a true B fits, so its end must not reveal the label
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,29 +46,29 @@ class Pairs:
 
     a_start: NDArray[np.int64]
     a_stop: NDArray[np.int64]
-    b_start: NDArray[np.int64]  # b_stop where there is no B
+    b_start: NDArray[np.int64]  # b_stop if there is no B
     b_stop: NDArray[np.int64]
-    next_sentence_label: NDArray[np.bool_]  # B is random (nsp), A and B have changed places (sop)
+    next_sentence_label: NDArray[np.bool_]  # B is random (nsp), A and B are swapped (sop)
     document_a: NDArray[np.int64]  # index into the shard's documents
     document_b: NDArray[np.int64]
-    name: NDArray[np.uint64]  # hash of seed, copy, document and place in it: no two are equal
+    name: NDArray[np.uint64]  # unique hash of seed, copy, document and place in it
 
     def __len__(self) -> int:
         return self.a_start.size
 
     def take(self, indices: NDArray[np.integer]) -> "Pairs":
-        """The pairs of these indices, in their order."""
+        """The pairs at these indices, in their order."""
         return Pairs(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class PairLosses:
-    """Text of the documents that is in no pair, or not as it was."""
+    """Text of the documents that is lost or changed in the pairs."""
 
-    num_truncated_tokens: int  # cut from pairs that were too long; those of a random B not counted
-    num_dropped_sentences: int  # alone in their chunk, where a B is wanted and nothing can follow
+    num_truncated_tokens: int  # cut from pairs that were too long; not counting a random B's
+    num_dropped_sentences: int  # alone in their chunk, although a B is needed
     num_dropped_tokens: int  # of those sentences
-    num_cuts_in_sentences: int  # segments end there: the sentence is too long, or alone
+    num_cuts_in_sentences: int  # segment ends inside a sentence that is too long or alone
 
 
 def draw_pairs(
@@ -85,24 +85,24 @@ def draw_pairs(
 ) -> tuple[Pairs, PairLosses]:
     """Cuts the documents of a shard into pairs, in the order of the text.
 
-    A random B comes from another document of the same shard. With a single document there is none,
-    and all pairs are true ones.
+    A random B comes from another document of the same shard. With a single document, there is none
+    and all pairs are true.
 
     Args:
         documents: of the shard.
         objective: nsp, sop, or none for samples of a single segment.
         max_tokens: most tokens of A and B together, at least 2.
         short_sequence_prob: share of chunks with a random shorter target, 0 to 1.
-        balance: makes the label of exactly half of the pairs 1; without it the label is 1 with
-            50 %, and for all chunks of one sentence in nsp. Nothing to do for none.
-        truncate: of nsp alone: cuts off what exceeds the length, and leaves long sentences whole.
+        balance: makes the label of exactly half of the pairs 1; without it, the label is 1 with
+            50 % probability, and in nsp for all chunks of one sentence. No effect for none.
+        truncate: nsp only: cuts off tokens beyond the length, and leaves long sentences whole.
         borders: of the pieces.
         seed: of the data set.
-        copy: number of the pass over the corpus; every copy has pairs of its own.
+        copy: number of the pass over the corpus; every copy has different pairs.
 
     Returns:
-        The pairs, and what of the text is in none of them. Every other token is in one A or in one
-        B of the same document.
+        The pairs, and the text that is in none of them. Every other token is in one A or in one B
+        of the same document.
     """
     assert max_tokens >= _MIN_TOKENS and (objective == "nsp" or not truncate)
     num_sentences = documents.sentence_offsets.size
@@ -145,10 +145,10 @@ def draw_pairs(
 def assemble(
     documents: Documents, pairs: Pairs, cls_id: int, sep_id: int
 ) -> tuple[NDArray[np.integer], NDArray[np.int64], NDArray[np.int64]]:
-    """The samples [CLS] A [SEP] B [SEP] of some pairs, or [CLS] A [SEP] where there is no B.
+    """The samples [CLS] A [SEP] B [SEP] of some pairs, or [CLS] A [SEP] if there is no B.
 
     Args:
-        documents: that the pairs were drawn from.
+        documents: source of the pairs.
         pairs: B of them, in the order of the rows.
         cls_id: id of [CLS].
         sep_id: id of [SEP].
@@ -156,7 +156,7 @@ def assemble(
     Returns:
         original_ids: (B, S) 0-padded, S the longest sample, dtype of the documents' tokens.
         num_tokens: (B,) lengths with special tokens.
-        segment_b_start: (B,) index of B's first token; `num_tokens` where there is no B.
+        segment_b_start: (B,) index of B's first token; `num_tokens` if there is no B.
     """
     segment_b_start = pairs.a_stop - pairs.a_start + 2
     num_b = pairs.b_stop - pairs.b_start
@@ -176,9 +176,9 @@ def assemble(
 
 
 def _spans(documents: Documents, chunks: Chunks, objective: str, threshold: float) -> Spans:
-    """The chunks that are met, with a label each, in tokens."""
+    """The chunks on the chain, in tokens, each with a label."""
     label = chunks.coin < threshold
-    # A random B leaves what follows the split to the next chunk.
+    # With a random B, the sentences after the split go to the next chunk.
     stop = np.where(label & (objective == "nsp"), chunks.split, chunks.stop)
     met = chain(stop)
     offsets = documents.sentence_offsets
@@ -197,7 +197,7 @@ def _spans(documents: Documents, chunks: Chunks, objective: str, threshold: floa
 def _with_two_segments(
     spans: Spans, documents: Documents, borders: PieceBorders, objective: str
 ) -> tuple[Spans, int]:
-    """Cuts the sentence of chunks that have one and no random B; also returns how many."""
+    """Cuts the sentence of chunks with one sentence and no random B; also returns their number."""
     is_alone = (spans.split == spans.stop) & (spans.stop - spans.start >= 2)
     alone = np.flatnonzero(is_alone & ~(spans.label & (objective == "nsp")))
     split = spans.split.copy()
@@ -210,7 +210,7 @@ def _with_two_segments(
 def _pairs(
     documents: Documents, objective: str, max_tokens: int, truncate: bool, spans: Spans
 ) -> tuple[Pairs, int]:
-    """The pairs that spans become, and how many of the spans' own tokens are cut from them."""
+    """Turns spans into pairs; also returns how many of the spans' own tokens are truncated."""
     a_start, a_stop, b_start, b_stop = spans.start, spans.split, spans.split, spans.stop
     document_b = spans.document
     if objective == "nsp":
@@ -245,13 +245,13 @@ def _pairs(
 def _draw_random_next(
     documents: Documents, spans: Spans, max_tokens: int, truncate: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Segments B from other documents, as many tokens as A leaves of the target.
+    """Segments B from other documents, with the tokens that A leaves of the target.
 
-    Without truncation, one whose first sentence does not fit is drawn again; where none of eight
-    fits, the last is left to be cut.
+    Without truncation, a B whose first sentence does not fit is drawn again; if none of eight fits,
+    the last one is kept and cut.
 
     Returns:
-        First token, token behind the last one, and document of each.
+        First token, end (exclusive), and document of each.
     """
     starts, offsets = documents.document_offsets, documents.sentence_offsets
     num_a = spans.split - spans.start
@@ -260,7 +260,7 @@ def _draw_random_next(
     for number in range(1 if truncate else _MOST_DRAWS):
         draw = (spans.name[pending], number) if number else (spans.name[pending],)
         drawn = below(starts.size - 2, "document", *draw)
-        drawn += drawn >= spans.document[pending]  # skips the own one
+        drawn += drawn >= spans.document[pending]  # skips its own document
         sentence = starts[drawn] + below(starts[drawn + 1] - starts[drawn], "sentence", *draw)
         first[pending], document[pending] = sentence, drawn
         length = offsets[sentence + 1] - offsets[sentence]
@@ -276,6 +276,6 @@ def _draw_random_next(
 def _truncated(
     num_a: NDArray[np.int64], num_b: NDArray[np.int64], max_tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What is left of A and B when tokens go one by one from the longer, from B where they tie."""
+    """Lengths of A and B after removing tokens one by one from the longer, from B if equal."""
     left_a = np.minimum(num_a, np.maximum(max_tokens - num_b, (max_tokens + 1) // 2))
     return left_a, np.minimum(num_b, max_tokens - left_a)

@@ -1,13 +1,13 @@
 """Text to shards: plan, tokenise, deal, build, seal.
 
-    plan      rank 0 lists the inputs and cuts them into units; all ranks hear of it
+    plan      rank 0 lists the inputs, cuts them into units and shares the plan with all ranks
     tokenise  every unit of the token store is made by one rank (`data_prep.token_store`)
     deal      duplicates are found, documents split and listed (`data_prep.shard_assignment`)
-    build     documents are dealt to shards, each made by one rank (`data_prep.samples`)
-    seal      rank 0 writes the manifest, which finishes the data set (`data_prep.data_set`)
+    build     documents are assigned to shards, each made by one rank (`data_prep.samples`)
+    seal      rank 0 writes the manifest, which completes the data set (`data_prep.data_set`)
 
-Every result is a function of the inputs and the configuration: any number of ranks writes equal
-bytes. What is finished is kept: a run that was killed goes on, on any number of ranks.
+Every result depends only on the inputs and the configuration: any number of ranks writes equal
+bytes. Finished work is kept: a killed run can resume on any number of ranks.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What rank 0 finds out before any work; the same on all ranks."""
+    """The plan that rank 0 makes before any work; the same on all ranks."""
 
     units: list[list[InputPart]]
     config: PrepareConfig
@@ -62,15 +62,15 @@ def prepare(
     """Makes a data set; all ranks of an MPI launch call it together.
 
     Args:
-        patterns: of the input files; none = the documentation of the installed packages.
-        paths: what is read and written.
+        patterns: of the input files; empty = the documentation of the installed packages.
+        paths: of the files to read and write.
         config: of the data set.
-        limits: a data set beyond them is not finished.
-        log_dir: gets a log of every rank.
+        limits: a data set beyond them is not completed.
+        log_dir: receives a log of every rank.
 
     Raises:
-        UserError: on all ranks; the inputs, the tokenizer or the output folder do not do, or the
-            samples are beyond the limits: what was made stays, so that higher ones cost nothing.
+        UserError: on all ranks; the inputs, tokenizer or output folder are unusable, or the samples
+            are beyond the limits: finished work is kept, so a retry with higher ones is cheap.
     """
     start = time.monotonic()
     with connect() as ranks, contextlib.ExitStack() as locks:
@@ -122,8 +122,8 @@ def _make_plan(
         print(line, flush=True)
     for path in sentence_lists(inputs, layout):
         print(
-            f"{path}: looks like one sentence a line without documents, and is read as one text; if"
-            " so, give --format sentences",
+            f"{path}: looks like one sentence per line without documents, but is read as one"
+            " document; if its lines are sentences, give --format sentences",
             flush=True,
         )
     listed = files.fingerprint([(file.path, file.bytes) for file in inputs])
@@ -153,7 +153,7 @@ def _resume(
     find: Callable[[int], T | None],
     work: Callable[[int], T],
 ) -> list[T]:
-    """Does the items that are not done yet; returns the results of all, on rank 0."""
+    """Does the items that are not yet done; returns the results of all items on rank 0."""
     done: dict[int, T] = {}  # on rank 0
 
     def list_missing() -> list[int]:
@@ -203,18 +203,18 @@ def _tokenise(
 
 
 def _count_documents(records: list[UnitRecord], config: PrepareConfig) -> list[int]:
-    """Documents of each unit, if samples can be made of them at all."""
+    """Number of documents of each unit; raises an error if no samples can be made of them."""
     num_documents = sum(r.num_documents for r in records)
     if num_documents == 0:
-        raise UserError("--input: the corpus is empty, no file holds text; give files that do")
+        raise UserError("--input: the corpus is empty, no file contains text; give files that do")
     if num_documents == 1 and config.pair_objective == "nsp":
         raise UserError(
-            "--input: the corpus is a single document, and a random next sentence must come from"
-            " another one; give more files, --format sentences if it has one sentence a line and no"
-            " documents, or --format blank_line or lines if a blank line ends a document"
+            "--input: the corpus is a single document, but a random next sentence must come from"
+            " another one; give more files, --format sentences if it has one sentence per line and"
+            " no documents, or --format blank_line or lines if a blank line ends a document"
         )
     num_single = sum(r.num_single_sentence_documents for r in records)
-    is_short = _tokens_per_document(records) <= config.max_text_tokens // 2  # else it is cut
+    is_short = _tokens_per_document(records) <= config.max_text_tokens // 2  # otherwise it is cut
     if num_single == num_documents and is_short and config.pair_objective != "none":
         raise UserError(
             "--input: every document is a single sentence, so no sentence has a next one; give"
@@ -244,7 +244,7 @@ def _deal(
     config: PrepareConfig,
     tokens_per_document: float,
 ) -> tuple[Split, Split]:
-    """Lists the documents of both sides of the split."""
+    """Lists the documents of both splits."""
     folder = paths.output_dir / data_set.WORK_FOLDER
     num_documents = [int(n) for n in np.diff(store.first_document)]
     first_documents = None
@@ -268,7 +268,7 @@ def _deal(
 
 
 def _no_report(item: int, result: object) -> None:
-    """For work that is done in a moment."""
+    """For work that finishes quickly."""
 
 
 def _build(
@@ -321,7 +321,7 @@ def _build(
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """A shard that is to be made."""
+    """A shard to make."""
 
     split: Split
     copy: int
@@ -329,7 +329,7 @@ class _Shard:
 
     @property
     def number(self) -> int:
-        """In the split."""
+        """Index in the split."""
         return self.copy * self.split.num_shards + self.index
 
     @property

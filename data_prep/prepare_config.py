@@ -1,4 +1,4 @@
-"""The settings of a data set: what `prepare_shards` resolves and the manifest keeps."""
+"""The settings of a data set, resolved by `prepare_shards` and stored in the manifest."""
 
 import argparse
 import dataclasses
@@ -26,36 +26,36 @@ PAIR_OBJECTIVES = ("nsp", "sop", "none")
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How the files of a corpus become documents and sentences: what a token store depends on."""
+    """How the files of a corpus are read into documents and sentences; identifies a token store."""
 
     format: str = setting(
         "auto",
         "layout of the input: text = a file is a document; blank_line = documents between blank"
-        " lines; lines = the same with one sentence a line; sentences = one sentence a line and no"
-        " documents, every 512 lines are taken for one; wikitext = documents under ` = Title = `"
-        " lines; jsonl = a JSON object a line; parquet = a row is a document; wikiextractor ="
+        " lines; lines = the same with one sentence per line; sentences = one sentence per line and"
+        " no documents, every 512 lines form one; wikitext = documents under ` = Title = ` lines;"
+        " jsonl = a JSON object per line; parquet = a row is a document; wikiextractor ="
         " <doc> elements; mediawiki = an XML dump; wet = Common Crawl's text records; tar = a"
         " member is a document; python_docs = docstrings of modules; auto = by content",
         FORMATS,
     )
     text_field: str = setting(
-        "", "field of JSON lines or column of parquet that holds the text; empty = text or content"
+        "", "JSON lines field or parquet column with the text; empty = text or content"
     )
     languages: str = setting(
-        "", "keep documents that name one of these languages, comma-separated; empty = all"
+        "", "keep documents labelled with one of these languages, comma-separated; empty = all"
     )
     language_field: str = setting(
-        "", "field or column that names the language, a.b for b inside a; empty = the usual ones"
+        "", "field or column with the language, a.b for b inside a; empty = the usual names"
     )
-    repair_unicode: bool = setting(False, "mend wrongly decoded text, by ftfy")
-    min_characters: int = setting(0, "shortest document that is kept")
-    max_characters: int = setting(0, "longest document that is kept; 0 = any length")
+    repair_unicode: bool = setting(False, "repair wrongly decoded text with ftfy")
+    min_characters: int = setting(0, "shortest document to keep")
+    max_characters: int = setting(0, "longest document to keep; 0 = any length")
 
     def __post_init__(self) -> None:
         raise_all("preparation", self.problems())
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, all at once."""
+        """All problems with the values."""
         problems = [
             f"{name} = {getattr(self, name)}: must be at least 0"
             for name in ("min_characters", "max_characters")
@@ -63,8 +63,8 @@ class TextConfig:
         ]
         if 0 < self.max_characters < self.min_characters:
             problems.append(
-                f"max_characters = {self.max_characters}: is below min_characters ="
-                f" {self.min_characters}, so no document would be kept"
+                f"max_characters = {self.max_characters}: must be at least min_characters ="
+                f" {self.min_characters}, or no document is kept"
             )
         return problems
 
@@ -73,45 +73,45 @@ class TextConfig:
 class PrepareConfig(TextConfig):
     """Preparation of a data set. Defaults are BERT's published recipe (Devlin et al. 2019, A.2)."""
 
-    deduplicate: bool = setting(False, "keep one of several documents with exactly equal text")
+    deduplicate: bool = setting(False, "keep only the first of documents with exactly equal text")
     validation_share: float = setting(
-        0.02, "share of documents held out, by their content; 0 to 0.5"
+        0.02, "share of documents held out, chosen by content; 0 to 0.5"
     )
     sequence_length: int = setting(
-        128, "most tokens of a sample, the special ones included; 8 to 65,535"
+        128, "most tokens of a sample, including special tokens; 8 to 65,535"
     )
     short_sequence_prob: float = setting(
-        0.1, "share of samples that aim at a random shorter length, 0 to 1"
+        0.1, "share of samples with a random shorter target length, 0 to 1"
     )
     pair_objective: str = setting(
         "nsp",
         "second segment: nsp = the next or a random one (BERT); sop = the next, or both swapped"
-        " (ALBERT); none = there is none, and samples have one segment (RoBERTa)",
+        " (ALBERT); none = no second segment (RoBERTa)",
         PAIR_OBJECTIVES,
     )
     balance_pairs: bool = setting(
         True,
-        "make exactly half of the pairs random (or swapped); false = as the published script: a"
-        " little more than half for nsp, because a single sentence cannot be followed by its next",
+        "make exactly half of the pairs random (or swapped); false = as the published script: for"
+        " nsp a little more than half, because a chunk of one sentence has no next one",
     )
     truncate_pairs: bool = setting(
         False,
-        "cut off what exceeds the length, as the published script does for nsp; false = it begins"
+        "cut off tokens beyond the length, as the published script does for nsp; false = they start"
         " the next pair, and no text is lost",
     )
     masked_lm_prob: float = setting(0.15, "share of tokens to predict, above 0 to 0.5")
     whole_words: bool = setting(True, "mask all pieces of a word together")
     mean_span_length: float = setting(
-        0.0, "mask runs of tokens of a geometric length, this many on average; 0 = no runs"
+        0.0, "mask spans of geometric length with this mean, in tokens; 0 = no spans"
     )
     copies: int = setting(
-        1, "passes over the training documents, each with other pairs and masks; 1 to 1,000"
+        1, "passes over the training documents, each with new pairs and masks; 1 to 1,000"
     )
-    samples_per_shard: int = setting(16_384, "aimed at; at least 1")
+    samples_per_shard: int = setting(16_384, "target number; at least 1")
     seed: int = setting(42, "seed of the order of documents, pairs and masks; at least 0")
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, all at once."""
+        """All problems with the values."""
         problems = super().problems()
         problems += [
             f"{name} = {getattr(self, name)}: must be {low} to {high}"
@@ -131,7 +131,7 @@ class PrepareConfig(TextConfig):
             )
         if self.truncate_pairs and self.pair_objective != "nsp":
             problems.append(
-                f"truncate_pairs = True: is of pair_objective = nsp, not of {self.pair_objective}"
+                f"truncate_pairs = True: requires pair_objective = nsp, not {self.pair_objective}"
             )
         if self.mean_span_length and not 1.0 < self.mean_span_length <= 20.0:
             problems.append(
@@ -141,17 +141,17 @@ class PrepareConfig(TextConfig):
 
     @property
     def max_text_tokens(self) -> int:
-        """Most tokens of a sample's segments: all but [CLS] and a [SEP] behind each."""
+        """Most tokens of a sample's segments: all but [CLS] and a [SEP] after each."""
         return self.sequence_length - (2 if self.pair_objective == "none" else 3)
 
     @property
     def expected_tokens_per_sample(self) -> float:
-        """Tokens of text in a sample on average: shards are cut by it before they are made."""
+        """Expected mean of text tokens per sample, used to plan the shards."""
         return self.max_text_tokens * (1.0 - self.short_sequence_prob / 2)
 
 
 def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> None:
-    """Adds what every script that reads a corpus takes: the files, and the settings of `cls`."""
+    """Adds the flags of every script that reads a corpus: the files and the settings of `cls`."""
     parser.add_argument(
         "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
     )
@@ -160,8 +160,8 @@ def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> N
         type=float,
         default=0.001,
         metavar="SHARE",
-        help="share of a file's records (lines, JSON objects, pages) that may be bad: what is not"
-        " UTF-8 is replaced, what cannot be read is left out, both are counted (default: 0.001)",
+        help="share of a file's records (lines, JSON objects, pages) that may be bad: invalid UTF-8"
+        " is replaced, unreadable records are skipped, both are counted (default: 0.001)",
     )
     parser.add_argument(
         "--preview",

@@ -1,4 +1,4 @@
-"""How a corpus is read, as text for people: its first documents and their sentences."""
+"""Shows how a corpus is read: its first documents and their sentences as text."""
 
 import collections
 import dataclasses
@@ -15,11 +15,11 @@ from data_prep.readers import AUTO, detect_layout
 from data_prep.readers.source import RecordTally
 from data_prep.work_units import sentence_lists
 
-_MOST_FILES = 64  # looked at: each is opened to tell its layout
+_MOST_FILES = 64  # examined: each is opened to detect its layout
 _SENTENCES_SHOWN = 3
 _WIDTH = 96  # columns of a terminal
-_LONG_CHARACTERS = 400  # more than a segment of half of 128 tokens holds, in any script
-_MANY, _MOST = 0.5, 0.65  # shares of the text, of the documents, that are worth a warning
+_LONG_CHARACTERS = 400  # more than half of 128 tokens hold, in any script
+_MANY, _MOST = 0.5, 0.65  # shares of text and of documents above which to warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def show_preview(
 
     Args:
         patterns: as for `resolve_inputs`.
-        config: how they are read.
+        config: how to read them.
         max_bad_share: of a file's records.
         count: of documents to show.
 
@@ -53,13 +53,13 @@ def show_preview(
 def preview(
     inputs: Sequence[InputPart], config: TextConfig, max_bad_share: float, count: int
 ) -> Iterator[str]:
-    """Lines that show the first documents, taking turns between the layouts of the first files.
+    """Lines that show the first documents, alternating between the layouts of the first files.
 
     Args:
         inputs: whole files.
-        config: how they are read.
+        config: how to read them.
         max_bad_share: of a file's records.
-        count: of documents to show; those without text, like redirects, are passed over.
+        count: of documents to show; those without text, such as redirects, are skipped.
 
     Raises:
         UserError: a file cannot be read, or too much of it is bad.
@@ -88,7 +88,7 @@ def preview(
     looked_at = min(len(inputs), _MOST_FILES)
     yield f"layouts of {looked_at:,} of {len(inputs):,} files: {layouts}"
     for path in sentence_lists(inputs, config.format):
-        yield f"{path}: looks like one sentence a line without documents: --format sentences?"
+        yield f"{path}: looks like one sentence per line without documents: --format sentences?"
     yield from _counts(tallies)
 
 
@@ -98,7 +98,7 @@ def _documents(
     max_bad_share: float,
     tallies: dict[str, RecordTally],
 ) -> Iterator[_Shown]:
-    """The documents of files of one layout that have a sentence; adds a tally for each file."""
+    """Documents with text from files of one layout; adds a tally for each file."""
     for file in files:
         tally = tallies[file.path] = RecordTally(file.path, max_bad_share)
         for text, sentences in read_sentences(file, config, tally):
@@ -115,7 +115,7 @@ def _lengths(lengths: Sequence[int]) -> str:
 
 
 def _sentence_lines(counts: Sequence[Sequence[int]]) -> Iterator[str]:
-    """How long the sentences of the documents shown are, and what that means for pairs."""
+    """Lengths of the sentences shown, and warnings if they are unsuitable for pairs."""
     lengths = list(itertools.chain.from_iterable(counts))
     if not lengths:
         return
@@ -127,19 +127,19 @@ def _sentence_lines(counts: Sequence[Sequence[int]]) -> Iterator[str]:
     )
     if long_share > _MANY:
         yield (
-            "warning: few sentence ends are found. Does the text have marks that end sentences, or"
-            " a line for each (--format lines)? Else sentences are cut at clause marks and spaces"
+            "warning: few sentence ends are found, so sentences are cut at clause marks and spaces."
+            " Does the text have one sentence per line? Then give --format lines"
         )
     if single_share > _MOST:
         yield (
             f"warning: {single_share:.0%} of the documents are a single sentence, which has no next"
-            " one: their pairs are random, or the sentence is cut in two. Are lines documents here?"
-            " Otherwise think of --pair_objective none"
+            " one: their pairs are random, or the sentence is cut in two. If lines are not"
+            " documents here, give another --format; otherwise consider --pair_objective none"
         )
 
 
 def _in_turn(streams: Sequence[Iterator[_Shown]]) -> Iterator[_Shown]:
-    """One item of each stream after the other, until all have ended."""
+    """One item of each stream in turn, until all have ended."""
     pending = collections.deque(streams)
     while pending:
         stream = pending.popleft()
@@ -170,7 +170,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _cut(sentence: str) -> str:
-    """As much of a sentence as fits on a line; what a terminal would obey is a space."""
+    """The start of a sentence that fits on a line; control characters become spaces."""
     columns = 0
     for index, character in enumerate(sentence):
         columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -1,4 +1,4 @@
-"""How far a stage of the preparation is: a bar on a terminal, else a line every few seconds."""
+"""Progress of a preparation stage: a bar on a terminal, else a line every few seconds."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ class StageProgress:
     """Progress of one stage, told by rank 0."""
 
     def __init__(self, stage: str, noun: str) -> None:
-        """Names what is being done, and what its items are, in the plural."""
+        """Names the stage, and its items in the plural."""
         self.noun = noun
         self._title = f"{stage:<8}"
         self._is_terminal = sys.stdout.isatty()
@@ -20,8 +20,8 @@ class StageProgress:
 
         Args:
             num_items: number of all items.
-            num_done: of them, by an earlier run.
-            num_bytes: size of those to do, which the rate and the remaining time are counted in.
+            num_done: those done by an earlier run.
+            num_bytes: size of those to do; the unit of the rate and the remaining time.
         """
         self._num_items = num_items
         self._num_bytes = num_bytes

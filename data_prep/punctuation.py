@@ -1,8 +1,8 @@
 """Marks that end sentences and clauses, of all scripts, as classes of a regular expression.
 
 From the Unicode Character Database, version 18.0, PropList.txt: Sentence_Terminal and
-Terminal_Punctuation (https://www.unicode.org/reports/tr44/#PropList.txt). Each class is in two
-parts, as a class with characters beyond the Basic Multilingual Plane is searched at half the speed.
+Terminal_Punctuation (https://www.unicode.org/reports/tr44/#PropList.txt). Each class has two parts,
+because searching one with characters beyond the Basic Multilingual Plane takes twice as long.
 """
 
 # Sentence_Terminal
@@ -24,7 +24,7 @@ RARE_SENTENCE_TERMINALS = (
     "\U00016a6e\U00016a6f\U00016af5\U00016b37\U00016b38\U00016b44\U00016d6e\U00016d6f"
     "\U00016e98\U0001bc9f\U0001da88"
 )
-# Terminal_Punctuation: those above, and the marks that end a clause
+# Terminal_Punctuation: the marks above and those that end a clause
 TERMINAL_PUNCTUATION = (
     "!,.:;?\u037e\u0387\u0589\u05c3\u060c\u061b\u061d-\u061f\u06d4\u0700-\u070a\u070c"
     "\u07f8\u07f9\u0830-\u0835\u0837-\u083e\u085e\u0964\u0965\u0e5a\u0e5b\u0f08\u0f0d-\u0f12"

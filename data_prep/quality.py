@@ -1,4 +1,4 @@
-"""Which documents are kept, and their repair: all of it off unless asked for."""
+"""Filters documents and repairs their text; everything is off by default."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -11,15 +11,15 @@ from dist_bert.common.errors import UserError
 def kept(
     documents: Iterable[Document], config: TextConfig, drops: Counter[str]
 ) -> Iterator[Document]:
-    """The documents that the settings ask for, with their text mended if they ask for that.
+    """Yields the documents that pass the filters, with repaired text if configured.
 
     Args:
         documents: as a reader yields them.
         config: languages, lengths (in characters, after the repair) and whether to repair.
-        drops: counts what is left out, by reason.
+        drops: counts skipped documents, by reason.
 
     Raises:
-        UserError: ftfy is wanted and not there.
+        UserError: ftfy is needed but not installed.
     """
     languages = tuple(name.strip().lower() for name in config.languages.split(",") if name.strip())
     repair = _repairer() if config.repair_unicode else None
@@ -38,7 +38,7 @@ def kept(
 
 
 def _is_one_of(language: str, wanted: tuple[str, ...]) -> bool:
-    """Whether a language is wanted: "en" wants "en", "EN", "en-US" and "en_XX"."""
+    """Whether a language is wanted: "en" matches "en", "EN", "en-US" and "en_XX"."""
     language = language.lower()
     return any(language == name or language.startswith((f"{name}-", f"{name}_")) for name in wanted)
 
@@ -50,10 +50,10 @@ def _repairer() -> Callable[[str], str]:
         raise UserError(
             "repair_unicode: needs the package ftfy; install it: pip install ftfy"
         ) from None
-    # What was decoded wrongly is mended, and what nobody can see removed. What ftfy offers beyond
-    # that changes text that is right: curly quotes and ligatures are good typography, full-width
-    # forms the punctuation of Chinese, entities (`&lt;`) what a text on HTML speaks of, and
-    # U+2028 a line break; the tokenizer's own normalisation (NFKC) sees to composed letters.
+    # Repairs wrongly decoded text and removes invisible characters. The other fixes of ftfy would
+    # change correct text: curly quotes and ligatures are good typography, full-width forms are
+    # Chinese punctuation, entities (`&lt;`) are the subject of a text on HTML, and U+2028 is a
+    # line break. The tokenizer's own normalisation (NFKC) composes letters.
     config = ftfy.TextFixerConfig(
         unescape_html=False,
         fix_latin_ligatures=False,

@@ -1,10 +1,10 @@
-"""From the documents of one shard to the blocks that the shard stores, and their statistics.
+"""Turns the documents of one shard into the blocks that it stores, and their statistics.
 
     documents --draw_pairs--> pairs, permuted --assemble--> original ids --draw_masks--> block
 
-A sample's masks are named as its pair is, by document and place in it, the order of samples by the
-shard's first document: neither by the shard's number nor by who makes it. Numpy only. Not for:
-files (`dist_bert.data.shard_format`), or which documents make up a shard (the caller).
+A sample's masks are seeded like its pair, by document and place in it; the order of samples is
+seeded by the shard's first document. Neither depends on the shard's number or the rank. Numpy only.
+Not for: files (`dist_bert.data.shard_format`), or choosing a shard's documents (the caller).
 
 Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
 """
@@ -37,14 +37,14 @@ LENGTH_BIN_TOKENS = 32  # width of a bin of the length histogram
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleRecipe:
-    """How a data set's samples are made: the same for all its shards."""
+    """How to make a data set's samples; the same for all its shards."""
 
     pair_objective: str  # nsp, sop or none
     balance_pairs: bool  # makes next_sentence_label 1 for exactly half of a shard's pairs
     truncate_pairs: bool  # cuts off what exceeds the length
-    max_text_tokens: int  # most tokens of a sample, special ones not included; at least 2
+    max_text_tokens: int  # most tokens of a sample, without special tokens; at least 2
     short_sequence_prob: float  # share of chunks with a random shorter target, 0 to 1
-    masked_lm_prob: float  # share of the maskable tokens that are predicted, 0 to 1
+    masked_lm_prob: float  # share of the maskable tokens to predict, 0 to 1
     seed: int
     cls_id: int
     sep_id: int
@@ -58,12 +58,12 @@ class SampleStatistics:
     """Counts over samples. Integers only: sums are exact and the same in any order."""
 
     num_samples: int = 0
-    num_random_next: int = 0  # next_sentence_label 1: of sop, the swapped ones
-    num_tokens: int = 0  # special ones included, padding not
+    num_random_next: int = 0  # next_sentence_label 1; for sop: swapped
+    num_tokens: int = 0  # with special tokens, without padding
     num_maskable_tokens: int = 0
     num_masked: int = 0
     num_replaced_by_mask: int = 0
-    num_replaced_by_random: int = 0  # by another piece than the original
+    num_replaced_by_random: int = 0  # by a piece other than the original
     num_kept: int = 0  # kept, or replaced by the same piece by chance
     num_document_tokens: int = 0  # of the documents, in all copies
     num_truncated_tokens: int = 0
@@ -88,11 +88,11 @@ class SampleStatistics:
 
     @property
     def num_lost_tokens(self) -> int:
-        """Tokens of the documents that are in no sample of theirs."""
+        """Tokens of the documents that are in none of their samples."""
         return self.num_truncated_tokens + self.num_dropped_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """The counts, and the shares that follow from them, as a JSON object."""
+        """The counts and the shares derived from them, as a JSON object."""
         shares = {
             "masked": _share(self.num_masked, self.num_maskable_tokens),
             "replaced_by_mask": _share(self.num_replaced_by_mask, self.num_masked),
@@ -120,13 +120,13 @@ def build_blocks(
     """Makes the samples of one shard, as the blocks that `shard_format.write_shard` takes.
 
     Args:
-        documents: of the shard, in the caller's order; ids that name them in the corpus.
+        documents: of the shard, in the caller's order, with their ids in the corpus.
         recipe: of the data set.
-        copy: number of the pass over the corpus; each has other pairs and masks.
-        statistics: the counts of every block are added to it when the block comes out.
+        copy: number of the pass over the corpus; each has different pairs and masks.
+        statistics: the counts of every block are added to it before the block is yielded.
 
     Yields:
-        Blocks of `MAX_BLOCK_SAMPLES` samples, the last one of fewer, in the contract's dtypes.
+        Blocks of `MAX_BLOCK_SAMPLES` samples, the last possibly smaller, in the format's dtypes.
     """
     pairs, losses = draw_pairs(
         documents,
@@ -154,12 +154,12 @@ def build_blocks(
 
 
 def measure(block: Mapping[str, NDArray[Any]], mask_id: int) -> SampleStatistics:
-    """Counts the samples of a finished block, from what it stores alone."""
+    """Counts the samples of a finished block, from its stored arrays alone."""
     input_ids, num_masked = block["input_ids"], block["num_masked"]
     positions, labels = block["masked_lm_positions"], block["masked_lm_labels"]
     is_prediction = np.arange(positions.shape[1]) < num_masked[:, None]  # (B, P)
     rows = np.repeat(np.arange(num_masked.size), num_masked)
-    # By places in the flat block: half the time of pairs of indices.
+    # Indexing the flat block takes half the time of pairs of indices.
     places = rows * input_ids.shape[1] + positions[is_prediction]
     replacements = input_ids.reshape(-1)[places]
     num_replaced_by_mask = int(np.count_nonzero(replacements == mask_id))
@@ -179,7 +179,7 @@ def measure(block: Mapping[str, NDArray[Any]], mask_id: int) -> SampleStatistics
 
 
 def _build_block(documents: Documents, pairs: Pairs, recipe: SampleRecipe) -> Block:
-    """One block, of the pairs in their order."""
+    """One block of the pairs, in their order."""
     original_ids, num_tokens, segment_b_start = assemble(
         documents, pairs, recipe.cls_id, recipe.sep_id
     )
@@ -211,5 +211,5 @@ def _of_losses(losses: PairLosses, num_document_tokens: int) -> SampleStatistics
 
 
 def _share(count: int, total: int) -> float:
-    """Six digits: enough to read, few enough to be stable to look at."""
+    """A share rounded to six digits."""
     return round(count / total, 6) if total else 0.0

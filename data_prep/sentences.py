@@ -1,15 +1,15 @@
-"""Sentences of a document by rules, for the marks of all scripts.
+"""Splits a document into sentences by rules, for the punctuation of all scripts.
 
-A regular expression proposes ends: the marks that Unicode calls sentence terminals. What it
-proposes after a full stop is checked against abbreviations, initials and list numbers. Paragraphs
-always end a sentence; hard-wrapped lines are joined. English abbreviations and attributions
-("...?" Tom asked) are known, other Latin languages do well without. Scripts without such marks
-(Thai, Lao) have a sentence a paragraph. Not for: sentences that are too long (`data_prep.clauses`).
+A regular expression proposes ends: the marks that Unicode calls sentence terminals. A proposal
+after a full stop is checked against abbreviations, initials and list numbers. Paragraphs always end
+a sentence; hard-wrapped lines are joined. The rules know English abbreviations and attributions
+("...?" Tom asked); other Latin languages work well without. In scripts without such marks (Thai,
+Lao), a paragraph is one sentence. Not for: sentences that are too long (`data_prep.clauses`).
 
 Sources: Unicode Standard Annex 29, section 5, "Sentence Boundaries", for the kinds of marks and
-for lower case behind a full stop; Kiss and Strunk 2006, "Unsupervised multilingual sentence
-boundary detection", for the classes of words: they sort full stops into abbreviation, initial and
-ordinal, and ask what word comes next.
+for lower case after a full stop; Kiss and Strunk 2006, "Unsupervised multilingual sentence boundary
+detection", for the classes of words: they sort full stops into abbreviation, initial and ordinal,
+and check the next word.
 """
 
 import re
@@ -19,27 +19,27 @@ from data_prep.punctuation import RARE_SENTENCE_TERMINALS, SENTENCE_TERMINALS
 _OPENERS = "\"'“‘«\\(\\[{「『（【《〈*_"
 _CLOSERS = "\"'”’»)\\]}」』）】》〉*_"
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Beside Unicode's terminals: the ellipsis, Tibetan shads, which end a clause or a sentence, and the
-# Ethiopic word space, which two of make a full stop (`_is_end` sees to that).
+# In addition to Unicode's terminals: the ellipsis, Tibetan shads, which end a clause or a sentence,
+# and the Ethiopic word space; two of those make a full stop (`_is_end` checks this).
 _SHADS = "\u0f0d-\u0f12"
 _MARKS = f"{SENTENCE_TERMINALS}…{_SHADS}\u1361"
 _FULL_STOPS = ".\u2024\ufe52\uff0e"  # UAX 29's ATerm: also in numbers and abbreviations
 _NO_SPACE_MARKS = _MARKS.replace("!.?", "").replace("…", "").replace("\u2024", "")
 _COMMAS = ",;:，、；：\u060c\u061b"
-_ASKING = f"{_FULL_STOPS}!?"  # what a space stands behind, in scripts that have spaces
+_ASKING = f"{_FULL_STOPS}!?"  # followed by a space in scripts that have spaces
 _WORD_SPACE = "\u1361"
-_LONGEST_LIST_NUMBER = 32  # characters, with what stands around it
+_LONGEST_LIST_NUMBER = 32  # characters, with brackets and spaces
 
 
 def _proposal(rare: str) -> re.Pattern[str]:
     """Marks with their closing quotes and notes; group 1 matches where they may end a sentence.
 
-    What follows is a space and what may begin a sentence, or, for scripts without spaces, any
-    letter. The possessive `+` keeps closing quotes with their sentence: giving one back would split
-    before it. A run of marks is one match, proposed or not, so that no run is looked at twice.
+    The next characters are a space and a possible sentence start, or, for scripts without spaces,
+    any letter. The possessive `+` keeps closing quotes with their sentence: backtracking would
+    split before a quote. A run of marks is one match, proposed or not, so no run is scanned twice.
 
     Args:
-        rare: terminals to look for beside the usual ones.
+        rare: terminals to look for besides the usual ones.
     """
     return re.compile(
         rf"[{_MARKS}{rare}]++(?: ?[{_SHADS}]+)*+(?:\[\d+\])*+[{_CLOSERS}…]*+"
@@ -57,17 +57,17 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Nothing ends after these: a name, an example or a case follows.
+# A sentence never ends after these: a name, an example or a case follows.
 _TITLES = _words(
     "mr mrs ms messrs mme mlle dr drs prof rev revd hon gen col capt cpt lt sgt maj cpl cmdr gov"
     " sen rep pres supt insp adm brig esq st mt ft fr e.g i.e eg ie cf vs viz approx resp ca"
 )
-# These belong to the number that follows: "No. 5", "Jan. 3", "pp. 7-9".
+# Abbreviations before a number: "No. 5", "Jan. 3", "pp. 7-9".
 _BEFORE_NUMBERS = _words(
     "no nos nr fig figs vol vols p pp ch chap sec art eq eqs op cl tab ref par verse lib"
     " jan feb mar apr jun jul aug sep sept oct nov dec"
 )
-# After these a sentence ends only where the next word is one that typically begins another.
+# After these, a sentence ends only if the next word typically begins a sentence.
 _ABBREVIATIONS = _words(
     "etc inc ltd co corp jr sr bros al dept est ave blvd rd min max avg tel ext misc ed eds trans"
     " jan feb mar apr jun jul aug sep sept oct nov dec"
@@ -87,14 +87,12 @@ _CJK_ATTRIBUTION = re.compile(rf"[{_CJK}]{{0,5}}[说說道问問喊叫答曰]")
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 _RUNNING_ON = re.compile(r"[a-z,;]\n[ \t]*[a-z]")
-_LAYOUT_CHARACTERS = 1 << 16  # from the middle of a document, enough to see whether it is wrapped
-_WRAPPED_SHARE = (
-    0.15  # of line breaks inside a phrase; with a paragraph a line there are hardly any
-)
+_LAYOUT_CHARACTERS = 1 << 16  # from the middle of a document, enough to detect wrapping
+_WRAPPED_SHARE = 0.15  # of line breaks inside a phrase; near 0 with one paragraph per line
 
 
 def split_sentences(text: str) -> list[str]:
-    """Cuts a document into sentences without line breaks; none is empty, no word is lost."""
+    """Splits a document into non-empty sentences without line breaks; no word is lost."""
     sentences: list[str] = []
     has_rare = _has_rare_characters(text)
     for paragraph in _paragraphs(text):
@@ -104,17 +102,17 @@ def split_sentences(text: str) -> list[str]:
 
 
 def split_lines(text: str) -> list[str]:
-    """The sentences of a document that has one on each line."""
+    """The sentences of a document with one sentence per line."""
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _has_rare_characters(text: str) -> bool:
-    """Whether a character lies beyond the Basic Multilingual Plane: 3 GB/s, as no regex is."""
+    """Whether a character is beyond the Basic Multilingual Plane; 3 GB/s, faster than a regex."""
     return not text.isascii() and len(text.encode("utf-16-le", "surrogatepass")) > 2 * len(text)
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Paragraphs on one line each: at blank lines, and at line breaks that no wrapping made."""
+    """Paragraphs on one line each: split at blank lines and at line breaks not due to wrapping."""
     if "\n" not in text:
         return [text]
     middle = max(len(text) - _LAYOUT_CHARACTERS, 0) // 2
@@ -123,7 +121,7 @@ def _paragraphs(text: str) -> list[str]:
         return text.split("\n")
     widths = sorted(len(line) for line in example.split("\n") if line)
     short = widths[len(widths) * 9 // 10] * 6 // 10
-    # A short line before a line that does not run on is a heading or the end of a paragraph.
+    # A short line, before a line that does not continue it, is a heading or ends a paragraph.
     text = re.sub(
         rf"(?m)^(.{{1,{max(short, 1)}}})\n(?=[^a-z\n]*[^a-z\s])(?![ \t]*[a-z])", r"\1\n\n", text
     )
@@ -160,19 +158,19 @@ def _is_end(text: str, start: int, mark: int, end: int) -> bool:
         return False
     if end - mark == 1:
         return True
-    # Closing quotes: what follows may say who spoke.
+    # After closing quotes, an attribution may follow.
     is_latin = first in "!?" and _ATTRIBUTION.match(text, end)
     return not (is_latin or _CJK_ATTRIBUTION.match(text, end))
 
 
 def _full_stop_ends(text: str, start: int, mark: int, end: int) -> bool:
     following = text[end + 1 : end + 2]
-    if following > "\x7f" and following.title() != following:  # lower case, as a-z before
+    if following > "\x7f" and following.title() != following:  # lower case, like a-z above
         return False
     word = text[max(start, mark - 16) : mark]
     word = word[word.rfind(" ") + 1 :].lstrip("\"'“‘«([{*_—-")
     lower = word.lower()
-    if len(word) > 6 and "." not in word:  # longer than every abbreviation: nearly all words
+    if len(word) > 6 and "." not in word:  # longer than any abbreviation: most words
         return True
     if lower in _TITLES:
         return False

@@ -1,10 +1,10 @@
-"""Which document goes into which shard: split by content, permuted by seed, cut into runs.
+"""Assigns documents to shards: split by content, permuted by seed, cut into runs.
 
     all documents --hash of the text--> train | validation --permuted by seed--> runs, one a shard
 
-A document and its duplicates have one hash, so they are never on both sides, and the split is the
-same for every seed. The documents of either side are listed once, unit by unit, in files that are
-mapped; so memory does not grow with the number of documents, nor the work for a shard.
+A document and its duplicates share one hash, so they are never in both splits, and the split is the
+same for every seed. The documents of each split are listed once, unit by unit, in memory-mapped
+files; so neither the memory nor the work per shard grows with the number of documents.
 
 Letters: U units, D documents of a unit, N documents of a split, S shards of a split.
 """
@@ -22,13 +22,13 @@ from data_prep.token_store import TokenStore
 from dist_bert.common import files
 from dist_bert.common.hashing import permuted
 
-_MIN_SPLIT_TEXTS = 2  # a random next segment needs another document
-_MIN_SHARD_DOCUMENTS = 8  # it comes from the same shard, which should leave it a choice
+_MIN_SPLIT_TEXTS = 2  # a random next segment comes from another document
+_MIN_SHARD_DOCUMENTS = 8  # it comes from the same shard, which should offer a choice
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """How many documents of a unit are on each side."""
+    """Numbers of documents of a unit in each split."""
 
     num_validation: int
     num_train: int
@@ -37,8 +37,8 @@ class SplitCounts:
 def hash_limit(store: TokenStore, validation_share: float) -> int:
     """Documents whose hash is below this limit are held out.
 
-    Where fewer than two texts would be, it is raised to two; none are held out where that would
-    leave less than two different texts for training.
+    If fewer than two texts would be held out, the limit is raised to two; if that would leave fewer
+    than two different texts for training, none are held out.
 
     Args:
         store: of all documents.
@@ -56,14 +56,14 @@ def hash_limit(store: TokenStore, validation_share: float) -> int:
 def list_documents(
     folder: Path, store: TokenStore, unit: int, limit: int, first_documents: FirstDocuments | None
 ) -> SplitCounts:
-    """Writes which documents of a unit are held out, and behind them which are trained on.
+    """Writes the documents of a unit that are held out, followed by those to train on.
 
     Args:
-        folder: gets the file of this unit.
+        folder: receives the file of this unit.
         store: of all documents.
         unit: its number, 0 to U - 1.
         limit: see `hash_limit`.
-        first_documents: those that stay where duplicates are left out; None keeps all.
+        first_documents: those to keep when deduplicating; None keeps all.
     """
     first, stop = (int(n) for n in store.first_document[unit : unit + 2])
     kept = np.arange(stop - first)  # (D,) or fewer
@@ -77,26 +77,25 @@ def list_documents(
 
 
 class Split:
-    """One side of the split and how it is dealt to shards."""
+    """One split and its assignment to shards."""
 
     def __init__(
         self, name: str, folder: Path, counts: Sequence[SplitCounts], documents_per_shard: float
     ) -> None:
-        """Takes one side of what `list_documents` wrote.
+        """Opens one split of the files that `list_documents` wrote.
 
         Args:
             name: train or validation.
             folder: of the files.
             counts: of the U units.
-            documents_per_shard: wanted size of a shard; in a small corpus there are more in fewer
-                shards.
+            documents_per_shard: target size of a shard; a small corpus has fewer, larger shards.
         """
         self.name = name
         self._folder = folder
         before = [c.num_validation if name == "train" else 0 for c in counts]
         sizes = [c.num_train if name == "train" else c.num_validation for c in counts]
         self._lists: dict[int, NDArray[np.uint32]] = {}
-        self._skip = np.array(before)  # (U,) entries of the other side in each file
+        self._skip = np.array(before)  # (U,) entries of the other split in each file
         self._first = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))  # (U + 1,)
         num_shards = round(self.num_documents / max(documents_per_shard, _MIN_SHARD_DOCUMENTS))
         self.num_shards = max(num_shards, min(self.num_documents, 1))
@@ -111,9 +110,9 @@ class Split:
 
         Args:
             shard: 0 to S - 1.
-            store: that the documents are in.
-            seed: names the permutation.
-            copy: number of the pass over the documents, each with a permutation of its own.
+            store: that contains the documents.
+            seed: of the permutation.
+            copy: number of the pass over the documents; each has its own permutation.
         """
         begin, end = (s * self.num_documents // self.num_shards for s in (shard, shard + 1))
         places = permuted(np.arange(begin, end), self.num_documents, "deal", seed, copy, self.name)
@@ -132,7 +131,7 @@ class Split:
 
 
 def _smallest_hashes(store: TokenStore, count: int) -> list[int]:
-    """The `count` smallest different hashes of a store, ascending; fewer if it has fewer."""
+    """The `count` smallest distinct hashes of a store, ascending; fewer if it has fewer."""
     smallest = np.zeros(0, np.uint64)
     for unit in store.units:
         hashes = unit.document_hashes

@@ -1,9 +1,9 @@
-"""Where the CPU time of a preparation goes: a sampling profiler whose figures are stages.
+"""A sampling profiler for the CPU time of a preparation, by stage.
 
-A timer interrupts the program every millisecond; the CPU time since the last interruption belongs
-to the stage of the innermost function on the stack that has one. So it measures the program as it
-is, whatever calls whatever, for about 1 % of its time. A long call into C counts for the function
-that made it. Not for: several threads, or another platform than Unix.
+A timer interrupts the program every millisecond; the CPU time since the last interruption counts
+for the stage of the innermost function on the stack that has one. So it measures the program
+unchanged, at a cost of about 1 % of its time. A long call into C counts for the function that made
+it. Not for: several threads, or platforms other than Unix.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from types import CodeType, FrameType
 
-OTHER = "other"  # start, plan, manifest, and whatever has no stage
+OTHER = "other"  # start, plan, manifest, and everything without a stage
 
-# Module, or function in it, to its stage; the longest name that fits counts. What these call and
-# has no stage of its own is theirs.
+# Module, or function in it, to its stage; the longest matching name counts. Functions that these
+# call count for the same stage unless they have their own.
 STAGES = {
     "data_prep.corpus": "read",
     "data_prep.readers": "read",
@@ -37,10 +37,10 @@ _INTERVAL_SECONDS = 0.001
 
 @contextlib.contextmanager
 def measured_stages() -> Iterator[dict[str, float]]:
-    """Measures the CPU seconds of each stage in the block, which the main thread must run.
+    """Measures the CPU seconds of each stage in the block. Only for the main thread.
 
     Yields:
-        Stage -> seconds, complete when the block has ended; all of `STAGES` and `OTHER`.
+        Stage -> seconds, complete after the block; all of `STAGES` and `OTHER`.
     """
     seconds = dict.fromkeys([*STAGES.values(), OTHER], 0.0)
     known: dict[CodeType, str | None] = {}
@@ -70,7 +70,7 @@ def stage_of(function: str) -> str | None:
 
 
 def _innermost(frame: FrameType | None, known: dict[CodeType, str | None]) -> str:
-    """The stage of the innermost frame that has one; `known` remembers what code was looked up."""
+    """The stage of the innermost frame that has one; `known` caches the look-ups."""
     while frame is not None:
         code = frame.f_code
         if code not in known:

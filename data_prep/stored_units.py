@@ -1,6 +1,6 @@
-"""What a token store holds already: units that will do, and why others are made again.
+"""Checks the units of a token store: finds those to reuse, and why others are encoded again.
 
-Nothing in a store is believed: a unit that is used again has the sums of its `unit.json`.
+Nothing in a store is trusted: a unit is reused only if its files match the sums in its `unit.json`.
 """
 
 from collections import defaultdict
@@ -12,23 +12,23 @@ from data_prep.token_store import UnitRecord, is_unit, read_record
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 
-_MOST_NAMED = 3  # units of a kind
+_MOST_NAMED = 3  # units per problem
 
 
 def require_own_tokenizer(store: Path, tokenizer: str) -> None:
-    """Keeps the units of another tokenizer, which may be hours of work, from being replaced.
+    """Protects units encoded with another tokenizer, maybe hours of work, from being replaced.
 
     Args:
         store: need not exist.
-        tokenizer: fingerprint of the one that is to encode.
+        tokenizer: fingerprint of the one to encode with.
 
     Raises:
-        UserError: there are some.
+        UserError: the store has such units.
     """
     for folder in sorted(store.glob("unit-*")):
         try:
             theirs = read_record(folder).tokenizer
-        except UserError:  # damaged, or of another version: of no use to anybody
+        except UserError:  # damaged, or of another version: useless
             continue
         if theirs != tokenizer:
             raise UserError(
@@ -41,14 +41,14 @@ def require_own_tokenizer(store: Path, tokenizer: str) -> None:
 def sound_units(
     ranks: MpiRanks, folders: Sequence[Path], wanted: Sequence[str], sizes: Sequence[int]
 ) -> dict[int, UnitRecord]:
-    """The units that need not be made, on rank 0; tells of those that are made again, and why.
+    """The units to reuse, on rank 0; prints which others are encoded again, and why.
 
     All ranks call it, and share the reading.
 
     Args:
         ranks: of the preparation.
         folders: of all units; need not exist.
-        wanted: fingerprints of what they are to be made from.
+        wanted: fingerprints of what they should be made from.
         sizes: of the text of each unit, in bytes.
     """
     records: dict[int, UnitRecord] = {}  # on rank 0
@@ -82,12 +82,12 @@ def sound_units(
             del records[unit]
     for kind, names in others.items():
         told = "; ".join(names[:_MOST_NAMED]) + ("; ..." if len(names) > _MOST_NAMED else "")
-        print(f"token store: {len(names):,} units {kind}, and are encoded again: {told}")
+        print(f"token store: {len(names):,} units {kind} and are encoded again: {told}")
     return records
 
 
 def damage(folder: Path) -> str:
-    """In what a unit is not as it was written; "" if it is."""
+    """How a unit differs from what was written; "" if it does not."""
     for name, sha256 in read_record(folder).sha256.items():
         try:
             if files.sha256_of_file(folder / name) != sha256:

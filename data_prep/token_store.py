@@ -1,4 +1,4 @@
-"""The token store: a corpus split into sentences and encoded once, for any number of shard sets.
+"""The token store: a corpus split into sentences and encoded once, for any number of data sets.
 
 A store is a folder of units, each a folder that appears whole:
 
@@ -8,8 +8,8 @@ A store is a folder of units, each a folder that appears whole:
                document_hashes.npy   (D,) uint64 of each document's text
                unit.json             `UnitRecord`
 
-Documents are numbered through the store: unit by unit, in the order of the text. Not for: which
-documents go where (`data_prep.shard_assignment`).
+Documents are numbered across the store: unit by unit, in the order of the text. Not for: assigning
+documents to shards (`data_prep.shard_assignment`).
 
 Letters: D documents, T tokens, U units.
 """
@@ -40,12 +40,12 @@ from dist_bert.common.settings import read_json
 from dist_bert.data.shard_format import FieldTypes
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
-STORE_VERSION = 4  # of the layout and of the text rules: another one makes all units anew
+STORE_VERSION = 4  # of the layout and of the text rules: a change rebuilds all units
 
-_BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, beside one document
+_BATCH_CHARACTERS = 2 << 20  # of text in memory at a time, besides one document
 _RECORD_NAME = "unit.json"
-_SUM = "sum"  # of all else in it
-_NPY_HEADER = 128  # bytes that numpy's header of a one-dimensional array takes, whatever its length
+_SUM = "sum"  # of all other fields
+_NPY_HEADER = 128  # bytes of numpy's header of a one-dimensional array of any length
 
 
 class _Document(NamedTuple):
@@ -56,7 +56,7 @@ class _Document(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class UnitRecord:
-    """What a finished unit says of itself: its `unit.json`."""
+    """Contents of a finished unit's `unit.json`."""
 
     fingerprint: str  # of what it was made from
     tokenizer: str  # fingerprint of the one that made the ids
@@ -68,10 +68,10 @@ class UnitRecord:
     text_bytes: int  # of the documents in UTF-8
     inputs: list[dict[str, Any]]  # path, start, bytes, sha256, number of documents of each part
     drops: dict[str, int]  # documents left out, by reason
-    removed_characters: dict[str, int]  # that are nothing to read, by kind
-    bad_records: dict[str, int]  # what was bad in the files and passed over, by reason
-    mended: dict[str, int]  # places where what is no text was taken out, by what it was
-    first_bad: str  # the first of them: file, place, what is wrong; empty where there is none
+    removed_characters: dict[str, int]  # that are not readable text, by kind
+    bad_records: dict[str, int]  # bad records in the files that were skipped, by reason
+    mended: dict[str, int]  # places where non-text bytes were removed, by kind
+    first_bad: str  # the first of them: file, place, problem; empty if none
 
 
 def unit_folder(store: str | Path, unit: int) -> Path:
@@ -80,11 +80,11 @@ def unit_folder(store: str | Path, unit: int) -> Path:
 
 
 def unit_fingerprint(parts: Sequence[InputPart], config: TextConfig, tokenizer: str) -> str:
-    """Names all that a unit depends on.
+    """Fingerprint of everything that a unit depends on.
 
     Args:
         parts: of files that the unit is made from.
-        config: may have settings of other things, too.
+        config: may have other settings, too.
         tokenizer: its fingerprint.
     """
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(TextConfig)}
@@ -93,7 +93,7 @@ def unit_fingerprint(parts: Sequence[InputPart], config: TextConfig, tokenizer: 
 
 
 def is_unit(folder: Path) -> bool:
-    """Whether there is a finished unit, of whatever, sound or not."""
+    """Whether there is a finished unit, from any input, sound or not."""
     return (folder / _RECORD_NAME).exists()
 
 
@@ -101,7 +101,7 @@ def read_record(folder: Path) -> UnitRecord:
     """The record of a finished unit.
 
     Raises:
-        UserError: it cannot be read, is not as it was written, or is of another version.
+        UserError: it cannot be read, was changed, or is of another version.
     """
     path = folder / _RECORD_NAME
     values = read_json(path)
@@ -128,11 +128,11 @@ def make_unit(
 ) -> UnitRecord:
     """Splits and encodes the files of a unit.
 
-    The folder appears when all is done. Memory: one document and a batch of text, whatever the
+    The folder appears at the end. Memory: one document and a batch of text, independent of the
     unit's size.
 
     Args:
-        folder: of the unit; what it held is replaced.
+        folder: of the unit; its contents are replaced.
         parts: of files, at least one.
         config: of reading.
         tokenizer: of encoding.
@@ -216,9 +216,9 @@ class _UnitWriter:
                 self._first_bad = f"{part.path}: {tally.first_bad}"
 
     def add(self, batch: list[_Document]) -> None:
-        """Encodes and appends documents; those without a single piece are dropped."""
+        """Encodes and appends documents; drops those without a single piece."""
         ids, offsets = self._tokenizer.encode_batch([s for d in batch for s in d.sentences])
-        is_kept = np.diff(offsets) > 0  # not: characters alone that the tokenizer ignores
+        is_kept = np.diff(offsets) > 0  # drops sentences of ignored characters only
         document = np.repeat(np.arange(len(batch)), [len(d.sentences) for d in batch])
         num_sentences = np.bincount(document[is_kept], minlength=len(batch))
         stops = self._sentence_offsets.size - 1 + np.cumsum(num_sentences)
@@ -236,7 +236,7 @@ class _UnitWriter:
             self._drops["empty"] += num_empty
 
     def record(self, fingerprint: str, parts: Sequence[InputPart]) -> UnitRecord:
-        """What was written, all of which must be closed."""
+        """Record of the written files, which must be closed."""
         return UnitRecord(
             fingerprint=fingerprint,
             tokenizer=self._tokenizer.fingerprint,
@@ -265,7 +265,7 @@ class _UnitWriter:
 
 
 class _ArrayFile:
-    """A one-dimensional `.npy` file that grows by appending: its length is filled in at the end."""
+    """A one-dimensional `.npy` file that grows by appending; its length is written at the end."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], start: Sequence[int] = ()) -> None:
         self.size = 0
@@ -304,7 +304,7 @@ def _batches(documents: Iterable[_Document]) -> Iterator[list[_Document]]:
 
 
 class Unit:
-    """A finished unit, mapped into memory array by array as they are asked for."""
+    """A finished unit; each array is mapped into memory on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -331,7 +331,7 @@ class Unit:
 
 
 class TokenStore:
-    """All units of a store as one corpus, whose documents are numbered through."""
+    """All units of a store as one corpus, with documents numbered across units."""
 
     def __init__(self, folder: str | Path, num_documents: Sequence[int]) -> None:
         """Opens a store; nothing is read yet.
@@ -352,7 +352,7 @@ class TokenStore:
             document_ids: ascending numbers of documents.
 
         Returns:
-            These documents in their order; memory grows with their tokens alone.
+            These documents in their order; memory grows only with their tokens.
         """
         tokens, sentence_lengths, sentence_counts = [], [], []
         cuts = np.searchsorted(document_ids, self.first_document)
@@ -377,7 +377,7 @@ class TokenStore:
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The integers of many ranges, one range after another."""
+    """The integers of many ranges, concatenated."""
     stops = np.cumsum(lengths)
     return np.arange(stops[-1]) + np.repeat(starts - stops + lengths, lengths)
 

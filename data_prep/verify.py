@@ -1,6 +1,6 @@
-"""A finished data set against its manifest: every byte, and every rule that the samples must keep.
+"""Verifies a finished data set against its manifest: every byte, and every rule for the samples.
 
-Nothing of how the samples were made is used, only what the format promises (docs/data-format.md).
+Uses only the guarantees of the format (docs/data-format.md), not how the samples were made.
 
 Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
 """
@@ -30,11 +30,11 @@ def verify(place: str | Path | ShardSource, report: Callable[[str], None]) -> Ma
     """Checks a whole data set.
 
     Args:
-        place: its folder, or where its files come from.
-        report: is told of every shard that is right.
+        place: its folder, or the source of its files.
+        report: called for every correct shard.
 
     Raises:
-        UserError: the first thing that is wrong, with shard, block and sample.
+        UserError: the first violation, with shard, block and sample.
     """
     source = ShardSource.of(place)
     manifest = source.manifest()
@@ -42,14 +42,14 @@ def verify(place: str | Path | ShardSource, report: Callable[[str], None]) -> Ma
     if not tokenizer.exists() or (
         files.sha256_of_file(tokenizer) != manifest.tokenizer["fingerprint"]
     ):
-        raise UserError(f"{tokenizer}: is missing or not the one that made the shards")
-    held_out = np.zeros(0, np.int64)  # documents of the validation split, which is the small one
+        raise UserError(f"{tokenizer}: is missing, or is not the tokenizer that made the shards")
+    held_out = np.zeros(0, np.int64)  # documents of the validation split, the smaller one
     for split in reversed(SPLITS):
         statistics = SampleStatistics()
         for shard in manifest.splits[split]:
             file = source.open(shard, manifest.field_types)
             for index in range(len(shard.blocks)):
-                block = file.block(index)  # its crc32 is checked here
+                block = file.block(index)  # checks its crc32
                 where = f"{file.path}: block {index}"
                 _check_samples(where, block, manifest)
                 if split == "validation":
@@ -69,7 +69,7 @@ def verify(place: str | Path | ShardSource, report: Callable[[str], None]) -> Ma
 
 
 def show(place: str | Path | ShardSource, count: int) -> Iterator[str]:
-    """The first training samples as text: masked, with the answers and the pair's label."""
+    """The first training samples as text: masked, with the labels of tokens and pair."""
     source = ShardSource.of(place)
     manifest = source.manifest()
     labels = _LABELS.get(manifest.config["pair_objective"])
@@ -87,7 +87,7 @@ def show(place: str | Path | ShardSource, count: int) -> Iterator[str]:
 
 
 def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
-    """The rules that hold for each sample of a block alone."""
+    """Checks the rules for each single sample of a block."""
     check_ranges(where, block, manifest)
     input_ids, num_tokens = block["input_ids"], block["num_tokens"].astype(np.int64)
     positions, labels = block["masked_lm_positions"].astype(np.int64), block["masked_lm_labels"]
@@ -108,7 +108,7 @@ def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
         "padding is 0": ~(input_ids * (column >= num_tokens[:, None])).any(1)
         & ~(positions * ~is_prediction).any(1)
         & ~(labels * ~is_prediction).any(1),
-        "document_ids lie below the documents that were read": (
+        "document_ids are below the number of documents": (
             block["document_ids"] < manifest.totals["documents"]
         ).all(1),
         **_document_rules(block, manifest.config["pair_objective"]),
@@ -117,7 +117,7 @@ def _check_samples(where: str, block: Block, manifest: Manifest) -> None:
 
 
 def _document_rules(block: Block, objective: str) -> dict[str, NDArray[np.bool_]]:
-    """What the objective demands of the documents, (B,) whether a sample has it."""
+    """Rules of the objective for the documents; (B,) whether each sample follows them."""
     label, (document_a, document_b) = block["next_sentence_label"], block["document_ids"].T
     if objective == "none":
         return {"a sample is from one document": document_a == document_b}
@@ -136,7 +136,7 @@ def _check_split(where: str, block: Block, held_out: NDArray[np.integer]) -> Non
 
 
 def _check_statistics(where: str, found: SampleStatistics, said: dict[str, Any]) -> None:
-    """What is counted must be what the manifest says; what became of the text is not seen."""
+    """Compares the counts with the manifest's; losses of text are not visible in samples."""
     for name, value in vars(found).items():
         is_seen = not name.startswith(("num_document", "num_truncated", "num_dropped", "num_cuts"))
         if is_seen and value != said.get(name):
@@ -144,7 +144,7 @@ def _check_statistics(where: str, found: SampleStatistics, said: dict[str, Any])
 
 
 def _as_text(sample: dict[str, Any], tokenizer: Tokenizer, labels: tuple[str, str] | None) -> str:
-    """A sample for people; `labels` are what 0 and 1 mean, None where there is no B."""
+    """A sample as readable text; `labels` are the meanings of 0 and 1, None if there is no B."""
     start, stop = int(sample["segment_b_start"]), int(sample["num_tokens"])
     pieces = [tokenizer.text_of(i) for i in sample["input_ids"][:stop]]
     count = int(sample["num_masked"])

@@ -1,4 +1,4 @@
-"""The units of work that the inputs form: parts of files, each cut between two documents."""
+"""Divides the inputs into units of work: parts of files, cut between two documents."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from data_prep.inputs import InputPart
 from data_prep.readers import AUTO, borders, detect_layout
 from data_prep.readers.detect import is_sentences
 
-_MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 256 << 10, 4 << 20  # small files are gathered to about this size
-_EVEN_UNITS = 32  # aimed at in a small corpus, so that the ranks finish together
+_MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 256 << 10, 4 << 20  # small files are combined to about this size
+_EVEN_UNITS = 32  # target in a small corpus, so that the ranks finish together
 _MAX_UNITS = 8_192  # a rank maps five files per unit, and Linux lets a process map 65,530
-_MIN_LIST_BYTES = 64 << 10  # of a list of sentences that is more than one document can be
+_MIN_LIST_BYTES = 64 << 10  # a larger list of sentences is not one document
 _MOST_LOOKED_AT = 8  # files
-_LARGE_FILE = 2.0  # times a unit: smaller ones are not worth cutting
+_LARGE_FILE = 2.0  # times a unit: smaller files are not worth cutting
 
 
 def plan_units(inputs: Sequence[InputPart], layout: str) -> list[list[InputPart]]:
@@ -19,14 +19,14 @@ def plan_units(inputs: Sequence[InputPart], layout: str) -> list[list[InputPart]
 
     Args:
         inputs: whole files.
-        layout: of all of them, may be "auto".
+        layout: of all of them; may be "auto".
 
     Raises:
         UserError: a large file cannot be read.
     """
     unit_bytes = _unit_bytes(inputs)
     units: list[list[InputPart]] = []
-    room = 0  # bytes until the unit is full
+    room = 0  # bytes left in the unit
     for part in cut_large_files(inputs, layout):
         if room <= 0:
             units.append([])
@@ -37,11 +37,11 @@ def plan_units(inputs: Sequence[InputPart], layout: str) -> list[list[InputPart]
 
 
 def sentence_lists(inputs: Sequence[InputPart], layout: str) -> list[str]:
-    """Paths of large inputs that are read as one document and look like one sentence a line.
+    """Paths of large inputs that are read as one document but look like one sentence per line.
 
     Args:
-        inputs: whole files; the first few are looked at.
-        layout: of all of them; only what "auto" takes for text is meant.
+        inputs: whole files; the first few are examined.
+        layout: of all of them; only files that "auto" detects as text are meant.
     """
     if layout != AUTO:
         return []
@@ -51,7 +51,7 @@ def sentence_lists(inputs: Sequence[InputPart], layout: str) -> list[str]:
 
 
 def cut_large_files(inputs: Sequence[InputPart], layout: str) -> list[InputPart]:
-    """The inputs, those that are much larger than a unit in parts where their format allows it."""
+    """Cuts inputs that are much larger than a unit into parts, if their format allows it."""
     unit_bytes = _unit_bytes(inputs)
     parts = []
     for file in inputs:

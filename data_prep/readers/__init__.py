@@ -1,10 +1,10 @@
-r"""Documents out of files: one generator per layout, streaming, compressed or not.
+r"""Reads documents from files: one streaming generator per layout, compressed or not.
 
     part of a file --Source: unpacked, decoded--> its layout's function --> documents
 
 A new layout is a function from a `Source` to documents, a row in `_READERS`, a name in
-`prepare_config.FORMATS` and a rule in `detect`. Not for: what is kept of the documents and their
-sentences (`data_prep.corpus`).
+`prepare_config.FORMATS` and a rule in `detect`. Not for: filtering documents and splitting them
+into sentences (`data_prep.corpus`).
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def read_documents(source: Source, layout: str) -> Iterator[Document]:
     """Yields the documents of one file or part, in their order.
 
     Args:
-        source: of the bytes; its tally counts what is left out.
+        source: of the bytes; its tally counts what is skipped.
         layout: one of `prepare_config.FORMATS`.
 
     Raises:
@@ -44,7 +44,7 @@ def read_documents(source: Source, layout: str) -> Iterator[Document]:
 _READERS: dict[str, Callable[[Source], Iterator[Document]]] = {
     "text": lines.whole_file,
     "blank_line": lines.blank_line,
-    "lines": lines.blank_line,  # documents end alike; `corpus` knows that a line is a sentence
+    "lines": lines.blank_line,  # same ends of documents; `corpus` knows that a line is a sentence
     "sentences": lines.sentences,
     "wikitext": lines.wikitext,
     "jsonl": records.json_lines,

@@ -1,8 +1,8 @@
-r"""Places where a large file can be cut between two documents, so that several ranks read it.
+r"""Finds places to cut a large file between two documents, so that several ranks can read it.
 
-Plain files of lines can be cut at the lines that begin a document, parquet at its row groups, and
-a multistream dump of Wikipedia at its bzip2 streams, each of which holds whole pages. Other
-compressed files cannot.
+Plain files of lines can be cut at the lines that begin a document, parquet at its row groups, and a
+multistream dump of Wikipedia at its bzip2 streams, each of which contains whole pages. Other
+compressed files cannot be cut.
 """
 
 import bisect
@@ -19,7 +19,7 @@ from data_prep.readers import mediawiki, parquet
 from data_prep.readers.source import magic_bytes
 from dist_bert.common.packed import is_packed
 
-# Layout -> what stands before a document; the document begins where the match ends.
+# Layout -> what precedes a document; the document begins where the match ends.
 _BEFORE_DOCUMENT = {
     "jsonl": rb"\n",
     "sentences": rb"\n",
@@ -29,22 +29,22 @@ _BEFORE_DOCUMENT = {
     "wikiextractor": rb"\n(?=<doc )",
     "mediawiki": rb"\n[ \t]*(?=<page>)",
 }
-_BZIP2_STREAM = re.compile(rb"(?=BZh[1-9]1AY&SY)")  # at a byte border only where a stream begins
-_PACKED_BLOCK_BYTES = 1 << 20  # nothing comes out of a bzip2 stream before a whole block is in
-_HEAD_BYTES = 1 << 10  # of an unpacked stream, enough to see a page begin
-_MOST_STREAMS_TRIED = 16  # parallel packers cut streams anywhere: then none begins with a page
+_BZIP2_STREAM = re.compile(rb"(?=BZh[1-9]1AY&SY)")  # byte-aligned only where a stream begins
+_PACKED_BLOCK_BYTES = 1 << 20  # a bzip2 stream yields nothing before a whole block is read
+_HEAD_BYTES = 1 << 10  # of an unpacked stream, enough to see the start of a page
+_MOST_STREAMS_TRIED = 16  # parallel compressors cut anywhere: no stream begins with a page
 
 
 def cut(file: InputPart, layout: str, part_bytes: int) -> list[InputPart]:
-    """Cuts a file into parts of about a size, where its format allows it.
+    """Cuts a file into parts of about the same size, if its format allows it.
 
     Args:
         file: whole.
         layout: of its contents, not "auto".
-        part_bytes: aimed at; documents are never cut, so parts can be larger.
+        part_bytes: target size; documents are never cut, so parts can be larger.
 
     Returns:
-        The parts in their order; the file alone where it cannot be cut.
+        The parts in their order; the whole file if it cannot be cut.
     """
     borders = [0]
     with _border_finder(file.path, layout) as next_border:
@@ -59,10 +59,10 @@ def cut(file: InputPart, layout: str, part_bytes: int) -> list[InputPart]:
 
 @contextlib.contextmanager
 def _border_finder(path: str, layout: str) -> Iterator[Callable[[int], int | None]]:
-    """A function from a byte of the file to the next border at or behind it, None for no more."""
+    """A function from a byte of the file to the next border at or after it, None if none."""
     magic = magic_bytes(path)
     if magic.startswith(b"PAR1"):
-        # The documents of other layouts over rows cross row groups.
+        # With other layouts, documents span row groups.
         is_by_row = layout in ("parquet", "sentences")
         starts = parquet.row_group_starts(path)[1:] if is_by_row else []
         yield lambda offset: next(iter(starts[bisect.bisect_left(starts, offset) :]), None)
@@ -92,11 +92,11 @@ def _next_match(pattern: re.Pattern[bytes], data: mmap.mmap, offset: int) -> int
 
 
 def _next_stream(data: mmap.mmap, offset: int) -> int | None:
-    """The next bzip2 stream that begins with a page: in most dumps nearly every one does."""
+    """The next bzip2 stream that begins with a page, as nearly all do in most dumps."""
     streams = _BZIP2_STREAM.finditer(data, offset)
     for found in itertools.islice(streams, _MOST_STREAMS_TRIED):
         packed = data[found.start() : found.start() + _PACKED_BLOCK_BYTES]
-        with contextlib.suppress(OSError):  # not a stream, but a chance pattern inside of one
+        with contextlib.suppress(OSError):  # not a stream, but the same bytes by chance inside one
             if mediawiki.begins_with_page(bz2.BZ2Decompressor().decompress(packed, _HEAD_BYTES)):
                 return found.start()
     return None

@@ -1,7 +1,7 @@
-"""Which layout a file has, told by its content: what is not clear is "text".
+"""Detects the layout of a file from its content; unclear content is "text".
 
-Reading text as a layout that it does not have would tear it apart, and nobody would see it; a
-layout that is taken for text is one document of whole sentences, and `--preview` shows it.
+Reading text with a wrong layout would silently tear it apart. Reading another layout as text yields
+one document of whole sentences, and `--preview` shows it.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from data_prep.readers import parquet
 from data_prep.readers.source import RecordTally, Source
 from data_prep.sentences import split_sentences
 
-_PEEK_BYTES, _PEEK_ROWS = 1 << 17, 512  # of a file, enough to tell its layout
+_PEEK_BYTES, _PEEK_ROWS = 1 << 17, 512  # of a file, enough to detect its layout
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be", b"<\0": "utf-16-le"}
 _UTF16[b"\0<"] = "utf-16-be"
 
-# A key with its colon tells JSON from a brace in text; it may be the first of a list's first
-# object or stand on a line of its own: then the reader says what is wrong.
+# A key with its colon distinguishes JSON from a brace in text. It may belong to the first object of
+# a list or be on a separate line: then the reader reports the problem.
 _JSON = re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
 _XML_ROOT = re.compile(
     r"\s*(?:<\?xml[^>]*>\s*)?(?:(?:<!--.*?-->|<!DOCTYPE[^>[]*(?:\[.*?\]\s*)?>)\s*)*<mediawiki[\s>]",
@@ -31,21 +31,21 @@ _XML_ROOT = re.compile(
 _JSON_SHARE = 0.5  # of the lines
 _NO_JSON = object()
 _DOC = re.compile(r"<doc[\s>]", re.IGNORECASE)
-_BLANK = " \t\n\r\f\v\ufeff\0"  # with the mark and the padding that a file may begin with
+_BLANK = " \t\n\r\f\v\ufeff\0"  # with the byte-order mark and padding at the start of a file
 _TITLE = re.compile(r"\s*^ = [^\n]*(?<! =) = *\r?$", re.MULTILINE)
 
-# One sentence a line, as google-research/bert wants it. Sentences were cut by another program than
-# ours, and headings have no full stop: hence not all lines, but far more than any prose, verse or
-# list has by chance.
+# One sentence per line, as google-research/bert requires. Other programs split sentences
+# differently, and headings have no full stop: so not all lines must end like a sentence, but far
+# more than in any prose, verse or list by chance.
 _SENTENCE_SHARE = 0.85
 _MIN_BLOCKS, _MIN_BLOCK_LINES, _MIN_LINES = 3, 2.0, 12
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]」』）》*_]*$")
-# Speech and parts of a play: a line each, too, but their lines are no documents' sentences.
+# Dialogue and plays also have one utterance per line, but these are not a document's sentences.
 _SPEECH = re.compile(r"[\"'“”„«‘「『–—-]|[^\s:：.!?][^:：.!?]{0,30}[:：]\s?\S")
 _SPEECH_SHARE = 0.5
 
-# BookCorpus: its sentences are lower-cased and have spaces around their marks, so that
-# `split_sentences` finds no end in any row. A mark inside a row may follow an abbreviation.
+# BookCorpus: lower-cased sentences with spaces around punctuation, so `split_sentences` finds no
+# end in any row. A mark inside a row may follow an abbreviation.
 _INNER_END = re.compile(
     r"(?:\w{4}|\s)[.!?]+[\"'”’)\]]*\s+[^\W\d_]|[。！？][”’」』）》]*[^\s”’」』）》]"
 )
@@ -70,9 +70,9 @@ def detect_layout(path: str) -> str:
 
 
 def is_sentences(path: str) -> bool:
-    """Whether a text file is one sentence a line with hardly a border between documents.
+    """Whether a text file is one sentence per line with hardly any borders between documents.
 
-    By content it is a single document, as a book is; only its owner knows better.
+    By content it is a single document, like a book; only its owner knows whether it is.
 
     Raises:
         UserError: the file cannot be read.
@@ -106,7 +106,7 @@ def _layout_of_text(text: str, is_whole: bool) -> str:
 
 
 def _is_json_lines(lines: list[str], is_whole: bool) -> bool:
-    """Whether most lines are JSON, with an object among them: the first one may be anything."""
+    """Whether most lines are JSON, including an object; the first line may be anything."""
     lines = [stripped for line in lines if (stripped := line.strip(_BLANK))]
     if not any(line.startswith("{") for line in lines):
         return False
@@ -126,7 +126,7 @@ def _json_value(line: str) -> Any:
 
 
 def _is_sentence_a_line(lines: list[str]) -> bool:
-    """Whether lines are sentences, and blocks of them between blank lines documents."""
+    """Whether lines are sentences, and blocks between blank lines are documents."""
     sentences = [line.strip() for line in lines if line.strip()]
     blocks = sum(has_text for has_text, _ in itertools.groupby(lines, lambda s: bool(s.strip())))
     if blocks < _MIN_BLOCKS or len(sentences) < max(_MIN_BLOCK_LINES * blocks, _MIN_LINES):
@@ -135,7 +135,7 @@ def _is_sentence_a_line(lines: list[str]) -> bool:
 
 
 def _are_sentences(lines: list[str]) -> bool:
-    """Whether lines, none of them blank, are mostly whole sentences, one each."""
+    """Whether most of the lines, none of them blank, are one whole sentence each."""
     enough = _SENTENCE_SHARE * len(lines)
     return (
         sum(bool(_SENTENCE_END.search(s)) for s in lines) >= enough
@@ -145,7 +145,7 @@ def _are_sentences(lines: list[str]) -> bool:
 
 
 def _layout_of_rows(path: str) -> str:
-    """Layout of a parquet file: rows with more than a text in them are documents."""
+    """Layout of a parquet file: rows with fields besides a text are documents."""
     column = parquet.only_text_column(path)
     if column is None:
         return "parquet"

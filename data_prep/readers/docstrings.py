@@ -1,4 +1,4 @@
-"""Docstrings of Python modules as text: the corpus that every machine with Python has.
+"""Reads docstrings of Python modules: a corpus available on every machine with Python.
 
 Sources are parsed, never imported. Not for: finding the modules (`data_prep.inputs`).
 """
@@ -12,19 +12,19 @@ from collections.abc import Iterator
 
 from data_prep.readers.source import Document, Source, whole_characters
 
-_MAX_MODULE_BYTES = 4 << 20  # a parsed module takes some hundred times its text in memory
+_MAX_MODULE_BYTES = 4 << 20  # a parsed module takes about a hundred times its text in memory
 _DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-# Statements that hold statements, and in which fields.
+# Statements that contain statements, and the fields that hold these.
 _NESTING = (*_DEFINITIONS, ast.If, ast.Try, ast.With, ast.For, ast.While, ast.ExceptHandler)
 _BODIES = ("body", "handlers", "orelse", "finalbody")
-# A line under (or over) a title, or an example session up to its blank line: markup and code, no
+# A line under (or over) a title, or an example session up to its blank line: markup and code, not
 # text.
 _RULE_LINE = re.compile(r"^[ \t]*([-=~^*#+`.\"'_])\1{2,}[-=~^*#+ \t]*$", re.MULTILINE)
 _EXAMPLE = re.compile(r"^[ \t]*>>>.*(?:\n[ \t]*\S.*)*", re.MULTILINE)
 
 
 def python_docs(source: Source) -> Iterator[Document]:
-    """One document per module: its docstrings. What Python cannot parse is counted, not bad."""
+    """One document per module: its docstrings. Unparsable modules are counted, not bad."""
     with source.open() as file:
         code = file.read(_MAX_MODULE_BYTES + 1)
     if len(code) > _MAX_MODULE_BYTES:
@@ -32,7 +32,7 @@ def python_docs(source: Source) -> Iterator[Document]:
         return
     try:
         docstrings = docstrings_of(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # all of them mean: not parsable
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # all mean: not parsable
         source.tally.drops["not_python"] += 1
         return
     if docstrings:
@@ -44,8 +44,8 @@ def python_docs(source: Source) -> Iterator[Document]:
 def docstrings_of(source: bytes) -> list[str]:
     """Docstrings of a module, its classes and functions, in the order of the source, dedented.
 
-    Underlines of titles and `>>>` examples are left out. A file without triple quotes is taken to
-    have none: parsing it would cost more than the rare one-line docstring is worth.
+    Underlines of titles and `>>>` examples are skipped. A file without triple quotes is assumed to
+    have none: the rare one-line docstring is not worth the cost of parsing.
 
     Raises:
         SyntaxError, ValueError, RecursionError, MemoryError: the source is not Python of this
@@ -59,7 +59,7 @@ def docstrings_of(source: bytes) -> list[str]:
 
 def _parse(source: bytes) -> ast.Module:
     was_enabled = gc.isenabled()
-    gc.disable()  # six times as fast: the tree is many small objects without a cycle
+    gc.disable()  # six times as fast: the tree is many small objects without cycles
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes

@@ -1,8 +1,8 @@
-r"""Layouts made of lines of text, and the file that is one text.
+r"""Reads layouts made of lines of text, and files that are one document.
 
 The lines are those of a text file or the rows of a parquet file: the public copies of WikiText and
-BookCorpus have a line a row. A document of more than `MAX_DOCUMENT` comes as several, so that
-memory stays bounded and no text is lost.
+BookCorpus have one line per row. A document longer than `MAX_DOCUMENT` is yielded as several, so
+that memory stays bounded and no text is lost.
 """
 
 import re
@@ -12,17 +12,17 @@ from typing import IO
 from data_prep.readers import parquet
 from data_prep.readers.source import BOM, MAX_DOCUMENT, Document, Source, normal_line_ends
 
-# Where no line says that a document ends: so many that few samples meet the border that is none, so
-# few that a small corpus still has other documents to take NSP's random next sentences from.
+# Without lines that end a document: enough that few samples meet the artificial border, few enough
+# that a small corpus still has other documents for NSP's random next sentences.
 SENTENCES_A_DOCUMENT = 512
 
-# Ends of a piece, best first: behind a blank line, a line, white space, a character. A "\r" that
-# may have its "\n" in the next piece stays with it.
+# Ends of a piece, best first: after a blank line, a line, white space, a character. A "\r" whose
+# "\n" may be in the next piece goes into that piece.
 _CUTS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (rb".*\n[ \t\r]*\n", rb".*\n", rb".*\s(?=[^\n])", rb".+(?=[^\x80-\xbf])", rb".+")
 )
-_JOINED_MARK = b"\n" + BOM  # of a file that was put behind another
+_JOINED_MARK = b"\n" + BOM  # of a file appended to another
 _HEADING = re.compile(r"(=(?: =)*) (.+) \1$")
 _ESCAPED = re.compile(r" @([-,.])@ ")
 
@@ -46,32 +46,32 @@ def blank_line(source: Source) -> Iterator[Document]:
 
 
 def sentences(source: Source) -> Iterator[Document]:
-    """Lines without borders between documents: `SENTENCES_A_DOCUMENT` are taken for one."""
+    """Lines without borders between documents: `SENTENCES_A_DOCUMENT` lines form one."""
     return _gathered(_borders_at_intervals(text_lines(source)), "\n")
 
 
 def wikitext(source: Source) -> Iterator[Document]:
-    """Documents under ` = Title = `, one paragraph a line, as the WikiText corpora have them.
+    """Documents under ` = Title = `, one paragraph per line, as in the WikiText corpora.
 
-    Titles and section headings are paragraphs without their marks. ` @-@ `, ` @,@ ` and ` @.@ `
-    are what they stand for; `<unk>` stays.
+    Titles and section headings become paragraphs without their marks. ` @-@ `, ` @,@ ` and ` @.@ `
+    are replaced by the original character; `<unk>` is kept.
     """
     return _gathered(_borders_at_titles(text_lines(source)), "\n\n")
 
 
 def text_lines(source: Source) -> Iterator[str]:
-    """Lines without their ends: of a text file, or the rows of a parquet file.
+    """Lines without their line ends: of a text file, or the rows of a parquet file.
 
     Raises:
         UserError: the file cannot be read.
     """
     is_parquet = parquet.is_parquet(source.path)
     for line in parquet.text_rows(source) if is_parquet else source.lines():
-        yield from line.rstrip("\n").split("\n")  # a row, or a lone "\r", can hold several
+        yield from line.rstrip("\n").split("\n")  # a row, or a line with "\r", can hold several
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    """All bytes, in pieces of at most `MAX_DOCUMENT`; at least one piece."""
+    """All bytes, in one or more pieces of at most `MAX_DOCUMENT`."""
     data = b""
     while block := file.read(MAX_DOCUMENT + 1 - len(data)):
         data += block
@@ -84,7 +84,7 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _decoded(data: bytes, offset: int, source: Source) -> str:
-    """Text of a piece, line by line where something is wrong, so that a line is a record."""
+    """Text of a piece; on an error, decoded line by line, so that a line is a record."""
     offset, data = source.unpadded(data, offset)
     source.tally.num_records += data.count(b"\n") + 1
     if _JOINED_MARK in data:

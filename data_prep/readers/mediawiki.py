@@ -1,8 +1,8 @@
-"""Pages of MediaWiki XML dumps, as Wikipedia publishes them, one after another in bounded memory.
+"""Reads the pages of MediaWiki XML dumps, as published by Wikipedia, in bounded memory.
 
-A part of a multistream dump is a run of whole pages without the root element around them, which
-is put back. Format: https://www.mediawiki.org/xml/export-0.11.xsd and all before it. Not for: the
-markup of a page (`data_prep.readers.wiki_markup`).
+A part of a multistream dump is a run of whole pages without the root element; the reader adds one.
+Format: https://www.mediawiki.org/xml/export-0.11.xsd and all earlier ones. Not for: the markup of a
+page (`data_prep.readers.wiki_markup`).
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from data_prep.readers.source import Document, Source, missing_package, too_long
 from dist_bert.common.errors import UserError
 
 _CHUNK_BYTES = 1 << 16
-# MediaWiki allows 2 MiB of a page by default; escaped in XML, it may be six times as much. A parsed
-# page takes some hundred times its text in memory.
+# MediaWiki allows 2 MiB per page by default; escaped in XML, it may be six times as much. A parsed
+# page takes about a hundred times its text in memory.
 _MAX_PAGE_BYTES, _MAX_PAGE_CHARACTERS = 16 << 20, 4 << 20
 _MOST_ELEMENTS = 100_000  # of a revision or around pages; a dump has fifteen
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _FILES, _CATEGORIES = "6", "14"  # numbers of namespaces
-_REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)  # dumps before 2008 say it nowhere else
+_REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)  # dumps before 2008 mark redirects only so
 
 
 class _Page(NamedTuple):
@@ -38,11 +38,11 @@ class _Page(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class _Wiki:
     site: wiki_markup.Site
-    namespaces: frozenset[str]  # names in lower case, without the articles', which is empty
+    namespaces: frozenset[str]  # names in lower case, without the empty one of articles
 
 
 def mediawiki(source: Source) -> Iterator[Document]:
-    """The newest revision of each article; redirects and pages that are no articles are counted."""
+    """The newest revision of each article; redirects and pages other than articles are counted."""
     try:
         parse = wiki_markup.load_parser()
     except ModuleNotFoundError:
@@ -60,8 +60,8 @@ def mediawiki(source: Source) -> Iterator[Document]:
         elif len(page.text) > _MAX_PAGE_CHARACTERS:
             tally.count_bad(
                 "too_long",
-                f"page {page.title!r}: is longer than {_MAX_PAGE_CHARACTERS >> 20} MiB, which no"
-                " page of Wikipedia is",
+                f"page {page.title!r}: is longer than {_MAX_PAGE_CHARACTERS >> 20} MiB, unlike any"
+                " page of Wikipedia",
             )
         else:
             try:
@@ -75,7 +75,7 @@ def mediawiki(source: Source) -> Iterator[Document]:
 
 
 def begins_with_page(head: bytes) -> bool:
-    """Whether unpacked bytes begin with a page: such a part of a dump can be read for itself."""
+    """Whether unpacked bytes begin with a page: such a part of a dump can be read by itself."""
     return head.lstrip().startswith(b"<page>")
 
 
@@ -87,7 +87,7 @@ def _is_article(page: _Page, wiki: _Wiki) -> bool:
 
 
 def _wiki(source: Source) -> _Wiki:
-    """What the head of the file says about the wiki; parts do not have it."""
+    """Properties of the wiki from the head of the file, which parts do not have."""
     language, names = "", {_FILES: {"file", "image"}, _CATEGORIES: {"category"}}
     head = Source(whole_file(source.path), source.tally)
     with contextlib.closing(_events(head)) as events:
@@ -95,7 +95,7 @@ def _wiki(source: Source) -> _Wiki:
             name = _name(element)
             if number == 0:
                 if name != "mediawiki":
-                    raise UserError(f"{source.path}: is no MediaWiki dump, its root is <{name}>")
+                    raise UserError(f"{source.path}: is not a MediaWiki dump, its root is <{name}>")
                 language = element.get(_LANGUAGE, "")
             if name == "page" or (name, event) == ("siteinfo", "end"):
                 break
@@ -134,9 +134,9 @@ def _pages(source: Source) -> Iterator[_Page]:
 
 
 def _events(source: Source) -> Generator[tuple[str, ElementTree.Element], None, None]:
-    """Begins and ends of elements, as the bytes come; the encoding is the XML parser's business."""
+    """Starts and ends of elements, as they are read; the XML parser handles the encoding."""
     part = source.part
-    num_bytes = num_events = 0  # since a revision ended, and its elements were cleared
+    num_bytes = num_events = 0  # since the last revision ended and its elements were cleared
     parser: Any = ElementTree.XMLPullParser(("start", "end"))
     with source.open() as file:
         try:
@@ -154,15 +154,15 @@ def _events(source: Source) -> Generator[tuple[str, ElementTree.Element], None, 
                     raise too_long(source.path, "a page of it", _MAX_PAGE_BYTES)
             if not source.ends_file:
                 parser.feed(b"</mediawiki>")
-            parser.close()  # raises where an element has not ended
+            parser.close()  # raises if an element has not ended
             yield from parser.read_events()
         except ElementTree.ParseError as error:
             place = f" of the part at byte {part.start:,}" if part.start else ""
             raise UserError(
-                f"{source.path}: is cut off or no well-formed XML: {error}{place}; fetch it again"
+                f"{source.path}: is cut off or not well-formed XML: {error}{place}; fetch it again"
             ) from None
 
 
 def _name(element: ElementTree.Element) -> str:
-    """Name of an element without the version of the format, which is its XML namespace."""
+    """Name of an element without its XML namespace, which is the version of the format."""
     return element.tag.rpartition("}")[2]

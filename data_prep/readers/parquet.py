@@ -1,4 +1,4 @@
-"""Parquet files, a few MiB of rows at a time. Not for: what fields mean (`records`)."""
+"""Reads parquet files, a few MiB of rows at a time. Not for: meaning of fields (`records`)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from data_prep.readers.source import (
 from dist_bert.common.errors import UserError
 
 _MAGIC = b"PAR1"
-_BUFFER_BYTES = 1 << 20  # of a column as it lies in the file: without it, all of a row group's
+_BUFFER_BYTES = 1 << 20  # of a column in the file; by default, all of a row group's
 _BATCH_BYTES = 4 << 20  # of unpacked text in memory, about
-_MAX_BATCH_BYTES = 64 << 20  # likewise, where rows repeat what is longer than they are on average
+_MAX_BATCH_BYTES = 64 << 20  # likewise, if rows repeat values longer than the average row
 _MAX_BATCH_ROWS = 4_096
 _PAGE_HEADER_BYTES = 16  # enough for its second number
 _TEXT_TYPES = frozenset(kind + name for name in ("string", "binary") for kind in ("", "large_")) | {
@@ -40,18 +40,18 @@ def row_group_starts(path: str) -> list[int]:
     """First bytes of the row groups, ascending: where the file can be cut into parts.
 
     Raises:
-        UserError: the file cannot be read, or pyarrow is not there.
+        UserError: the file cannot be read, or pyarrow is not installed.
     """
     with _opened(path) as file:
         return sorted(_starts(file.metadata))
 
 
 def rows(source: Source) -> Iterator[Document]:
-    """A row is a document. Of a part, the rows of those row groups that begin in it.
+    """Yields each row as a document. Of a part, reads the row groups that begin in it.
 
     Raises:
         UserError: the file cannot be read, has no column of text, has a row that is longer than a
-            record may be, or pyarrow is not there.
+            record may be, or pyarrow is not installed.
     """
     stop = source.part.start + source.part.bytes
     with _opened(source.path) as file:
@@ -81,17 +81,17 @@ def text_rows(source: Source) -> Iterator[str]:
     """The texts of the rows.
 
     Raises:
-        UserError: as `rows`.
+        UserError: as for `rows`.
     """
     for document in rows(source):
         yield document.text
 
 
 def only_text_column(path: str) -> str | None:
-    """Name of a file's one column, if it has no other and this one holds text.
+    """Name of a file's only column, if that holds text; otherwise None.
 
     Raises:
-        UserError: the file cannot be read, or pyarrow is not there.
+        UserError: the file cannot be read, or pyarrow is not installed.
     """
     with _opened(path) as file:
         schema = file.schema_arrow
@@ -99,7 +99,7 @@ def only_text_column(path: str) -> str | None:
 
 
 def _documents(fields: dict[str, Any], source: Source, number: int) -> Iterator[Document]:
-    """The document of a row, none if it is bad."""
+    """The document of a row, or none if it is bad."""
     source.tally.num_records += 1
     for name, value in fields.items():
         if isinstance(value, str | bytes) and len(value) > MAX_RECORD_BYTES:
@@ -111,7 +111,7 @@ def _documents(fields: dict[str, Any], source: Source, number: int) -> Iterator[
 
 
 def _batch_rows(source: Source, metadata: Any, name: str, number: int) -> int:
-    """How many rows of a row group are read at a time.
+    """Number of rows of a row group to read at a time.
 
     Raises:
         UserError: its rows are too long.
@@ -121,13 +121,13 @@ def _batch_rows(source: Source, metadata: Any, name: str, number: int) -> int:
     row_bytes = column.total_uncompressed_size // max(metadata.num_rows, 1)
     if row_bytes > MAX_RECORD_BYTES:
         raise too_long(source.path, f"one of the rows from {number + 1} on")
-    largest = _dictionary_bytes(source.path, column)  # a few bytes a row repeat such a text
+    largest = _dictionary_bytes(source.path, column)  # a few bytes per row refer to such a text
     rows = min(_BATCH_BYTES // max(row_bytes, 1), _MAX_BATCH_BYTES // max(largest, 1))
     return min(max(rows, 1), _MAX_BATCH_ROWS)
 
 
 def _dictionary_bytes(path: str, column: Any) -> int:
-    """Unpacked size of the page that rows take their repeated texts from, 0 for none.
+    """Unpacked size of the page with the texts that rows repeat, 0 for none.
 
     The second field of thrift's compact PageHeader (parquet-format, parquet.thrift).
     """
@@ -138,7 +138,7 @@ def _dictionary_bytes(path: str, column: Any) -> int:
         file.seek(offset)
         header = file.read(_PAGE_HEADER_BYTES)
     number, shift = 0, 0
-    for byte in header[3:]:  # behind the type, which takes a byte, and the mark of this field
+    for byte in header[3:]:  # after the type, which takes a byte, and this field's header
         number |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
@@ -161,7 +161,7 @@ def _opened(path: str) -> Iterator[Any]:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         problem = str(error).split("\n", 1)[0].rstrip(". ")
         raise UserError(
-            f"{path}: is damaged or cut off, or no parquet file ({problem}); fetch it again"
+            f"{path}: is damaged, cut off or not a parquet file ({problem}); fetch it again"
         ) from None
 
 
@@ -171,7 +171,7 @@ def _starts(metadata: Any) -> list[int]:
     for group in range(metadata.num_row_groups):
         column = metadata.row_group(group).column(0)
         offsets = (column.dictionary_page_offset, column.data_page_offset)
-        starts.append(min(offset for offset in offsets if offset))  # None or 0: has no such page
+        starts.append(min(offset for offset in offsets if offset))  # None or 0: no such page
     return starts
 
 
@@ -180,19 +180,19 @@ def _text_column(source: Source, schema: Any) -> str:
     column = _first_column(names, schema)
     if column is None:
         raise UserError(
-            f"{source.path}: has no column {' or '.join(names)}; name the one with the text by"
+            f"{source.path}: has no column {' or '.join(names)}; name the one with the text with"
             f" --text_field ({', '.join(schema.names)})"
         )
     if schema.names.count(column) > 1:
         raise UserError(
-            f"{source.path}: has {schema.names.count(column)} columns of the name {column}; rename"
-            " all but one"
+            f"{source.path}: has {schema.names.count(column)} columns named {column}; rename all"
+            " but one"
         )
     column_type = _column_type(schema, column)
     if not _is_text(column_type):
         raise UserError(
             f"{source.path}: column {column} is of type {column_type}, not string; name the one"
-            f" with the text by --text_field ({', '.join(schema.names)})"
+            f" with the text with --text_field ({', '.join(schema.names)})"
         )
     return column
 

@@ -1,4 +1,4 @@
-"""What a reader reads: a file or a part of it, unpacked and decoded, with its faults counted.
+"""The source of a reader: a file or a part of it, unpacked and decoded; counts its bad records.
 
 Bad input is named with file and byte. What is bad in few places (see `RecordTally`) is passed over;
 a file that is cut off or cannot be read never is.
@@ -21,12 +21,12 @@ from dist_bert.common import packed
 from dist_bert.common.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 cannot
-_ENOUGH_BAD = 100  # records: beyond the share after so many, a file is not read to its end
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can encode one, UTF-8 cannot
+_ENOUGH_BAD = 100  # records: if the share is exceeded after this many, reading stops
 _BUFFER_BYTES = 1 << 20
-# Memory is bounded, whatever a file says. Of a record (a line, a member, a page, a row), where a
-# JSON object of a whole book takes 1 %; and of a document where text can be cut: bytes of a whole
-# file, characters of other layouts.
+# Memory is bounded for any file contents. Limits of a record (a line, a member, a page, a row),
+# where a JSON object of a whole book takes 1 %; and of a document where text can be cut: bytes of a
+# whole file, characters of other layouts.
 MAX_RECORD_BYTES = 256 << 20
 MAX_DOCUMENT = 16 << 20
 
@@ -35,22 +35,22 @@ class Document(NamedTuple):
     """A document as a reader yields it."""
 
     text: str  # with "\n" line ends
-    language: str = ""  # that the record names, as it writes it; empty where it names none
+    language: str = ""  # as the record spells it; empty if it names none
 
 
 class RecordTally:
     """What was left out of one file or part, and what was bad in it.
 
-    A record is what the layout is made of: a line, a JSON object, a page, a row, a member.
+    A record is the unit of the layout: a line, a JSON object, a page, a row, a member.
     """
 
     def __init__(self, path: str, max_bad_share: float) -> None:
-        """Counts for a file of which this share of the records may be bad."""
+        """Counts for a file with this allowed share of bad records."""
         self.num_records = 0
         self.drops: Counter[str] = Counter()  # documents left out, by reason
         self.bad: Counter[str] = Counter()  # bad records, by reason
-        self.mended: Counter[str] = Counter()  # places where what is no text was taken out
-        self.removed: Counter[str] = Counter()  # characters taken out of the text, by kind
+        self.mended: Counter[str] = Counter()  # places where non-text bytes were removed
+        self.removed: Counter[str] = Counter()  # characters removed from the text, by kind
         self.first_bad = ""
         self._path = path
         self._max_bad_share = max_bad_share
@@ -59,8 +59,8 @@ class RecordTally:
         """Counts a bad record.
 
         Args:
-            reason: a word for the manifest.
-            problem: where it is, what is wrong and what to do, for the one line that a user sees.
+            reason: key for the manifest.
+            problem: place, problem and remedy, for the message to the user.
 
         Raises:
             UserError: too many are bad.
@@ -71,12 +71,12 @@ class RecordTally:
             self.check()
 
     def count_mended(self, reason: str, number: int) -> None:
-        """Counts places where what is no text was taken out; maybe none."""
+        """Counts places where non-text bytes were removed, possibly none."""
         if number:
             self.mended[reason] += number
 
     def check(self) -> None:
-        """Ends the count of a file.
+        """Checks the final counts of a file.
 
         Raises:
             UserError: more records are bad than allowed.
@@ -85,13 +85,13 @@ class RecordTally:
         if num_bad > self._max_bad_share * self.num_records:
             raise UserError(
                 f"{self._path}: {self.first_bad} ({num_bad:,} of {self.num_records:,} records are"
-                f" bad, --max_bad_share {self._max_bad_share:g} allows fewer)"
+                f" bad, more than --max_bad_share {self._max_bad_share:g} allows)"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file or part of one, and how it is read."""
+    """A file or part of one, and how to read it."""
 
     part: InputPart
     tally: RecordTally
@@ -100,12 +100,12 @@ class Source:
 
     @property
     def path(self) -> str:
-        """Of the file."""
+        """Path of the file."""
         return self.part.path
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, unpacked if they are packed; several members or frames read as one.
+        """The bytes, unpacked if they are packed; several members or frames are concatenated.
 
         Raises:
             UserError: the file cannot be read, is packed twice, or is cut off or damaged.
@@ -122,7 +122,7 @@ class Source:
                     yield stream
                 except packed.DamagedError as error:
                     raise UserError(
-                        f"{self.path}: is damaged or cut off behind unpacked byte"
+                        f"{self.path}: is damaged or cut off after unpacked byte"
                         f" {stream.tell():,} ({error}); fetch it again"
                     ) from None
         except OSError as error:
@@ -142,16 +142,16 @@ class Source:
 
     @property
     def ends_file(self) -> bool:
-        """Whether nothing of the file follows the part."""
+        """Whether the part extends to the end of the file."""
         return self.part.start + self.part.bytes >= os.path.getsize(self.path)
 
     def lines(self) -> Iterator[str]:
-        """Decoded lines with their line feed, without what `unpadded` takes out.
+        """Decoded lines with their line feed, without what `unpadded` removes.
 
         Raises:
-            UserError: a line is too long to be one.
+            UserError: a line is too long.
         """
-        offset = self.part.start  # of an unpacked file; only such ones and bzip2 have parts
+        offset = self.part.start  # of an unpacked file; only these and bzip2 have parts
         with self.open() as file:
             lines = iter(functools.partial(file.readline, MAX_RECORD_BYTES), b"")
             for number, line in enumerate(lines, 1):
@@ -168,17 +168,17 @@ class Source:
                     yield self.decode(text, start)
 
     def unpadded(self, data: bytes, offset: int) -> tuple[int, bytes]:
-        """Bytes without the marks and zeros around them that are no text; counts these.
+        """Bytes without the byte-order marks and zeros around them; counts these.
 
-        Byte-order marks stand where a file begins, also one that was put behind another. Zeros
-        fill a block that was never written, mostly the last.
+        Byte-order marks are where a file begins, also one appended to another. Zeros fill a block
+        that was never written, usually the last.
 
         Args:
             data: one line, or a piece of a file.
             offset: of `data` in the unpacked file.
 
         Returns:
-            Where the rest begins in the file, and the rest; it is empty for padding alone.
+            Offset of the rest in the file, and the rest, which is empty if all is padding.
         """
         rest = data
         if data.startswith((b"\0", BOM)):
@@ -198,7 +198,7 @@ class Source:
         """UTF-8 to text with plain line feeds.
 
         Args:
-            data: of one record, which counts as bad if it is not UTF-8.
+            data: of one record; counts as bad if it is not UTF-8.
             offset: of `data` in the unpacked file.
         """
         try:
@@ -214,7 +214,7 @@ class Source:
 
 
 class _Limited(io.RawIOBase):
-    """The next bytes of a file, up to a number of them."""
+    """The next bytes of a file, up to a limit."""
 
     def __init__(self, file: IO[bytes], num_bytes: int) -> None:
         self._file = file
@@ -231,7 +231,7 @@ class _Limited(io.RawIOBase):
 
 
 def magic_bytes(path: str) -> bytes:
-    """The first bytes of a file, which tell what it is.
+    """The first bytes of a file, which identify its format.
 
     Raises:
         UserError: it cannot be read.
@@ -249,20 +249,20 @@ def normal_line_ends(text: str) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """Text that UTF-8 can write: halves of characters, which only escapes can make, replaced."""
+    """Text valid in UTF-8: lone surrogates, which only escapes can produce, are replaced."""
     return _HALF_CHARACTER.sub("\ufffd", text)
 
 
 def too_long(path: str, record: str, max_bytes: int = MAX_RECORD_BYTES) -> UserError:
     """The error for a record that would take more memory than a record may."""
     return UserError(
-        f"{path}: {record} is longer than {max_bytes >> 20} MiB; cut its text into parts, or leave"
-        " the file out"
+        f"{path}: {record} is longer than {max_bytes >> 20} MiB; split its text, or leave the file"
+        " out"
     )
 
 
 def missing_package(path: str, what: str, package: str) -> UserError:
-    """The error for an optional dependency that is not there."""
+    """The error for an optional dependency that is not installed."""
     return UserError(
-        f"{path}: is {what}, which the package {package} reads; install it: pip install {package}"
+        f"{path}: is {what}, which needs the package {package}; install it: pip install {package}"
     )

@@ -1,9 +1,9 @@
-"""Tar files of text, in the manner of webdataset: members KEY.txt or KEY.json are documents.
+"""Reads tar files of text, as in webdataset: members KEY.txt or KEY.json are documents.
 
-The members of a key are neighbours. Other than there, the suffix is what follows the last full
+The members of a key are adjacent. Unlike in webdataset, the suffix is what follows the last full
 stop, so that `mr. smith.txt` is text. Not for: the shards that preparation writes.
 
-`tarfile` believes what headers say; here, what a member and its headers may take is limited.
+`tarfile` trusts the headers; this module limits the memory of a member and its headers.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from dist_bert.common.errors import UserError
 _TEXT, _JSON = (".txt", ".text"), ".json"
 _READ_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of all headers of a member: long names, attributes, maps of holes
-_MOST_HEADERS = 16  # of a member; `tarfile` reads each inside of the one before
-_MOST_EMPTY_READS = 64  # at the end of a file: to skip what is not there, `tarfile` asks on and on
-# What it raises where the numbers in headers are none, beside its own errors.
+_MOST_HEADERS = 16  # of a member; `tarfile` reads each inside the previous one
+_MOST_EMPTY_READS = 64  # at the end of a file: to skip missing data, `tarfile` keeps reading
+# Raised by `tarfile`, besides its own errors, for headers with invalid numbers.
 _BAD_HEADER = (ValueError, IndexError, KeyError, OverflowError, RecursionError)
 
 
@@ -36,10 +36,10 @@ class _Member(NamedTuple):
 
 
 def tar(source: Source) -> Iterator[Document]:
-    """A text member is a document, and a JSON member where its key has no text member.
+    """Yields each text member as a document, and a JSON member if its key has no text member.
 
     Raises:
-        UserError: the file is cut off or no tar file, or a member is too long.
+        UserError: the file is cut off or not a tar file, or a member is too long.
     """
     with source.open() as file:
         members = _members(source, file)
@@ -48,9 +48,9 @@ def tar(source: Source) -> Iterator[Document]:
 
 
 def _documents(members: Iterable[_Member], source: Source) -> Iterator[Document]:
-    """Those of one key."""
+    """The documents of one key."""
     has_text = False
-    waiting: list[_Member] = []  # JSON: it says something about a text that may follow
+    waiting: list[_Member] = []  # JSON: may describe a text that follows
     for member in members:
         if member.suffix in _TEXT:
             has_text = True
@@ -58,7 +58,7 @@ def _documents(members: Iterable[_Member], source: Source) -> Iterator[Document]
         elif not has_text:
             waiting.append(member)
             if sum(len(other.data) for other in waiting) > MAX_RECORD_BYTES:
-                raise too_long(source.path, f"what belongs to {member.key}")
+                raise too_long(source.path, f"the data of {member.key}")
         else:
             source.tally.drops["other_member"] += 1
     if has_text and waiting:
@@ -106,7 +106,7 @@ def _members(source: Source, file: IO[bytes]) -> Iterator[_Member]:
             watched.check_end(archive.offset)
     except tarfile.TarError as error:
         raise UserError(
-            f"{source.path}: is cut off or no tar file: {error}; fetch it again"
+            f"{source.path}: is cut off or not a tar file: {error}; fetch it again"
         ) from None
 
 
@@ -120,7 +120,7 @@ def _opened(watched: "_Watched") -> tarfile.TarFile:
                 raise tarfile.ReadError(f"member {info.name} has a size of {info.size:,} bytes")
             return info
 
-    stream: Any = watched  # of a file, `tarfile` only uses `read` here
+    stream: Any = watched  # `tarfile` only uses `read` here
     try:
         return tarfile.open(fileobj=stream, mode="r|", tarinfo=LimitedInfo)
     except _BAD_HEADER as error:
@@ -132,9 +132,9 @@ def _next(archive: Any) -> tarfile.TarInfo | None:
         info: tarfile.TarInfo | None = archive.next()
     except _BAD_HEADER as error:
         raise tarfile.ReadError(f"bad header ({type(error).__name__}: {error})") from None
-    archive.members = []  # it keeps all of them, and the attributes that hold for all that follow
+    archive.members = []  # it keeps all members, and the attributes for all later ones
     if sum(map(len, archive.pax_headers.values())) > _MAX_HEADER_BYTES:
-        raise tarfile.ReadError("headers for all members take too much memory")
+        raise tarfile.ReadError("the headers for all members take too much memory")
     return info
 
 
@@ -148,37 +148,37 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 class _Watched:
-    """A file, and what `tarfile` read of it last.
+    """A file and the last bytes that `tarfile` read from it.
 
-    `tarfile` takes a header that is damaged or missing for the end of the archive, without a word.
+    `tarfile` silently treats a damaged or missing header as the end of the archive.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._start = 0  # of the last bytes that were read
+        self._start = 0  # offset of the last bytes that were read
         self._last = b""
-        self._num_headers = 0  # that are being read, each inside of the one before
+        self._num_headers = 0  # being read, each inside the previous one
         self._header_start = 0
         self._num_empty = 0
 
     def read(self, size: int) -> bytes:
-        """Reads on.
+        """Reads more bytes.
 
         Raises:
-            tarfile.ReadError: headers are too long, or nothing more comes.
+            tarfile.ReadError: headers are too long, or the file has ended.
         """
         self._start += len(self._last)
         self._last = self._file.read(size)
         self._num_empty = 0 if self._last else self._num_empty + 1
         if self._num_empty > _MOST_EMPTY_READS:
-            raise tarfile.ReadError("it ends inside of a member")
+            raise tarfile.ReadError("it ends inside a member")
         if self._num_headers and self._start - self._header_start > _MAX_HEADER_BYTES:
-            raise tarfile.ReadError("the headers of a member take more than a MiB")
+            raise tarfile.ReadError("the headers of a member take more than 1 MiB")
         return self._last
 
     @contextlib.contextmanager
     def header(self) -> Iterator[None]:
-        """Limits what is read in the block, which may be inside of such a block."""
+        """Limits the bytes read in the block; blocks may be nested."""
         if not self._num_headers:
             self._header_start = self._start
         self._num_headers += 1
@@ -190,18 +190,18 @@ class _Watched:
             self._num_headers -= 1
 
     def check_end(self, offset: int) -> None:
-        """Checks that a block of zeros ends the archive, and that nothing is behind it.
+        """Checks that a block of zeros ends the archive, and that nothing follows it.
 
         Args:
-            offset: of the block that `tarfile` took for the end, in the file.
+            offset: in the file, of the block that `tarfile` took for the end.
 
         Raises:
-            tarfile.ReadError: it is no end, or not the end of the file.
+            tarfile.ReadError: it is not an end, or not the end of the file.
         """
         rest = self._last[offset - self._start :]
         if len(rest) < tarfile.BLOCKSIZE or rest[: tarfile.BLOCKSIZE].strip(b"\0"):
             raise tarfile.ReadError(f"no member and no end at unpacked byte {offset:,}")
         while rest:
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("more follows behind its end; are they several in one?")
+                raise tarfile.ReadError("data follows its end; are several archives concatenated?")
             rest = self.read(_READ_BYTES)

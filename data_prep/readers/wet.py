@@ -1,4 +1,4 @@
-"""Common Crawl's WET files: a record is the text of a web page. Not for: WARC, which holds HTML."""
+"""Reads Common Crawl's WET files: a record is the text of a web page. Not for: WARC (HTML)."""
 
 import contextlib
 import io
@@ -10,16 +10,16 @@ from dist_bert.common.errors import UserError
 
 _MAX_HEADER_BYTES = 1 << 20
 _MOST_DIGITS = 18  # of a length in bytes
-# What warcio raises where headers are none, beside its own errors.
+# Raised by warcio, besides its own errors, for invalid headers.
 _BAD_HEADER = (ValueError, IndexError, KeyError, AttributeError, TypeError)
 _LANGUAGE = "WARC-Identified-Content-Language"  # "eng,fra": the first has the most text
 
 
 def wet(source: Source) -> Iterator[Document]:
-    """A `conversion` record is a document; other records are counted, but for the file's head.
+    """Yields each `conversion` record as a document; counts others, except the file's head.
 
     Raises:
-        UserError: the file is cut off or no WET file, or a record is too long.
+        UserError: the file is cut off or not a WET file, or a record is too long.
     """
     with source.open() as file:
         for record, offset in _records(source, file):
@@ -41,27 +41,27 @@ def wet(source: Source) -> Iterator[Document]:
 
 
 def _records(source: Source, file: IO[bytes]) -> Iterator[tuple[Any, int]]:
-    """Records, each with the first byte of what it holds."""
+    """Records, each with the offset of its contents."""
     try:
         from warcio.archiveiterator import WARCIterator
         from warcio.exceptions import ArchiveLoadFailed
     except ModuleNotFoundError:
         raise missing_package(source.path, "a WET file", "warcio") from None
     limited = _LimitedHeaders(file)
-    archive = WARCIterator(limited, no_record_parse=True)  # what records hold is text, not HTTP
+    archive = WARCIterator(limited, no_record_parse=True)  # records contain text, not HTTP
     is_empty = True
     while True:
         try:
-            # It prints what follows a record of another length than stated, and reads on.
+            # It prints the data after a record of a wrong length, and continues.
             with contextlib.redirect_stderr(io.StringIO()), limited.headers():
                 record = next(archive, None)
                 if record is None:
-                    # It takes a file that is cut off inside gzip for one that ends: raises again.
+                    # It ignores that a gzip file is cut off: this read raises the error again.
                     limited.read(1)
         except (ArchiveLoadFailed, *_BAD_HEADER) as error:
             raise _cut_off(source, str(error)) from None
         if archive.err_count:
-            raise _cut_off(source, "a record is longer than it says")
+            raise _cut_off(source, "a record is longer than its stated length")
         if record is None:
             break
         is_empty = False
@@ -71,14 +71,14 @@ def _records(source: Source, file: IO[bytes]) -> Iterator[tuple[Any, int]]:
 
 
 class _LimitedHeaders:
-    """A file that ends in an error where the headers of a record do not end."""
+    """A file that raises an error if the headers of a record do not end."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._left: int | None = None  # bytes, while headers are read
 
     def read(self, size: int) -> bytes:
-        """Reads on.
+        """Reads more bytes.
 
         Raises:
             ValueError: headers are too long.
@@ -91,12 +91,12 @@ class _LimitedHeaders:
         return data
 
     def tell(self) -> int:
-        """Bytes that were read."""
+        """Number of bytes read so far."""
         return self._file.tell()
 
     @contextlib.contextmanager
     def headers(self) -> Iterator[None]:
-        """Limits what is read in the block."""
+        """Limits the bytes read in the block."""
         self._left = _MAX_HEADER_BYTES
         yield
         self._left = None
@@ -104,4 +104,4 @@ class _LimitedHeaders:
 
 def _cut_off(source: Source, problem: str) -> UserError:
     problem = " ".join(problem.split())
-    return UserError(f"{source.path}: is cut off or no WET file: {problem}; fetch it again")
+    return UserError(f"{source.path}: is cut off or not a WET file: {problem}; fetch it again")

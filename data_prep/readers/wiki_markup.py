@@ -1,9 +1,9 @@
-r"""Wiki markup to plain text: the prose of an article, one paragraph, heading or list item a line.
+r"""Converts wiki markup to plain text, with one paragraph, heading or list item per line.
 
     markup -cut--> without notes and tables -mwparserfromhell--> tree -render--> lines -join--> text
 
-Tables, galleries, formulas and templates are left out, as WikiExtractor and gensim do; templates
-whose arguments are words of the sentence around them are not. Lists are kept. Not for: dumps
+Tables, galleries, formulas and templates are removed, as in WikiExtractor and gensim; templates
+whose arguments are words of the surrounding sentence are kept. Lists are kept. Not for: dumps
 (`data_prep.readers.mediawiki`).
 """
 
@@ -14,18 +14,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# Elements without prose: notes, formulas, pictures, code of programs and of pages.
+# Elements without prose: notes, formulas, pictures, source code, code of pages.
 _CUT_TAGS = (
     "ref|references|math|chem|ce|gallery|timeline|score|graph|imagemap|templatedata|templatestyles"
     "|section|inputbox|categorytree|hiero|syntaxhighlight|source|includeonly|mapframe|maplink"
     "|indicator"
 )
-# Found from left to right, so that what is inside of one is not taken for the beginning of
-# another; `raw` is kept. An element ends before the next one of its name: with its end missing,
-# it would reach to the end of another and take the text between them with it.
+# Matched from left to right, so that nothing inside an element is taken for the beginning of
+# another; `raw` is kept. An element ends before the next one of its name: if its end is missing, it
+# would otherwise extend to the end of another and remove the text between them.
 _CUT = re.compile(
     r"(?P<raw><(nowiki|pre)\b[^<>]*(?<!/)>.*?</\2\s*>)"
-    r"|^[ \t]*(?>(?:<!--.*?-->[ \t]*)+)\n"  # with its line, or a paragraph would end there
+    r"|^[ \t]*(?>(?:<!--.*?-->[ \t]*)+)\n"  # with its line, which would otherwise end a paragraph
     r"|<!--.*?-->"
     rf"|<(?P<name>{_CUT_TAGS})\b"
     r"(?:[^<>]*/>|[^<>]*>[^<]*+(?:<(?!/?(?P=name)\b)[^<]*+)*+</(?P=name)\s*>)",
@@ -34,7 +34,7 @@ _CUT = re.compile(
 _TABLE_BEGIN = re.compile(r"[ \t:*]*\{\|")
 _TABLE_END = re.compile(r"[ \t]*\|\}(?!\})(.*)")
 
-# -{zh-hans:...; zh-hant:...}- has a word in several scripts, -{...}- a word to leave as it is.
+# -{zh-hans:...; zh-hant:...}- has a word in several scripts, -{...}- a word to keep unchanged.
 _SCRIPT = r"[a-z]{2,3}(?:-\w+)?"
 _VARIANTS = re.compile(rf"-\{{(?:([A-Z;-]+|{_SCRIPT}(?:;{_SCRIPT})*)\|)?([^{{}}]*)\}}-")
 _VARIANT = re.compile(rf"(?:^|;)\s*{_SCRIPT}\s*:(.*?)(?=;\s*{_SCRIPT}\s*:|;?\s*$)", re.DOTALL)
@@ -45,11 +45,11 @@ _FILE_NAME = re.compile(
     r"[^:]+:.*\.(?:jpe?g|png|svg|gif|tiff?|webp|og[agv]|webm|djvu|pdf)\s*$", re.I
 )
 
-# Marks in the text while it is worked on, of characters that XML cannot hold: where a list item or
-# a heading begins a line, and where something is left out.
+# Temporary marks in the text, of characters that XML cannot contain: for a line that begins with a
+# list item or a heading, and for removed elements.
 _ITEM, _HEADING, _GAP = "\x01", "\x02", "\x03"
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
-# What is written as an entity or in <nowiki> looks like markup and is none.
+# Characters from an entity or <nowiki> look like markup but are text.
 _AS_LITERAL = {ord(mark): chr(0x0E + i) for i, mark in enumerate("'<>[]{}|_")}
 _FROM_LITERAL = {ord(literal): mark for mark, literal in _AS_LITERAL.items()}
 _NO_PROSE_TAGS = frozenset({"table", *_CUT_TAGS.split("|")})
@@ -59,7 +59,7 @@ _BLOCK_TAGS = frozenset(
     | {"h1", "h2", "h3", "h4", "h5", "h6"}
 )
 
-# What can be left where markup is wrong: ends of elements without their beginnings.
+# Remains of wrong markup: ends of elements without their beginnings.
 _LEFT_OVER = re.compile(
     rf"</?(?:{_CUT_TAGS}|{'|'.join(_BLOCK_TAGS | _LINE_TAGS)}|table|t[dh]|nowiki|noinclude"
     r"|onlyinclude|span|font|small|big|su[bp]|tt|code|em|strong|cite|abbr|[bius])\b[^<>]*>"
@@ -81,7 +81,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split(","))
 
 
-# Templates whose arguments are words of the sentence around them, -> the argument.
+# Templates replaced by an argument, which is part of the surrounding sentence.
 _WORDS_FIRST = _names(
     "abbr,angbr,as written,big,bigger,blockquote,bquote,bracket,circa,columns-list,cquote,em,flag,"
     "flagcountry,hover,ill,large,larger,linktext,midsize,nihongo,no italic,nobold,nobr,noitalic,"
@@ -124,10 +124,10 @@ class MarkupError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What differs between wikis."""
+    """Properties that differ between wikis."""
 
-    language: str = ""  # code, empty = not known
-    # In lower case: pages to which links stand for a picture, or for no text at all.
+    language: str = ""  # code, empty = unknown
+    # In lower case: a link to such a page shows a picture or nothing.
     hidden_prefixes: frozenset[str] = frozenset(
         {"file", "image", "category", "文件", "檔案", "图像", "圖像", "分类", "分類"}
     )
@@ -149,8 +149,8 @@ def plain_text(markup: str, site: Site, parse: Callable[..., Any]) -> str:
 
     Args:
         markup: of the page.
-        site: that it is from.
-        parse: by `load_parser`.
+        site: source of the page.
+        parse: from `load_parser`.
 
     Raises:
         MarkupError: mwparserfromhell cannot parse the page.
@@ -171,12 +171,12 @@ def _kept_of_cut(found: re.Match[str]) -> str:
 
 def _parsed(markup: str, parse: Callable[..., Any]) -> Any:
     was_enabled = gc.isenabled()
-    gc.disable()  # half again as fast: the tree is many small objects without a cycle
+    gc.disable()  # 1.5 times as fast: the tree is many small objects without cycles
     try:
-        return parse(markup, skip_style_tags=True)  # '' and ''' belong to a line, not to a tree
+        return parse(markup, skip_style_tags=True)  # '' and ''' are handled per line
     except RecursionError:
         raise
-    except Exception as error:  # of another's code, whatever it is, the page is the reason
+    except Exception as error:  # any error of third-party code is due to the page
         raise MarkupError(f"{type(error).__name__}: {error}") from None
     finally:
         if was_enabled:
@@ -184,11 +184,11 @@ def _parsed(markup: str, parse: Callable[..., Any]) -> Any:
 
 
 def _without_tables(markup: str) -> str:
-    """Markup without tables, whose marks count at the beginnings of lines only."""
+    """Markup without tables; their marks only count at the start of a line."""
     if "{|" not in markup:
         return markup
     kept: list[str] = []
-    table: list[str] = []  # the lines of one that has not ended yet
+    table: list[str] = []  # the lines of an open table
     depth = 0
     for line in markup.split("\n"):
         depth += bool(_TABLE_BEGIN.match(line))
@@ -198,7 +198,7 @@ def _without_tables(markup: str) -> str:
             if not depth:
                 table = []
                 kept += ["", end[1].strip()]
-    # A table that never ends would take the rest of the page with it.
+    # A table that never ends would remove the rest of the page.
     kept += [line for line in table if not re.match(r"[ \t:*]*(?:\{\||[|!])", line)]
     return "\n".join(kept)
 
@@ -212,7 +212,7 @@ def _first_variant(found: re.Match[str]) -> str:
 
 
 def _render(code: Any, site: Site) -> str:
-    """Text of a tree, with `_ITEM` and `_HEADING` before what begins on a line of its own."""
+    """Text of a tree, with `_ITEM` and `_HEADING` before what starts a separate line."""
     return "".join(_RENDERERS[type(node).__name__](node, site) for node in code.nodes)
 
 
@@ -320,11 +320,11 @@ _RENDERERS: dict[str, Callable[[Any, Site], str]] = {
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """Level of the heading, 0 for text, and the line; lines that only wrap are joined."""
+    """Level of the heading, 0 for text, and the line; wrapped lines are joined."""
     paragraph: list[str] = []
     for line in text.split("\n"):
         mark = line[:1]
-        stands_alone = mark in (_ITEM, _HEADING, " ")  # a space begins a line of typewriting
+        stands_alone = mark in (_ITEM, _HEADING, " ")  # a space begins preformatted text
         cleaned = _clean_line(line[2:] if mark == _HEADING else line.lstrip(_ITEM))
         if paragraph and (stands_alone or not cleaned):
             yield 0, " ".join(paragraph)
@@ -340,10 +340,10 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _clean_line(line: str) -> str:
-    """A rendered line without what is left of markup, and without the gaps that it left."""
+    """A rendered line without remains of markup and the gaps of removed elements."""
     line = " ".join(line.split()).removeprefix("|}")
     if line.startswith(("|", "{|")):
-        return ""  # of a table that never began or never ended
+        return ""  # of a table without its start or end
     if "''" in line:
         line = _without_quotes(line)
     if "<" in line or "__" in line:
@@ -358,7 +358,7 @@ def _clean_line(line: str) -> str:
 
 
 def _without_quotes(line: str) -> str:
-    """A line without the marks of italics (2), bold (3) or both (5); MediaWiki's `doQuotes`."""
+    """A line without the marks of italics (2), bold (3) or both (5), as MediaWiki's `doQuotes`."""
     lengths = [len(run) for run in _QUOTES.findall(line)]
     num_bold = sum(length >= 3 for length in lengths)
     num_italic = sum(length == 2 or length >= 5 for length in lengths)
@@ -376,7 +376,7 @@ def _without_quotes(line: str) -> str:
 
 
 def _without_empty_sections(paragraphs: Iterable[tuple[int, str]]) -> list[str]:
-    """Lines without headings above nothing, such as those above a list of notes."""
+    """Lines without headings of empty sections, such as a list of notes."""
     kept: list[str] = []
     covered = 0  # reading upwards: headings above this level have text below them
     for level, line in reversed(list(paragraphs)):

@@ -1,8 +1,8 @@
-"""WikiExtractor's files: documents between `<doc ...>` and `</doc>`, no XML, a paragraph a line.
+"""Reads WikiExtractor's files: `<doc ...>`, one paragraph per line, `</doc>`; not valid XML.
 
-The dialects differ: in attributes (without a title in old versions, with others behind it in
-Wikicorpus), in where a tag stands on its line, in a byte-order mark before each file that was put
-into one. A tag is never text; what stands outside of documents is bad.
+The dialects differ in the attributes (without a title in old versions, with others after it in
+Wikicorpus), in the place of a tag on its line, and in a byte-order mark before each concatenated
+file. A tag is never text; text outside documents is bad.
 """
 
 import html
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from data_prep.readers.source import MAX_DOCUMENT, Document, Source
 from dist_bert.common.errors import UserError
 
-# Attributes as they should be; with quotes inside of quotes; with "<" or ">" as well. No title of
-# Wikipedia has the latter two.
+# Valid attributes; with quotes inside quotes; with "<" or ">" as well. No title of Wikipedia has
+# the latter two.
 _START = re.compile(
     r"<doc((?:\s+[\w:.-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'))*\s*|\s[^<>]*?|\s(?:(?!<doc).)*[\"'])(/?)>",
     re.IGNORECASE,
@@ -36,14 +36,14 @@ class _Tag(NamedTuple):
 
 
 def wikiextractor(source: Source) -> Iterator[Document]:
-    """Documents with their paragraphs, unescaped.
+    """Yields documents with their paragraphs, unescaped.
 
-    The first line repeats the title and is left out; what is left of a redirect is empty.
+    The first line repeats the title and is skipped; a redirect is then empty.
 
     Raises:
         UserError: the file ends inside a document.
     """
-    behind = f" behind byte {source.part.start:,}" if source.part.start else ""
+    behind = f" after byte {source.part.start:,}" if source.part.start else ""
     document: _OpenDocument | None = None
     for number, line in _whole_tags(source.lines()):
         place = f"line {number:,}{behind}"
@@ -72,22 +72,22 @@ def wikiextractor(source: Source) -> Iterator[Document]:
         raise UserError(
             f"{source.path}: ends inside the document {document.title!r}; fetch the file again"
         )
-    if document is not None:  # as if it were not the end of a part
+    if document is not None:  # treated like a missing end elsewhere
         source.tally.count_bad("no_end", f"document {document.title!r} has no </doc>")
         yield from document.end()
 
 
 class _OpenDocument:
-    """A document whose end has not come yet."""
+    """A document that has not ended yet."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self._paragraphs: list[str] = []
         self._num_characters = 0
-        self._is_first = True  # paragraph; the title is none
+        self._is_first = True  # paragraph; the title does not count
 
     def add(self, line: str) -> Iterator[Document]:
-        """Takes a paragraph; yields what is too much for one document."""
+        """Adds a paragraph; yields a part when the document is too long."""
         text = html.unescape(line)
         if self._is_first and text == self.title:
             self._is_first = False
@@ -100,14 +100,14 @@ class _OpenDocument:
         self._num_characters += len(text)
 
     def end(self) -> Iterator[Document]:
-        """Yields the document, or what is left of it."""
+        """Yields the document, or the rest of it."""
         if self._paragraphs[-1:] == [_LAST_LINE]:
             self._paragraphs.pop()
         yield Document("\n\n".join(self._paragraphs))
 
 
 def _whole_tags(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; those that a tag goes over are one."""
+    """Lines with their numbers; lines that share a tag are joined."""
     number = 0
     for line in lines:
         number += 1
@@ -123,7 +123,7 @@ def _whole_tags(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
 
 
 def _pieces(line: str) -> Iterator[str | _Tag]:
-    """The tags and the texts of a line, without what is blank around them."""
+    """The tags and the texts of a line, without surrounding blanks."""
     rest = _trimmed(line)
     while "<" in rest:
         start = _START.match(rest) or _late_start(rest)
@@ -140,7 +140,7 @@ def _pieces(line: str) -> Iterator[str | _Tag]:
 
 
 def _late_start(line: str) -> re.Match[str] | None:
-    """A tag behind a text that lacks its end; not `<doc>` as a word of a text."""
+    """A tag after a text whose end tag is missing; not `<doc>` as a word of a text."""
     found = _START.search(line)
     return found if found and found[1].strip() and found.end() == len(line) else None
 
@@ -152,5 +152,5 @@ def _start_tag(found: re.Match[str]) -> _Tag:
 
 
 def _trimmed(text: str) -> str:
-    """Text without white space and byte-order marks around it."""
+    """Text without surrounding white space and byte-order marks."""
     return text.strip().strip("\ufeff").strip()

@@ -1,4 +1,4 @@
-"""Tools that every part uses: settings, files, hashes, errors, what this machine is.
+"""Shared tools: settings, files, hashes, errors, facts about this machine.
 
 Not for: anything about models, data or training; no torch at import.
 Others mostly use `settings.resolve`, `files.whole_path`, `errors.UserError` and `cli.run`.

@@ -1,6 +1,6 @@
-"""What every launch script shares: flags, one line for a user's mistake, exit codes.
+"""The command line of all launch scripts: flags, one-line errors, exit codes.
 
-Not for: logging (scripts print what they are for) or anything that a library caller needs.
+Not for: logging (scripts print their results) or anything that a library caller needs.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from dist_bert.common.settings import add_switch, boolean
 from dist_bert.common.slurm import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
-_BROKEN_PIPE_EXIT_CODE = 141  # that of a command that SIGPIPE has ended
+_BROKEN_PIPE_EXIT_CODE = 141  # as of a command ended by SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as all errors of the scripts are."""
+    """An argument parser whose errors are one line, like all errors of the scripts."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
@@ -31,11 +31,11 @@ class Parser(argparse.ArgumentParser):
         )
         add_switch(self, "--debug", "show a traceback for every error")
 
-    def parse_args(  # type: ignore[override]  # noqa: D102 - one of argparse's two forms is enough
+    def parse_args(  # type: ignore[override]  # noqa: D102 - only one of argparse's two forms is needed
         self, args: Sequence[str] | None = None
     ) -> argparse.Namespace:
         try:
-            take_over_ranks()  # before anything is told, by the first rank alone
+            take_over_ranks()  # before the first message, which only rank 0 prints
         except UserError as error:
             self.error(str(error))
         arguments, unknown = self.parse_known_args(args)
@@ -85,13 +85,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def local_path(text: str) -> Path:
-    """The path that an argument names, for argparse; a URL is refused.
+    """Converts an argument to a path, for argparse; rejects a URL.
 
-    As a path, `s3://bucket` would be a folder `s3:` that is made in the current one.
+    As a path, `s3://bucket` would create a folder `s3:` in the current folder.
     """
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text}: is a URL; give a local path, and copy the files from or to there"
+            f"{text}: is a URL; give a local path and copy the files from or to it"
         )
     return Path(text)
 
@@ -136,19 +136,19 @@ def check_output_file(path: str | None, flag: str) -> None:
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what pretraining's settings of the same names are, for scripts that only read shards."""
+    """Adds pretraining's settings of the same names, for scripts that only read shards."""
     parser.add_argument(
         "--local_cache",
         metavar="DIR",
         default="",
-        help="folder on a local disk for copies of the shards: for URLs and slow file systems",
+        help="folder on a local disk to cache shards from URLs and slow file systems",
     )
     parser.add_argument(
         "--local_cache_gib",
         type=_gib,
         default=0.0,
         metavar="GIB",
-        help="most that all copies in it take together; 0 = no limit (default)",
+        help="maximum total size of the cache; 0 = no limit (default)",
     )
 
 
@@ -162,11 +162,11 @@ def _gib(text: str) -> float:
 def run(
     main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> NoReturn:
-    """Runs a script's main function and exits: 0, its own code, or 2 and a line for a `UserError`.
+    """Runs a script's main function and exits with 0, its own code, or 2 and a line on `UserError`.
 
-    So, too, for a file that the system refuses to make, read or write.
+    An `OSError` of a named file is handled like a `UserError`.
 
-    Every rank of a launch sees the same mistake, so only the first one tells it, but for a
+    Every rank of a launch sees the same error, so only the first one prints it, except for a
     `NodeError`.
     """
     raise SystemExit(_exit_code_of(main, arguments))
@@ -175,7 +175,7 @@ def run(
 def run_rank(
     main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> NoReturn:
-    """As `run`, for scripts whose processes may be ranks of `torch.distributed`."""
+    """Like `run`, for scripts whose processes may be ranks of `torch.distributed`."""
     end_rank(_exit_code_of(main, arguments))
 
 
@@ -184,17 +184,17 @@ def _exit_code_of(
 ) -> int:
     try:
         code = main(arguments)
-        sys.stdout.flush()  # here, where a reader that has gone is expected
+        sys.stdout.flush()  # here, where a closed pipe is handled
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
         elif is_first_rank() or isinstance(error, NodeError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = USER_ERROR_EXIT_CODE
-    except BrokenPipeError:  # what reads our output has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
+    except BrokenPipeError:  # the reader of our output has exited, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no flush at exit
         code = _BROKEN_PIPE_EXIT_CODE
-    except OSError as error:  # a file that was named cannot be made, read or written
+    except OSError as error:  # a named file cannot be created, read or written
         if arguments.debug or error.filename is None:
             raise
         told = redacted(f"error: {error.filename}: {problem(error)}")
@@ -204,18 +204,18 @@ def _exit_code_of(
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0 of whatever launched it, or was launched alone."""
+    """Whether this process is rank 0 of its launch, or was launched alone."""
     return all(
         os.environ.get(name, "0") == "0" for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
     )
 
 
 def end_rank(code: int) -> NoReturn:
-    """Ends a process that was a rank, without taking the interpreter down.
+    """Exits a process that was a rank, without interpreter teardown.
 
-    Threads of gloo still give up the tensors of a collective after its end, and take the
-    interpreter's lock for that. One that waits for the lock while the interpreter is taken down
-    aborts the process: exit code -6 for a run that has done everything (pytorch issue 190489).
+    Gloo's threads release the tensors of a collective after its end, and take the interpreter's
+    lock for that. A thread that waits for the lock during teardown aborts the process: exit code -6
+    for a run that has finished its work (pytorch issue 190489).
 
     Args:
         code: exit code.

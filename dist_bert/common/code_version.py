@@ -1,4 +1,4 @@
-"""Which code runs: commit and changes of a git checkout, and a fingerprint of the sources."""
+"""Version of the running code: commit and changes of a git checkout, hash of the sources."""
 
 import subprocess
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from dist_bert.common import files
 
 ROOT = Path(__file__).parents[2]
-_MAX_DIFF = 50_000  # characters; TensorBoard's page gets slow with more
-_GIT_SECONDS = 10.0  # on a file system that hangs, a run starts without its commit
+_MAX_DIFF = 50_000  # characters; more slows down TensorBoard's page
+_GIT_SECONDS = 10.0  # if the file system hangs, a run starts without its commit
 
 
 def code_fingerprint() -> str:
-    """The first digits of a hash over this package's sources: tells changed files, too."""
+    """The first digits of a hash over this package's sources; changes with any of its files."""
     package = Path(__file__).parents[1]
     sources = sorted(package.rglob("*.py"))
     hashes = {str(p.relative_to(package)): files.sha256_of_file(p) for p in sources}
@@ -19,7 +19,7 @@ def code_fingerprint() -> str:
 
 
 def commit_of(root: Path) -> str | None:
-    """The commit of a git checkout; None where `root` is none, or git is missing or fails."""
+    """The commit of a git checkout; None if `root` is not one, or git is missing or fails."""
     try:
         return _commit(root)
     except (OSError, subprocess.SubprocessError):
@@ -27,13 +27,13 @@ def commit_of(root: Path) -> str | None:
 
 
 def code_version(root: Path) -> tuple[str | None, str]:
-    """The commit of a git checkout, and what is not committed: its status and its diff.
+    """The commit of a git checkout, and its uncommitted changes: status and diff.
 
     Args:
         root: top folder of the checkout.
 
     Returns:
-        None and "" where `root` is none, or git is missing or fails.
+        None and "" if `root` is not one, or git is missing or fails.
     """
     try:
         commit = _commit(root)
@@ -49,7 +49,7 @@ def code_version(root: Path) -> tuple[str | None, str]:
 
 def _commit(root: Path) -> str | None:
     if _git(root, "rev-parse", "--show-toplevel").strip() != str(root.resolve()):
-        return None  # a package installed below somebody else's checkout
+        return None  # a package installed inside another checkout
     return _git(root, "rev-parse", "HEAD").strip()
 
 

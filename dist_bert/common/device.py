@@ -1,8 +1,8 @@
-"""What this process computes on, and how: the one place that decides it.
+"""Selects the device of this process: the only place that decides it.
 
-A GPU or the CPU (`device_type`), a rank's share of the cores (`set_up_device`), and whether the
-CPU multiplies bf16 itself (`has_bf16_instructions`). torch is imported where it is needed, so that
-`--dry_run` and the doctor can ask without it. Not for: how products are computed
+A GPU or the CPU (`device_type`), a rank's share of the cores (`set_up_device`), and whether the CPU
+has bf16 instructions (`has_bf16_instructions`). torch is imported only where needed, so that
+`--dry_run` and the doctor work without it. Not for: how matrix products are computed
 (`dist_bert.model.products`).
 """
 
@@ -18,23 +18,23 @@ from dist_bert.common.machine import cpu_model
 if TYPE_CHECKING:
     import torch
 
-DEVICE_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed's, so both always agree
+DEVICE_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed's own, so both always agree
 _DEVICE_TYPES = ("cpu", "cuda")
 _CPU_INFO = Path("/proc/cpuinfo")
 _DEVICE_FILES = Path("/dev")
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
-# oneDNN, which computes torch's products on CPU, can be limited to older instructions. These parts
-# of the limit's name admit bf16: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+# oneDNN, which computes torch's products on CPU, can be limited to older instructions. Limits with
+# these in their name allow bf16: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _BF16_ISAS = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def device_type() -> str:
-    """`cuda` or `cpu`: what DS_ACCELERATOR says, else a GPU where torch sees one.
+    """`cuda` or `cpu`: the value of DS_ACCELERATOR, else a GPU if torch sees one.
 
     Raises:
-        UserError: DS_ACCELERATOR names another device, or a GPU where there is none.
+        UserError: DS_ACCELERATOR names another device, or a GPU and there is none.
     """
     import torch
 
@@ -47,8 +47,8 @@ def device_type() -> str:
         )
     if asked == "cuda" and not has_gpu:
         raise UserError(
-            f"{DEVICE_VARIABLE} = cuda: torch sees no GPU here; unset it to use the CPU, or see"
-            " what is wrong with `python launch/doctor.py`"
+            f"{DEVICE_VARIABLE} = cuda: torch sees no GPU here; unset it to use the CPU, or find"
+            " the cause with `python launch/doctor.py`"
         )
     return asked or ("cuda" if has_gpu else "cpu")
 
@@ -69,14 +69,14 @@ def has_gpu() -> bool:
 
 
 def run_device() -> "torch.device":
-    """The device of this process; of several GPUs the current one, which `set_up_device` chose."""
+    """The device of this process; of several GPUs, the one that `set_up_device` selected."""
     import torch
 
     return torch.device(device_type())
 
 
 def set_up_device(local_rank: int, local_size: int) -> None:
-    """Takes this rank's GPU, or its share of the cores.
+    """Selects this rank's GPU, or its share of the cores.
 
     Args:
         local_rank: number of this rank on its host.
@@ -91,8 +91,8 @@ def set_up_device(local_rank: int, local_size: int) -> None:
         num_gpus = torch.cuda.device_count()
         if local_rank >= num_gpus:
             raise UserError(
-                f"rank {local_rank} of this host has no GPU, since torch sees {num_gpus} here:"
-                f" start at most {num_gpus} ranks a host (deepspeed --num_gpus {num_gpus})"
+                f"rank {local_rank} of this host has no GPU: torch sees {num_gpus} here; start at"
+                f" most {num_gpus} ranks per host (deepspeed --num_gpus {num_gpus})"
             )
         torch.cuda.set_device(local_rank)
         return
@@ -111,8 +111,8 @@ def num_cores() -> int:
 def _keep_freed_memory() -> None:
     """Lets glibc keep freed memory instead of returning it after every large tensor.
 
-    The kernel must zero fresh pages: 3 to 20 % of a step on CPU. Other C libraries lack the
-    function and are left as they are.
+    Otherwise the kernel zeros new pages: 3 to 20 % of a step on CPU. Other C libraries lack the
+    function and are not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -124,21 +124,21 @@ def _keep_freed_memory() -> None:
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies bf16 matrices faster than float32 ones.
 
-    By its flags and oneDNN's limit, not by measurement: so a run computes the same way after every
-    resume, however busy the machine is. Without them oneDNN's bf16 products take 2 to 90 times as
-    long as float32 ones (docs/performance.md).
+    Decided by its flags and oneDNN's limit, not by measurement: so a run computes in the same way
+    after every resume, even on a busy machine. Without the instructions, oneDNN's bf16 products
+    take 2 to 90 times as long as float32 ones (docs/performance.md).
     """
     return bool(bf16_flags()) and _onednn_may_use_bf16()
 
 
 def bf16_flags() -> list[str]:
-    """The processor's flags that mean bf16 products; none where the system does not list flags."""
+    """The processor's flags for bf16 products; none if the system does not list flags."""
     found = cpu_flags(_CPU_INFO.read_text()) if _CPU_INFO.exists() else set()
     return [flag for flag in _BF16_FLAGS if flag in found]
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
-    """Flags of the processor, which /proc/cpuinfo calls flags on x86 and Features on Arm."""
+    """Flags of the processor, called flags in /proc/cpuinfo on x86 and Features on Arm."""
     return {
         flag
         for line in cpuinfo.splitlines()
@@ -153,7 +153,7 @@ def _onednn_may_use_bf16() -> bool:
 
 
 def describe_device(device: "torch.device", precision: str) -> dict[str, Any]:
-    """What a run computes on and how: `device`, `threads` of this process, `arithmetic`."""
+    """Facts about a run's computation: `device`, `threads` of this process, `arithmetic`."""
     import torch
 
     is_gpu = device.type == "cuda"
@@ -165,7 +165,7 @@ def describe_device(device: "torch.device", precision: str) -> dict[str, Any]:
 
 
 def arithmetic(precision: str, device: str) -> str:
-    """How a run of a precision computes, in words for people.
+    """How a run of a precision computes, in words.
 
     Args:
         precision: of the DeepSpeed JSON: bf16, fp16 or fp32.

@@ -1,14 +1,14 @@
-"""The one exception for what a user can cause; anything else that is raised is our own mistake."""
+"""The exception for errors that a user can cause; any other exception is a bug of ours."""
 
 from dist_bert.common.redaction import redacted
 
 
 class UserError(ValueError):
-    """A mistake in the input, a file or the configuration.
+    """An error in the input, a file or the configuration.
 
     The message has the name as typed, the value, the rule and the remedy, in one line. Scripts
     print it without a traceback and exit with code 2 (see `dist_bert.common.cli`). Credentials in
-    it are redacted, so that it may be shown, logged and gathered from other ranks as it is.
+    it are redacted, so it can be shown, logged and gathered from other ranks unchanged.
     """
 
     def __init__(self, message: str) -> None:
@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 class NodeError(UserError):
-    """A mistake, or an outage, that other nodes of a job may not meet.
+    """An error, or an outage, that may occur on some nodes of a job only.
 
-    Shown by every rank that meets it, and it ends the job: the others may wait for this rank.
+    Every rank that meets it prints it and ends the job: the others may be waiting for this rank.
     """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: write beside, fsync, rename. Hashes of files."""
+"""Atomic file writes: write to a temporary file, fsync, rename. Hashes of files."""
 
 import contextlib
 import errno
@@ -16,15 +16,14 @@ _REMEDIES = {  # of limits, whose error says nothing about the file that met the
     errno.ENFILE: " on this machine: raise its limit, sysctl fs.file-max",
 }
 _ESCAPES = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
-_MAX_PENDING_BYTES = 64 << 20  # that wait for room on a full disk: 100,000 steps or more
+_MAX_PENDING_BYTES = 64 << 20  # kept while a disk is full: 100,000 steps or more
 
 
 @contextlib.contextmanager
 def whole_path(path: str | Path) -> Iterator[Path]:
-    """Gives a path to write to; the file appears under `path` when the block ends without an error.
+    """Yields a path to write to; the file appears as `path` when the block ends without an error.
 
-    The temporary name is fixed by `path` and the process, so two writers of one file never share
-    it.
+    The temporary name depends on `path` and the process, so two writers of a file never share it.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -35,8 +34,8 @@ def whole_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)  # as the user knows it
-        with contextlib.suppress(OSError):  # of the folder: it is in the error already
+            error.filename = str(path)  # the name that the user knows
+        with contextlib.suppress(OSError):  # of the folder: the error already names it
             temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
@@ -44,14 +43,14 @@ def whole_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a binary file that appears under `path` only when the block ends without an error."""
+    """Opens a binary file that appears as `path` only when the block ends without an error."""
     with whole_path(path) as temporary, open(temporary, "wb") as file:
         yield file
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder to write to that becomes `path` when the block ends without an error."""
+    """Yields a folder to write to that becomes `path` when the block ends without an error."""
     path = path.absolute()  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -60,7 +59,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with names_errors(path):
             yield temporary
             fsync(temporary)
-            os.replace(temporary, path)  # an empty folder may be in its place
+            os.replace(temporary, path)  # an empty folder may exist there
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -69,7 +68,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def names_errors(path: str | Path) -> Iterator[None]:
-    """Gives a name to errors that have none: a full disk does not say which file it stopped."""
+    """Adds the file name to errors without one: a full disk does not name the file."""
     try:
         yield
     except OSError as error:
@@ -83,13 +82,13 @@ def problem(error: OSError) -> str:
 
 
 class Appender:
-    """A file that is added to. A full disk makes it late, instead of ending the program.
+    """A file to append to. A full disk delays writes instead of ending the program.
 
-    What cannot be written stays in memory, up to a limit, for the next `flush`.
+    Data that cannot be written stays in memory, up to a limit, for the next `flush`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Touches nothing yet.
+        """Does not touch the file yet.
 
         Args:
             path: of the file, which may exist.
@@ -97,17 +96,17 @@ class Appender:
         self._path = path
         self._descriptor: int | None = None
         self._pending = bytearray()
-        self.num_dropped = 0  # calls of `write` whose data found no room in memory
+        self.num_dropped = 0  # calls of `write` beyond the memory limit
 
     def write(self, data: bytes) -> None:
-        """Adds to what the next `flush` writes."""
+        """Buffers data for the next `flush`."""
         if len(self._pending) + len(data) <= _MAX_PENDING_BYTES:
             self._pending += data
         else:
             self.num_dropped += 1
 
     def flush(self) -> str:
-        """Writes what can be written; returns why something cannot, "" where all is done."""
+        """Writes the buffered data; returns the reason if some could not be written, else ""."""
         try:
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -119,7 +118,7 @@ class Appender:
         return ""
 
     def close(self) -> str:
-        """Writes what can be written and ends the file; returns as `flush` does."""
+        """Flushes and closes the file; returns the same as `flush`."""
         problem = self.flush()
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -128,7 +127,7 @@ class Appender:
 
 
 def fsync(path: str | Path) -> None:
-    """Makes a file's data last, or the names in a folder: a rename is data of the folder."""
+    """Syncs a file's data, or the names in a folder, to disk: a rename is data of the folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -137,7 +136,7 @@ def fsync(path: str | Path) -> None:
 
 
 def allow_as_usual(path: str | Path) -> None:
-    """Gives a file the permissions that `open` gives; safetensors writes for its owner alone."""
+    """Gives a file the permissions that `open` gives; safetensors makes it owner-only."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
@@ -155,15 +154,15 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
 
 
 def json_line(value: Any) -> str:
-    """JSON that is one line for every reader, with its end.
+    """JSON on one line for every reader, including the line end.
 
-    Unicode's other ends of lines, at which `str.splitlines` and many tools cut, are escaped.
+    Unicode's other line separators, at which `str.splitlines` and many tools split, are escaped.
     """
     return json.dumps(value, ensure_ascii=False).translate(_ESCAPES) + "\n"
 
 
 def sha256_of_file(path: str | Path, start: int = 0, num_bytes: int | None = None) -> str:
-    """SHA-256 of a file's bytes, or of some of them, as 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, or of a part of them, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     left = os.path.getsize(path) - start if num_bytes is None else num_bytes
     with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""Counter-based randomness: every random choice is a hash of the numbers that name it.
+"""Counter-based randomness: every random choice is a hash of the numbers that identify it.
 
-No generator has a state, so a choice depends on (seed, purpose, document, copy, ...) and never on
-who draws it, how many ranks there are, or what was drawn before. All functions are vectorised over
-numpy arrays and give the same numbers on every platform and numpy version.
+There is no generator state, so a choice depends on (seed, purpose, document, copy, ...) and never
+on the rank that draws it, the number of ranks, or earlier draws. All functions are vectorised over
+numpy arrays and return the same numbers on every platform and numpy version.
 
 Sources: splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators");
 the 32-bit finaliser of MurmurHash3 (Appleby); permutation by a Feistel network over a grid
@@ -49,7 +49,7 @@ def below(bound: int | NDArray[np.integer], *keys: Key) -> NDArray[np.int64]:
 
 
 def hash32_grid(row_keys: NDArray[np.uint64], num_columns: int) -> NDArray[np.uint32]:
-    """A (rows, columns) grid of uint32 hashes, each of `row_keys[row]` and its column alone.
+    """A (rows, columns) grid of uint32 hashes, each of `row_keys[row]` and its column.
 
     Much cheaper than `hash64` per element; made for one key per sample and one column per token.
     """
@@ -64,10 +64,10 @@ def hash32_grid(row_keys: NDArray[np.uint64], num_columns: int) -> NDArray[np.ui
 
 
 def permuted(indices: NDArray[np.integer], size: int, *keys: Key) -> NDArray[np.int64]:
-    """Where a keyed random permutation of range(size) sends `indices`.
+    """Images of `indices` under a keyed random permutation of range(size).
 
-    No table: a permutation of a billion documents costs no memory and any part of it is found at
-    once.
+    No table: a permutation of a billion documents takes no memory, and any part of it can be
+    computed directly.
 
     Args:
         indices: integers in [0, size).
@@ -97,7 +97,7 @@ def _feistel(
         total -= total // left_size * left_size  # remainder: numpy vectorises only the division
         left, right = right, total
         left_size, right_size = right_size, left_size
-    # An even number of rounds: the sizes are back in place.
+    # After an even number of rounds, the sizes are in their original order.
     return (right * left_size + left).astype(np.int64)
 
 

@@ -1,7 +1,7 @@
-"""Files of lines in a run's folder, a JSON object each: metrics, predictions, starts.
+"""Reads and writes JSON lines in a run's folder: metrics, predictions, starts.
 
-A line that is damaged is left out and told of: it is worth neither the run nor the other lines. Not
-for: what the lines mean.
+A damaged line is skipped with a warning; it costs neither the run nor the other lines. Not for: the
+meaning of the lines.
 """
 
 import json
@@ -23,12 +23,12 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file, one at a time; none without a file.
 
-    A last line without an end is one that a kill cut off, or that is being written.
+    A last line without a line end was cut off by a kill, or is being written.
 
     Args:
         path: of the file.
-        needed: keys that a row has beside `step`, which is a number.
-        only_numbers: whether all values of a row are finite numbers.
+        needed: keys that a row has besides `step`, which is a number.
+        only_numbers: whether all values of a row must be finite numbers.
     """
     if not path.exists():
         return
@@ -42,7 +42,7 @@ def rows_of(
                 num_damaged += 1
                 first = first or number
     if num_damaged:
-        told = f"{num_damaged:,} damaged lines are left out, the first is line {first:,}"
+        told = f"{num_damaged:,} damaged lines are skipped, the first is line {first:,}"
         _LOG.warning("%s: %s", path, told)
 
 
@@ -57,13 +57,13 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def drop_rows_after(path: Path, step: int, **what: Any) -> None:
-    """Takes the rows of later steps out of a file, and what is damaged.
+    """Removes the rows of later steps, and damaged lines, from a file.
 
-    Where they are its end, it is cut off there: that needs no room on a full disk.
+    If they are at its end, the file is truncated: that needs no space on a full disk.
 
     Args:
         path: of the file, which need not exist.
-        step: the last one that stays.
+        step: the last one to keep.
         what: arguments of `rows_of`.
     """
     if not path.exists():
@@ -80,7 +80,7 @@ def drop_rows_after(path: Path, step: int, **what: Any) -> None:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The object of a line; None where it is damaged, or has no end."""
+    """The object of a line; None if it is damaged or has no line end."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,11 +1,11 @@
-"""Packed files as one stream of bytes: gzip, bzip2, xz and zstd, told by their first bytes.
+"""Unpacks gzip, bzip2, xz and zstd, detected by their first bytes, as one stream of bytes.
 
-A packed file is a row of streams (gzip calls them members, zstd frames), maybe with zeros behind
-one of them, as tapes and block devices leave. The standard library's own readers end at the first
-part that they do not know, without a word. Here, that is damage, and damage has an offset. Memory
-is bounded, however much a small file unpacks to.
+A packed file is a sequence of streams (gzip calls them members, zstd frames), maybe with zeros
+after one of them, left by tapes and block devices. The standard library's own readers silently end
+at the first unknown part. Here, that is an error with its offset. Memory is bounded, however much a
+small file unpacks to.
 
-Not for: what the bytes mean.
+Not for: the meaning of the bytes.
 """
 
 import bz2
@@ -15,26 +15,26 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
-MAGIC_BYTES = 8  # of a file, enough to tell how it is packed
+MAGIC_BYTES = 8  # of a file, enough to detect its format
 
 _READ_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 18  # unpacked at a time
 _BUFFER_BYTES = 1 << 20
-# A block of 128 KiB takes 4 bytes where it repeats one byte, and zstandard unpacks all that it is
-# given: 32 MiB at most.
+# A block of 128 KiB that repeats one byte takes 4 bytes, and zstandard unpacks all of its input:
+# 32 MiB at most.
 _ZSTD_READ_BYTES = 1 << 10
-# `zstd --long=31` reaches back so far, which the Pushshift dumps need; the default is 1 << 27. xz
-# has windows, too, up to 64 MiB by its own presets.
+# The window of `zstd --long=31`, which the Pushshift dumps need; the default is 1 << 27. xz has
+# windows, too, up to 64 MiB in its presets.
 _WINDOW_BYTES = 1 << 31
 _GZIP = 16 + zlib.MAX_WBITS  # header and checksums of gzip around the deflated bytes
 
 
 class DamagedError(Exception):
-    """A packed file is cut off or damaged, or something else follows in it; says what and where."""
+    """A packed file is cut off, damaged or followed by other data; names problem and offset."""
 
 
 class _Stream(Protocol):
-    """What unpacks one stream, as the standard library's decompressors do."""
+    """A decompressor of one stream, like those of the standard library."""
 
     @property
     def eof(self) -> bool:
@@ -42,18 +42,18 @@ class _Stream(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether nothing more comes without more packed bytes."""
+        """Whether more packed bytes are needed for more output."""
 
     @property
     def unused_data(self) -> bytes:
-        """What followed the end of the stream in the packed bytes."""
+        """The packed bytes after the end of the stream."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """Unpacks about as much as `max_length`."""
+        """Unpacks about `max_length` bytes."""
 
 
 class _GzipMember:
-    """A member of a gzip file, with the methods that bzip2's and xz's decompressors have."""
+    """A member of a gzip file, with the methods of bzip2's and xz's decompressors."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(_GZIP)
@@ -74,7 +74,7 @@ class _GzipMember:
 
 
 class _ZstdFrame:
-    """A frame of a zstd file, likewise; what it unpacks at once is bounded by what it is given."""
+    """A frame of a zstd file, likewise; the size of its input bounds that of its output."""
 
     needs_input = True
 
@@ -126,10 +126,10 @@ def is_packed(magic: bytes) -> bool:
 
 
 def unpacked(file: IO[bytes], magic: bytes, start: int = 0) -> IO[bytes]:
-    """What a file holds: all of its streams, one behind the other, or the file itself.
+    """The contents of a file: all of its streams, concatenated, or the file itself.
 
-    Reading raises `DamagedError` where the file is not whole, each time anew. `tell` counts
-    unpacked bytes.
+    Reading raises `DamagedError`, on every call, where the file is damaged. `tell` counts unpacked
+    bytes.
 
     Args:
         file: at the beginning of a stream.
@@ -137,12 +137,12 @@ def unpacked(file: IO[bytes], magic: bytes, start: int = 0) -> IO[bytes]:
         start: of the stream in the file, for messages.
 
     Raises:
-        ModuleNotFoundError: zstandard is wanted and not installed.
+        ModuleNotFoundError: zstandard is needed and not installed.
     """
     new_stream = _stream_of(magic)
     if new_stream is None:
         return file
-    new_stream()  # raises here where it cannot
+    new_stream()  # raises here if it cannot
     chunk_bytes = _ZSTD_READ_BYTES if new_stream is _ZstdFrame else _READ_BYTES
     return io.BufferedReader(
         _Unpacked(_Packed(file, start, chunk_bytes), new_stream), _BUFFER_BYTES
@@ -162,13 +162,13 @@ class _Packed:
         self._chunk_bytes = chunk_bytes
 
     def read(self) -> bytes:
-        """Reads on; nothing is left where it is empty."""
+        """Reads the next piece; it is empty at the end of the file."""
         data = self._file.read(self._chunk_bytes)
         self.offset += len(data)
         return data
 
     def behind_padding(self, data: bytes) -> bytes:
-        """What follows the zeros at the beginning of `data`, which was read last."""
+        """The bytes after the zeros at the beginning of `data`, which was read last."""
         while not (data := data.lstrip(b"\0")):
             if not (data := self.read()):
                 break
@@ -196,7 +196,7 @@ def _pieces(packed: _Packed, new_stream: Callable[[], _Stream]) -> Iterator[byte
 
 
 class _Unpacked(io.RawIOBase):
-    """A row of streams as a file."""
+    """A sequence of streams as a file."""
 
     def __init__(self, packed: _Packed, new_stream: Callable[[], _Stream]) -> None:
         self._pieces = _pieces(packed, new_stream)
@@ -211,7 +211,7 @@ class _Unpacked(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        if self._error is not None:  # some callers take an error for the end, and read again
+        if self._error is not None:  # some callers treat an error as the end, and read again
             raise self._error
         if not self._piece:
             try:

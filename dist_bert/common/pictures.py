@@ -1,6 +1,6 @@
-"""Pictures of tables of numbers, as PNG: similarities, attention, whatever has rows and columns.
+"""Renders heat maps of similarity and attention matrices as PNG files.
 
-Matplotlib is optional, and imported only where something is drawn. Not for: curves (TensorBoard).
+Matplotlib is optional, and imported only to draw. Not for: curves (TensorBoard).
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 
-MAX_ROWS = 100  # more would be no picture that one can read
-_MAX_CONTEXT = 30  # characters of a label on each side of what it marks
+MAX_ROWS = 100  # more would be unreadable
+_MAX_CONTEXT = 30  # characters of a label on each side of the marked part
 _MAX_ROWS_WITH_NUMBERS = 24
-_FONT = "DejaVu Sans"  # matplotlib's own: always there
+_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Panel:
     column_labels: Sequence[str]
     row_axis: str = ""  # what the rows are
     column_axis: str = ""
-    texts: Sequence[Sequence[str]] | None = None  # (R, C) to stand in the cells, not the values
+    texts: Sequence[Sequence[str]] | None = None  # (R, C) shown in the cells instead of the values
 
 
 def check_picture(path: str, flag: str) -> None:
-    """Finds out before the work whether a picture can be drawn.
+    """Checks before the work whether a picture can be drawn.
 
     Raises:
-        UserError: matplotlib is not installed, or the name is not that of a PNG file.
+        UserError: matplotlib is not installed, or the name does not end in .png.
     """
     if not path.lower().endswith(".png"):
-        raise UserError(f"{flag} {path}: pictures are PNG files; let its name end in .png")
+        raise UserError(f"{flag} {path}: must end in .png: pictures are PNG files")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -61,24 +61,24 @@ def write_tables(
     bar_label: str,
     form: str = ".2f",
 ) -> None:
-    """Writes tables with the same rows side by side, every value as a colour on one scale.
+    """Draws tables with the same rows side by side, with all values on one colour scale.
 
     Args:
         path: of the PNG file.
-        title: stands above all.
+        title: shown above all panels.
         row_labels: (R,), of all panels.
         panels: the tables.
         low: value of the darkest colour.
-        high: value of the brightest one, also for what is above it.
-        bar_label: what the values are.
-        form: how they are written into the cells, where there is room.
+        high: value of the brightest one, also used for higher values.
+        bar_label: meaning of the values.
+        form: format of the values in the cells, if there is room.
 
     Raises:
         UserError: there are more than `MAX_ROWS` rows or columns.
     """
     size = max(len(row_labels), *(len(panel.column_labels) for panel in panels))
     if size > MAX_ROWS:
-        raise UserError(f"{path}: {size} rows or columns, a picture shows at most {MAX_ROWS}")
+        raise UserError(f"{path}: {size} rows or columns: a picture shows at most {MAX_ROWS}")
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -109,28 +109,28 @@ def write_tables(
             if has_numbers:
                 _write_cells(axes, panel, form, (low + high) / 2)
         is_cut = any(panel.values.max() > high for panel in panels)
-        extend = "max" if is_cut else "neither"  # an arrow: there are values beyond the scale
+        extend = "max" if is_cut else "neither"  # an arrow shows that values exceed the scale
         figure.colorbar(
             image, ax=list(grid), label=bar_label, fraction=0.05, pad=0.02, extend=extend
         )
         figure.suptitle(title, fontsize=11, parse_math=False)
         with files.whole_file(path) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # said above, in one line
-            # without the name of the software: equal values give equal bytes
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
+            # without the software's name, so that equal values give equal bytes
             figure.savefig(
                 file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
             )
 
 
 def shortened(label: str, begin: int, end: int) -> str:
-    """A label that fits beside a picture: label[begin:end] and what is around it."""
+    """A label that fits next to a picture: label[begin:end] and its context."""
     first, last = max(0, begin - _MAX_CONTEXT), max(end + _MAX_CONTEXT, 2 * _MAX_CONTEXT)
     head = "…" if first else ""
     return f"{head}{label[first:last]}{'…' if last < len(label) else ''}"
 
 
 def lacking_characters(text: str) -> str:
-    """The characters of a text that no installed font has, sorted."""
+    """The characters of a text that are in no installed font, sorted."""
     return "".join(sorted(_fonts_of(text)[1]))
 
 
@@ -144,21 +144,21 @@ def _write_cells(axes: Any, panel: Panel, form: str, middle: float) -> None:
 def _font_families(text: str) -> list[str]:
     """Matplotlib's own font, and installed ones for the characters that it lacks.
 
-    Says on standard error which characters no font has: they are drawn as boxes.
+    Warns on standard error about characters that no font has: they are drawn as boxes.
     """
     families, missing = _fonts_of(text)
     if missing:
         shown = "".join(sorted(missing)[:10])
         print(
-            f"no installed font has {shown}: drawn as boxes; install one that does, for Chinese"
-            " e.g. apt-get install fonts-noto-cjk",
+            f"no installed font has {shown}: drawn as boxes; install a font, for Chinese e.g."
+            " apt-get install fonts-noto-cjk",
             file=sys.stderr,
         )
     return families
 
 
 def _fonts_of(text: str) -> tuple[list[str], set[str]]:
-    """Families of fonts for the characters of a text, and the characters that none of them has."""
+    """Font families for the characters of a text, and the characters that none of them has."""
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 
@@ -171,7 +171,7 @@ def _fonts_of(text: str) -> tuple[list[str], set[str]]:
 
     own = font_manager.findfont(_FONT)
     families, missing = [_FONT], lacking(own, {c for c in text if c.isprintable()})
-    # From the disk: matplotlib's list of fonts is older than what was installed since.
+    # From the disk: matplotlib's list of fonts lacks those installed since it was made.
     installed = font_manager.findSystemFonts() if missing else []
     for path in sorted(installed, key=lambda path: ("egular" not in path, Path(path).name)):
         still_missing = lacking(path, missing)

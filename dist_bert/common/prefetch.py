@@ -1,4 +1,4 @@
-"""An iterator run ahead in a thread, so that the loop finds its next batch ready."""
+"""Runs an iterator ahead in a thread, so that the loop's next batch is ready."""
 
 import queue
 import threading
@@ -9,12 +9,12 @@ Item = TypeVar("Item")
 
 
 def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
-    """Runs an iterator in a thread, `depth` items and one ahead; its errors come out here.
+    """Runs an iterator in a thread, `depth` + 1 items ahead; its errors are raised here.
 
-    Close it when done, which ends the thread.
+    Close it when done; that ends the thread.
 
-    A thread and not worker processes: batches would have to cross between them, which costs 8 to 14
-    times more than making them.
+    A thread, not worker processes: transferring batches between processes costs 8 to 14 times more
+    than making them.
     """
     end = object()
     ready: queue.Queue[Any] = queue.Queue(depth)
@@ -35,10 +35,10 @@ def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
                 if not put(item):
                     return
             put(end)
-        except BaseException as error:  # whatever it is, the loop must see it
+        except BaseException as error:  # the loop must see any error
             put(error)
         finally:
-            if isinstance(items, Generator):  # it may have a thread of its own
+            if isinstance(items, Generator):  # it may have its own thread
                 items.close()
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

@@ -1,18 +1,18 @@
-"""The one rule of what is secret: credentials in URLs, and variables by their names.
+"""Redacts secrets: credentials in URLs, and environment variables selected by name.
 
-All that leaves a process goes through it: the settings that a run keeps and prints, log lines,
-error messages, tracebacks. Not for: secrets in a path, or in a command line, which whoever lists
-the processes of a host can read anyway.
+All output of a process passes through it: the settings that a run stores and prints, log lines,
+error messages, tracebacks. Not for: secrets in a path, or in a command line, which anyone who lists
+the processes of a host can read.
 """
 
 import re
 from typing import Any
 
 _MARK = "***"
-# Up to the last @ of the host. A password may hold @ and / as they are: where what follows the
-# first colon is no port, up to the last @ of all.
+# Up to the last @ of the host. A password may contain unescaped @ and /: if the first colon is not
+# followed by a port, up to the last @ of the URL.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#@:]+:(?!\d*(?:[/?#\s]|$))\S*|[^\s/?#]*)@")
-# Whatever stands behind ? or #, as the signature of a presigned URL; not the sentence's own marks.
+# Everything after ? or #, such as the signature of a presigned URL; not the sentence's punctuation.
 _SIGNATURE = re.compile(r"(://[^\s?#'\"<>]*[?#])[^\s'\"<>]+?(?=[):;,.]*(?:[\s'\"<>]|$))")
 _SECRET_NAMES = (
     "AUTH", "COMMENT", "COOKIE", "CRED", "JWT", "KEY", "PASS", "PWD", "SECRET", "TOKEN",
@@ -20,14 +20,14 @@ _SECRET_NAMES = (
 
 
 def redacted(text: str) -> str:
-    """A text with *** for the user, the password and the signature of every URL in it."""
+    """A text with *** in place of the user, password and signature of every URL."""
     if "://" not in text:
         return text
     return _SIGNATURE.sub(rf"\g<1>{_MARK}", _USER.sub(f"{_MARK}@", text))
 
 
 def redacted_values(value: Any) -> Any:
-    """A JSON value with every text in it, but for the names of its fields, `redacted`."""
+    """A JSON value with all its texts, except field names, `redacted`."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
@@ -36,8 +36,8 @@ def redacted_values(value: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of an environment variable is not to be shown, by its name.
+    """Whether the value of an environment variable must be hidden, by its name.
 
-    A job's comment is free text, in which people put whatever their site asks for.
+    A job's comment is free text, which may contain anything that a site requires.
     """
     return any(part in name.upper() for part in _SECRET_NAMES)

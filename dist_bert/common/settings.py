@@ -42,10 +42,10 @@ def raise_all(what: str, problems: list[str]) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; configs/... may be one that comes with the package.
+    """Reads a JSON object from a file; configs/... may be one of the package's own.
 
     Raises:
-        UserError: the file is missing, is not JSON, or holds something else than an object.
+        UserError: the file is missing, is not JSON, or does not contain an object.
     """
     try:
         return json_object(found(path).read_bytes(), path)
@@ -59,7 +59,7 @@ def json_object(data: bytes, path: str | Path) -> dict[str, Any]:
     """A JSON object in UTF-8; `path` names it in errors.
 
     Raises:
-        UserError: it is not JSON, or holds something else than an object.
+        UserError: it is not JSON, or does not contain an object.
     """
     try:
         value = json.loads(data.decode())
@@ -78,10 +78,10 @@ def resolve(
     Args:
         cls: PretrainingConfig, ModelConfig or their like.
         file: path of a JSON object whose keys are fields of `cls`, or None.
-        flags: field values given on the command line; None means "not given".
+        flags: field values from the command line; None means "not given".
 
     Raises:
-        UserError: an unknown key (the known ones are listed), a value of a wrong type or range.
+        UserError: an unknown key (lists the known ones), or a value of a wrong type or range.
     """
     values = read_json(file) if file is not None else {}
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
@@ -166,7 +166,7 @@ def boolean(text: str) -> bool:
 
 
 def _base_type(kind: Any) -> Any:
-    """`int` of `int | None`; any other type as it is."""
+    """`int` for `int | None`; any other type unchanged."""
     if isinstance(kind, types.UnionType):
         return next(k for k in typing.get_args(kind) if k is not type(None))
     return kind
@@ -175,7 +175,7 @@ def _base_type(kind: Any) -> Any:
 def _has_type(value: Any, kind: Any) -> bool:
     if isinstance(kind, types.UnionType) and value is None:
         return True
-    return type(value) is _base_type(kind)  # bool is no int here
+    return type(value) is _base_type(kind)  # bool is not an int here
 
 
 def _type_name(kind: Any) -> str:

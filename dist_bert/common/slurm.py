@@ -1,8 +1,8 @@
-"""Ranks that srun started itself, one task a rank: SLURM's variables under the launchers' names.
+"""Sets the launchers' variables from SLURM's, for ranks started directly by srun, one per task.
 
-Only tasks of a step of several tasks are ranks. A script that is started in a batch script or in
-the shell of an allocation, without srun, stays a single process: what SLURM sets there describes
-the allocation. Where a launcher (`deepspeed`, `torchrun`) has set RANK, its word counts. No torch.
+Only tasks of a step with several tasks are ranks. A script started without srun, in a batch script
+or the shell of an allocation, stays a single process: SLURM's variables there describe the
+allocation. If a launcher (`deepspeed`, `torchrun`) has set RANK, that takes precedence. No torch.
 """
 
 import os
@@ -11,26 +11,26 @@ from collections.abc import MutableMapping
 
 from dist_bert.common.errors import UserError
 
-_NO_DEVICES = "NoDevFiles"  # what some versions say to a job without GPUs
-_FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below those that Linux gives out by itself
+_NO_DEVICES = "NoDevFiles"  # set by some versions for a job without GPUs
+_FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below Linux's ephemeral ports
 
 
 def num_tasks(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Tasks of the step of srun that this process belongs to; 1 outside of any."""
+    """Number of tasks of the srun step that this process belongs to; 1 outside of any."""
     return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def take_over_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT of a task.
 
-    A MASTER_ADDR or MASTER_PORT that is set already is kept. The port follows from job and step,
-    so that two of them on one host do not meet.
+    An existing MASTER_ADDR or MASTER_PORT is kept. The port is computed from job and step, so that
+    two of them on one host do not collide.
 
     Args:
-        environment: of this process; changed.
+        environment: of this process; modified.
 
     Raises:
-        UserError: a node has several tasks, and they see one GPU each.
+        UserError: a node has several tasks that see one GPU each.
     """
     if "RANK" in environment or num_tasks(environment) == 1:
         return
@@ -49,20 +49,20 @@ def take_over_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
     if local_size > 1 and devices not in ("", _NO_DEVICES) and "," not in devices:
         raise UserError(
             f"CUDA_VISIBLE_DEVICES = {devices}: each of the {local_size} tasks of a node sees a"
-            " single GPU, and task I would take number I: give all of them all GPUs of the node,"
-            " with --gpus-per-node or --gres in place of --gpus-per-task or --gpu-bind"
+            " single GPU, but task I would use GPU number I: give every task all GPUs of the node,"
+            " with --gpus-per-node or --gres instead of --gpus-per-task or --gpu-bind"
         )
 
 
 def first_host(nodes: str) -> str:
-    """The first of a list of hosts as SLURM writes it: `rack1-node03` of `rack[1-2]-node[03,7],x`.
+    """The first of a list of hosts in SLURM's format: `rack1-node03` of `rack[1-2]-node[03,7],x`.
 
-    Without `scontrol`, which containers lack.
+    Does not use `scontrol`, which containers lack.
     """
     return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).split(",")[0]
 
 
 def tasks_of_nodes(counts: str) -> list[int]:
-    """Tasks of every node: [2, 2, 1] of `2(x2),1`."""
+    """Number of tasks of each node: [2, 2, 1] for `2(x2),1`."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
     return [int(count) for count, times in found for _ in range(int(times or 1))]

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: where they were taken, and how they are printed."""
+"""Prints the figures of benchmarks as text tables."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     """A table of figures as text; a row need not have all columns.
 
     Args:
-        title: stands above the names of the rows.
+        title: shown above the names of the rows.
         rows: name -> column -> figure; underscores are shown as spaces.
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
@@ -19,9 +19,9 @@ def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as lines of text: the first column to the left, the others to the right.
+    """Rows of equal length as lines of text: first column left-aligned, the others right-aligned.
 
-    As a terminal shows them, where a Chinese character takes two columns.
+    For a terminal, where a Chinese character takes two columns.
     """
     widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
     lines = []
@@ -35,7 +35,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns that a terminal shows a text in."""
+    """Number of columns of a text on a terminal."""
     return sum(
         0
         if unicodedata.category(character) in ("Mn", "Me", "Cf")  # accents, joiners
@@ -45,7 +45,7 @@ def display_width(text: str) -> int:
 
 
 def number(value: float) -> str:
-    """A figure with three digits or more: 1,234,567, 123, 12.3, 1.23, 0.123."""
+    """A figure with at least three digits: 1,234,567, 123, 12.3, 1.23, 0.123."""
     size = abs(value)
     digits = 0 if size >= 100 or isinstance(value, int) else 1 if size >= 10 else 2
     return f"{value:,.{digits if size >= 1 or isinstance(value, int) else 3}f}"

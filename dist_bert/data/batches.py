@@ -1,4 +1,4 @@
-"""A global batch, how it is cut, and the unpadded micro-batches that the model takes.
+"""A global batch, its division, and the unpadded micro-batches that the model takes.
 
 Numpy only: tensors are made where the device is known.
 
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from dist_bert.data.reader import Columns
 
 MicroBatch = dict[str, Any]
-# Shapes of micro-batches are rounded up: matrix kernels are prepared anew for every shape that they
-# meet, which made bf16 products on CPU 2.8 times slower, and what is compiled recompiles.
+# Shapes of micro-batches are rounded up: matrix kernels are prepared again for every new shape,
+# which made bf16 products on CPU 2.8 times slower, and compiled code recompiles.
 TOKEN_MULTIPLE = 64  # of T and P
 LENGTH_MULTIPLE = 8  # of max_seqlen
-NO_LABEL = -100  # of a masked position that is none, of a sample without B; losses leave it out
+NO_LABEL = -100  # of a padding position, of a sample without B; ignored by losses
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """How a global batch is cut: `global_batch_size` = accumulation * world size * micro-batch."""
+    """Division of a global batch: `global_batch_size` = accumulation * world size * micro-batch."""
 
     accumulation_steps: int  # A, micro-steps of an optimizer step
     world_size: int  # W, data-parallel ranks
@@ -38,24 +38,24 @@ class BatchShape:
 
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
-    """One optimizer step: what this rank computes, and the size of the whole global batch."""
+    """One optimizer step: this rank's micro-batches, and the size of the whole global batch."""
 
     micro_batches: list[MicroBatch]  # A of this rank
     num_samples: int  # G
     num_tokens: int  # real tokens of the global batch
-    num_token_pairs: int  # sum of squared lengths over the global batch: what attention works on
+    num_token_pairs: int  # sum of squared lengths over the global batch: the work of attention
     num_masked: int = 0  # masked positions of the global batch
 
 
 def deal(num_tokens: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int64]:
-    """Deals every global batch out to micro-steps and ranks, alike on every rank.
+    """Distributes every global batch over micro-steps and ranks, equally computed on every rank.
 
-    Sorted by length and dealt back and forth, so that a micro-batch holds samples of similar length
-    and the ranks of one micro-step carry almost equal numbers of tokens.
+    Sorted by length and dealt back and forth, so that a micro-batch has samples of similar length,
+    and the ranks of one micro-step have almost equal numbers of tokens.
 
     Args:
         num_tokens: (K, G) lengths of the samples of K global batches.
-        shape: how each is cut.
+        shape: division of each.
 
     Returns:
         (K, A, W, M) indices into G.
@@ -69,14 +69,14 @@ def deal(num_tokens: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int64]:
 
 
 def unpad(columns: Columns) -> MicroBatch:
-    """The padded columns of a micro-batch as the unpadded arguments of the model.
+    """Converts the padded columns of a micro-batch to the unpadded arguments of the model.
 
-    T is rounded up by samples of [PAD] tokens behind the M real ones, without next-sentence label;
-    P by positions whose label is `NO_LABEL`. That is also the next-sentence label of samples
-    without a segment B.
+    T is rounded up by samples of [PAD] tokens after the M real ones, without next-sentence label; P
+    by positions whose label is `NO_LABEL`. That is also the next-sentence label of samples without
+    a segment B.
 
     Returns:
-        What `encoder_input` returns, and as int64 `masked_lm_positions` (into T),
+        The result of `encoder_input`, and as int64 `masked_lm_positions` (into T),
         `masked_lm_labels`, and `next_sentence_label` (M,).
     """
     num_tokens = columns["num_tokens"].astype(np.int64)
@@ -109,14 +109,15 @@ def encoder_input(
     """The arguments of the encoder: tokens (T,) each, rounded up by samples of [PAD] tokens.
 
     Args:
-        input_ids: of all samples, one after the other.
+        input_ids: of all samples, concatenated.
         token_type_ids: of the same tokens.
         position_ids: of the same tokens.
         cu_seqlens: (M + 1,) where each sample begins, and the end; no sample is empty.
 
     Returns:
         `input_ids`, `token_type_ids`, `position_ids` as int64, `cu_seqlens` (M + 1 and one for each
-        sample of padding, none longer than the longest of the M,) as int32, `max_seqlen` as int.
+        sample of padding, each at most as long as the longest of the M) as int32, `max_seqlen` as
+        int.
     """
     longest = int(np.diff(cu_seqlens).max())
     stop = -(-cu_seqlens[-1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
@@ -131,6 +132,6 @@ def encoder_input(
 
 
 def round_up(values: NDArray[Any], filler: int = 0) -> NDArray[np.int64]:
-    """Values as int64, followed by as much filler as makes a multiple of `TOKEN_MULTIPLE`."""
+    """Values as int64, followed by filler up to a multiple of `TOKEN_MULTIPLE`."""
     missing = -values.size % TOKEN_MULTIPLE
     return np.pad(values.astype(np.int64), (0, missing), constant_values=filler)

@@ -1,7 +1,7 @@
-"""What a `manifest.json` must hold before anything relies on it: keys, types, ranges, names.
+"""Validates a `manifest.json` before use: keys, types, ranges, names.
 
-File names and sums of a manifest become paths, so they are held to a pattern. Not for: where blocks
-lie (`dist_bert.data.shard_format`) and what samples hold (`dist_bert.data.sample_rules`).
+File names and sums of a manifest become paths, so they must match a pattern. Not for: positions of
+blocks (`dist_bert.data.shard_format`) or contents of samples (`dist_bert.data.sample_rules`).
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether it is
+Rule = tuple[str, Callable[[Any], bool]]  # requirement as text, and its check
 
 MAX_LENGTH = 65_535  # tokens: lengths and positions are stored in 16 bits
 _MAX_IDS = 1 << 32  # of pieces
@@ -63,10 +63,10 @@ _SHARD_FACTS = {
 
 
 def problem(value: Mapping[str, Any]) -> str:
-    """The first thing that is wrong with a manifest, "" for none.
+    """The first problem of a manifest, "" if none.
 
     Args:
-        value: what the JSON file holds, of the right format version.
+        value: contents of the JSON file, of the right format version.
     """
     for name in sorted(_KEYS - {"config_fingerprint"}):
         if name not in value:
@@ -75,7 +75,7 @@ def problem(value: Mapping[str, Any]) -> str:
         return f"unknown key {_shown(unknown[0])}"
     for name in _OBJECTS:
         if not isinstance(value[name], dict):
-            return f"{name} is no object"
+            return f"{name} is not an object"
     for name, facts in _FACTS.items():
         if found := _broken(name, value[name], facts):
             return found
@@ -97,7 +97,7 @@ def _splits_problem(splits: Mapping[str, Any]) -> str:
         return f"splits must be {' and '.join(_SPLITS)}"
     for split, shards in splits.items():
         if not isinstance(shards, list):
-            return f"splits.{split} is no list"
+            return f"splits.{split} is not a list"
         for number, shard in enumerate(shards):
             where = f"splits.{split}[{number}]"
             if not isinstance(shard, dict) or set(shard) != _SHARD_KEYS:
@@ -122,4 +122,4 @@ def _is_number(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     text = str(value) if isinstance(value, int | float | str) else type(value).__name__
-    return ascii(text[:80])[1:-1]  # one line, whatever it holds
+    return ascii(text[:80])[1:-1]  # always one line

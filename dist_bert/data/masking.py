@@ -1,4 +1,4 @@
-"""Masks for the masked-LM objective (Devlin et al. 2019, section 3.1), for whole blocks at once.
+"""Draws masks for the masked-LM objective (Devlin et al. 2019, section 3.1), for whole blocks.
 
 Units are masked together: single tokens, whole words, or spans of either (Joshi et al. 2020,
 SpanBERT, section 3.1).
@@ -7,8 +7,8 @@ Preparation draws the masks that a shard stores, training draws fresh ones; both
 Every choice is a hash of the sample's key and the position, so a sample gets the same masks in any
 batch and under any padding. Numpy only: no Python loop over samples or tokens.
 
-How many tokens of a sample are masked is decided once, by `num_to_mask` at preparation, and stored;
-fresh masks keep the number, so the shards alone tell the predictions of any global batch.
+The number of masked tokens of a sample is decided once, by `num_to_mask` at preparation, and
+stored; fresh masks keep it, so the shards alone determine the predictions of any global batch.
 
 Letters: B samples, S padded length in tokens, P most predictions of a sample, V pieces of the
 vocabulary, R samples whose last unit does not fit, N masked tokens of the batch.
@@ -27,19 +27,19 @@ NUM_SPECIAL_IDS = 5  # [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4: never maske
 
 _SHARE_REPLACED_BY_MASK = 0.8  # of the masked tokens; Devlin et al. 2019, section 3.1
 _SHARE_REPLACED_BY_RANDOM = 0.1  # the rest keep their piece
-_TILE_SAMPLES = 256  # worked on together: stays in the cache, and takes as little padding along
-_LAST = np.uint32(0xFFFFFFFF)  # order of what must not be chosen
+_TILE_SAMPLES = 256  # processed together: fits the cache, with little padding
+_LAST = np.uint32(0xFFFFFFFF)  # order of tokens that must not be chosen
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MaskingVocabulary:
-    """What masking knows of the tokenizer."""
+    """The properties of the tokenizer that masking needs."""
 
     vocab_size: int  # V; above num_reserved_pieces
     num_reserved_pieces: int  # ids below it are never drawn as replacements; at least 5
     word_starts: NDArray[np.bool_] | None = None  # (V,); None masks single tokens
-    mean_span_length: float = 0.0  # tokens of a run of masked words or tokens; 0 = no runs, or > 1
-    mask_id: int = 4  # what 80 % of the masked tokens become
+    mean_span_length: float = 0.0  # tokens of a masked span; 0 = no spans, or > 1
+    mask_id: int = 4  # replaces 80 % of the masked tokens
 
     def __post_init__(self) -> None:
         assert NUM_SPECIAL_IDS <= self.num_reserved_pieces < self.vocab_size
@@ -47,7 +47,7 @@ class MaskingVocabulary:
 
     @functools.cached_property
     def breaks_word(self) -> NDArray[np.bool_]:
-        """(V,) whether a word ends before the piece: it begins one, or is special."""
+        """(V,) whether a word ends before the piece: the piece begins a word, or is special."""
         assert self.word_starts is not None
         return self.word_starts | (np.arange(self.vocab_size) < NUM_SPECIAL_IDS)
 
@@ -55,11 +55,11 @@ class MaskingVocabulary:
 def is_maskable(
     original_ids: NDArray[np.integer], num_tokens: NDArray[np.integer]
 ) -> NDArray[np.bool_]:
-    """Which tokens may be masked: all but special ones and padding.
+    """Which tokens may be masked: all except special ones and padding.
 
     Args:
         original_ids: (B, S) piece ids.
-        num_tokens: (B,) real lengths; what lies behind them is padding, whatever it holds.
+        num_tokens: (B,) real lengths; any ids after them are padding.
 
     Returns:
         (B, S).
@@ -71,10 +71,10 @@ def is_maskable(
 def num_to_mask(
     num_maskable: NDArray[np.integer], rate: float, sample_keys: NDArray[np.uint64]
 ) -> NDArray[np.int64]:
-    """How many tokens of each sample are masked.
+    """Number of tokens of each sample to mask.
 
     `rate` times the maskable tokens, rounded up or down at random so that the mean is exact, but at
-    least one where there is any: a sample without a prediction would be wasted on the MLM loss.
+    least one if there are any: a sample without predictions would not contribute to the MLM loss.
 
     Args:
         num_maskable: (B,) maskable tokens of each sample.
@@ -97,18 +97,18 @@ def draw_masks(
 ) -> tuple[NDArray[Any], NDArray[np.uint16], NDArray[Any]]:
     """Masks a batch, with exactly `num_masked` predictions in each sample.
 
-    Single tokens: those of the smallest hashes. Whole words: words in the order of their hashes, up
-    to the first that exceeds what remains; the rest is filled with the next words of one token, and
-    only where these do not suffice is the exceeding word cut. Spans: likewise, but the exceeding
-    span is always cut, so that the runs keep their mean length. A masked token becomes [MASK]
+    Single tokens: those with the smallest hashes. Whole words: words in the order of their hashes,
+    up to the first that does not fit; the rest is filled with the next words of one token, and only
+    if these do not suffice, the word that does not fit is cut. Spans: likewise, but the span that
+    does not fit is always cut, so that spans keep their mean length. A masked token becomes [MASK]
     (80 %), a random piece (10 %, by chance the same one), or is kept (10 %).
 
     Args:
         original_ids: (B, S) piece ids.
         num_tokens: (B,) real lengths.
         num_masked: (B,) predictions of each sample, at most its maskable tokens.
-        sample_keys: (B,) hashes that name the samples, and the draw where there are several.
-        vocabulary: of the pieces; says whether words and spans are masked.
+        sample_keys: (B,) hashes that identify the samples, and the draw if there are several.
+        vocabulary: of the pieces; determines whether words and spans are masked.
 
     Returns:
         input_ids: (B, S) with the masks applied, dtype of `original_ids`.
@@ -173,14 +173,14 @@ def restore(
 
 
 def _is_prediction(num_masked: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
-    """(B, width) which places of the predictions are no padding."""
+    """(B, width) which places of the predictions are not padding."""
     return np.arange(width) < num_masked[:, None]
 
 
 def _word_starts(
     original_ids: NDArray[np.integer], vocabulary: MaskingVocabulary
 ) -> NDArray[np.bool_]:
-    """(B, S) where words begin. A special token is its own word: no word reaches across one."""
+    """(B, S) where words begin. A special token is its own word: no word extends across one."""
     starts = vocabulary.breaks_word.take(original_ids)
     starts[:, 1:] |= original_ids[:, :-1] < NUM_SPECIAL_IDS
     starts[:, 0] = True
@@ -196,18 +196,18 @@ def _span_starts(
 ) -> NDArray[np.bool_]:
     """Where spans begin: at each word's start with the same probability, so lengths are geometric.
 
-    Spans that are masked side by side make one run. So a span is shorter than the run that is asked
-    for, by the share of tokens that are not masked.
+    Adjacent masked spans merge into one run. So a span is shorter than the requested run, by the
+    share of tokens that are not masked.
 
     Args:
-        word_starts: (B, S) true for all tokens where single ones make up spans.
+        word_starts: (B, S) true for all tokens if spans consist of single tokens.
         maskable: (B, S).
         num_masked: (B,).
         keys: (B,) hashes that name the draws.
         vocabulary: gives the mean length of a run.
 
     Returns:
-        (B, S) true for all tokens that are not maskable and those behind them.
+        (B, S) also true for all tokens that are not maskable and the tokens after them.
     """
     num_maskable = np.maximum(np.count_nonzero(maskable, axis=1), 1)
     num_words = np.maximum(np.count_nonzero(word_starts & maskable, axis=1), 1)
@@ -223,7 +223,7 @@ def _span_starts(
 
 
 def _same_within_units(order: NDArray[np.uint32], starts: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """(B, S) order in which every token of a unit has the number of the unit's first token."""
+    """(B, S) order where every token of a unit has the number of the unit's first token."""
     first_of_unit = np.flatnonzero(starts)
     inside = np.flatnonzero(~starts)
     unit_of_inside = inside - np.arange(inside.size) - 1  # half the time of np.cumsum(starts)
@@ -242,16 +242,16 @@ def _choose(
     """Chooses exactly `num_masked` maskable tokens of each sample, the units of lowest order first.
 
     Args:
-        order: (B, S) tokens of one number are a unit; a unit's tokens are neighbours.
+        order: (B, S) tokens with equal numbers are a unit; a unit's tokens are adjacent.
         maskable: (B, S) true for all tokens of a unit or for none.
         num_masked: (B,).
-        is_cut: cuts the last unit where it does not fit, even if single tokens could replace it.
+        is_cut: cuts the last unit if it does not fit, even if single tokens could replace it.
 
     Returns:
         (B, S).
     """
     order = order | (maskable.astype(np.uint32) - np.uint32(1))  # faster than np.where: no branches
-    last = _smallest(order, num_masked)  # order of the last unit that is touched
+    last = _smallest(order, num_masked)  # order of the last unit chosen
     chosen = (order <= last[:, None]) & maskable
     chosen[num_masked == 0] = False
     exceeding = np.flatnonzero(np.count_nonzero(chosen, axis=1) > num_masked)
@@ -269,14 +269,14 @@ def _without_excess(
     num_masked: NDArray[np.integer],
     is_cut: bool,
 ) -> NDArray[np.bool_]:
-    """Samples whose last unit does not fit: single tokens in its place, or its first tokens.
+    """For samples whose last unit does not fit: single tokens in its place, or its first tokens.
 
     Args:
-        order: (R, S) as in `_choose`, `_LAST` where nothing may be masked.
+        order: (R, S) as in `_choose`, `_LAST` for tokens that must not be masked.
         last: (R,) order of the unit that does not fit.
-        chosen: (R, S) all units up to and with it.
+        chosen: (R, S) all units up to and including it.
         num_masked: (R,).
-        is_cut: uses no single tokens.
+        is_cut: does not use single tokens.
 
     Returns:
         (R, S) with exactly `num_masked` tokens in each row.

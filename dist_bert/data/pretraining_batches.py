@@ -1,4 +1,4 @@
-"""From shards to the micro-batches of one rank, in an order that is a pure function of one integer.
+"""Reads one rank's micro-batches from shards, in an order that depends on one integer only.
 
     sample number --SampleOrder--> (block, row) --SampleReader--> columns
                   --deal--> rank and micro-step --fresh masks, unpad--> micro-batch
@@ -26,12 +26,12 @@ from dist_bert.data.masking import NUM_SPECIAL_IDS, MaskingVocabulary, draw_mask
 from dist_bert.data.reader import Columns, Memory, SampleReader, inverse
 from dist_bert.data.sample_order import SampleOrder
 
-AHEAD_WINDOWS = 4  # of which a cache fetches the shards, the one that is read now included
+AHEAD_WINDOWS = 4  # whose shards a cache prefetches, including the one being read
 
 
 @dataclasses.dataclass(frozen=True)
 class FreshMasks:
-    """Masks drawn anew in every epoch but the first, keyed by (seed, epoch, sample)."""
+    """New masks in every epoch except the first, keyed by (seed, epoch, sample)."""
 
     vocabulary: MaskingVocabulary
     seed: int
@@ -41,7 +41,7 @@ class FreshMasks:
     ) -> None:
         """Replaces the masks of all rows of epoch 1 and later, in place."""
         anew = np.flatnonzero(epochs > 0)
-        for begin in range(0, anew.size, 1_024):  # a block's worth stays in the processor's cache
+        for begin in range(0, anew.size, 1_024):  # a block's worth fits the processor's cache
             rows = anew[begin : begin + 1_024]
             old = {field: column[rows] for field, column in columns.items()}
             originals = restore(
@@ -67,18 +67,18 @@ def training_batches(
     start_sample: int,
     fresh_masks: FreshMasks | None = None,
 ) -> Generator[StepBatch]:
-    """Endless stream of optimizer steps, as this rank's share of each.
+    """Endless stream of optimizer steps: this rank's share of each.
 
     Every micro-batch also carries `num_masked` and `num_samples` of its whole global batch: the
-    denominators of the losses. Samples are read a window at a time, the next one in a thread.
+    denominators of the losses. Samples are read by windows, the next window in a thread.
 
     Args:
         reader: of the training split.
         order: of the same split.
-        shape: how a global batch is cut; shapes of equal size see the same samples in each step.
+        shape: division of a global batch; the samples of a step depend only on the global size.
         rank: this rank, 0 to W - 1.
-        start_sample: samples consumed so far: the position to go on from.
-        fresh_masks: replaces the stored masks after the first epoch, or None to keep them always.
+        start_sample: samples consumed so far: the position to resume from.
+        fresh_masks: replaces the stored masks after the first epoch; None = always keep these.
     """
     windows = prefetch(_windows(reader, order, shape, rank, start_sample, fresh_masks), depth=1)
     try:
@@ -119,10 +119,10 @@ def _windows(
     start_sample: int,
     fresh_masks: FreshMasks | None,
 ) -> Iterator[_Window]:
-    """Endless; a block's rows for this rank are taken in one go, once for the whole window."""
+    """Endless windows; a block's rows for this rank are read once per window."""
     size = shape.global_batch_size
     num_steps = max(1, int(reader.block_sizes[: order.window_blocks].sum()) // size)
-    memories: list[Memory] = [{}, {}, {}]  # one window is in use, one waits and one is made
+    memories: list[Memory] = [{}, {}, {}]  # one window is in use, one is ready, one is being read
     for memory in itertools.cycle(memories):
         stop_sample = start_sample + num_steps * size
         reader.expect(
@@ -144,9 +144,9 @@ def _windows(
 
 
 def piece_counts(reader: SampleReader, vocab_size: int, max_blocks: int) -> NDArray[np.int64]:
-    """How often each piece occurs as an original token, (vocab_size,); special ones count 0.
+    """Number of occurrences of each piece as an original token, (vocab_size,); special pieces 0.
 
-    From the first `max_blocks` blocks: documents lie in shards in random order.
+    From the first `max_blocks` blocks: documents are in random order in the shards.
     """
     counts = np.zeros(vocab_size, np.int64)
     for block, size in enumerate(reader.block_sizes[:max_blocks]):
@@ -159,15 +159,15 @@ def piece_counts(reader: SampleReader, vocab_size: int, max_blocks: int) -> NDAr
 
 
 def count_validation_samples(reader: SampleReader, world_size: int, num_samples: int) -> int:
-    """How many samples a validation of `num_samples` (0 = all) has.
+    """Number of samples of a validation of `num_samples` (0 = all).
 
     Raises:
-        UserError: fewer samples than ranks, some of which would have nothing to do.
+        UserError: fewer samples than ranks, so some ranks would have none.
     """
     count = min(num_samples or reader.num_samples, reader.num_samples)
     if count < world_size:
         raise UserError(
-            f"validation has {count} samples for {world_size} ranks: raise validation_samples"
+            f"validation has {count} samples for {world_size} ranks: increase validation_samples"
             " or prepare the shards with a larger validation_share"
         )
     return count
@@ -178,9 +178,8 @@ def validation_batches(
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the first `num_samples` samples (0 = all), each sample once.
 
-    Every rank gets the same number of micro-batches and none is empty. `num_masked` and
-    `num_samples` count the whole validation, so the sum of the model's shares over all is the exact
-    mean.
+    Every rank gets the same number of micro-batches, none of them empty. `num_masked` and
+    `num_samples` count the whole validation, so the sum of the model's shares is the exact mean.
 
     Raises:
         UserError: fewer samples than ranks.

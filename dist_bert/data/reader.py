@@ -1,4 +1,4 @@
-"""Random access to the samples of shards, as fast as their bytes can be copied.
+"""Random access to the samples of shards, at the speed of copying their bytes.
 
 Not for: the order in which training reads them (`dist_bert.data.pretraining_batches`).
 """
@@ -17,7 +17,7 @@ from dist_bert.data.shard_format import FIELD_SHAPES, DamagedBlockError, Manifes
 from dist_bert.data.shard_source import ShardSource
 
 Columns = dict[str, NDArray[Any]]
-Memory = dict[str, NDArray[np.uint8]]  # of columns: new pages would cost as much as filling them
+Memory = dict[str, NDArray[np.uint8]]  # of columns, reused: new pages cost as much as filling them
 
 # Of a split, each an open file, of which `ulimit -n` often allows 1,024. Training reads the blocks
 # of a window of 64 (`dist_bert.data.pretraining_batches`) again and again, which lie in as many
@@ -33,8 +33,8 @@ class SampleReader:
         blocks: of all shards, in their order.
         shard_of_block: the shard of each.
         block_sizes: samples of each.
-        has_pairs: whether samples have a segment B, so that there is a next-sentence loss.
-        beat: told of every sign of progress while a shard that is needed now is fetched; to be set.
+        has_pairs: whether samples have a segment B, and thus a next-sentence loss.
+        beat: called at every progress while waiting for a shard; set by the caller.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SampleReader:
         """Looks at every shard of the split, unless they come through a cache.
 
         Args:
-            place: the data set: its folder, or where its files come from.
+            place: the data set: its folder, or the source of its files.
             manifest: of the data set.
             split: one of `SPLITS`.
 
@@ -79,11 +79,11 @@ class SampleReader:
     def sample_numbers(
         self, blocks: NDArray[np.integer], rows: NDArray[np.integer]
     ) -> NDArray[np.int64]:
-        """The samples' numbers in the data set's order of rest: what names a sample in hashes."""
+        """The samples' numbers in the data set's stored order, which identify samples in hashes."""
         return self._first_sample[blocks] + rows
 
     def expect(self, blocks: NDArray[np.integer]) -> None:
-        """Tells which blocks will be read next, in this order, so that a cache is ahead."""
+        """Announces the blocks to be read next, in this order, so that a cache can prefetch."""
         if self._source.is_cached:
             shards = dict.fromkeys(self.shard_of_block[blocks].tolist())
             self._source.expect([self._shards[shard] for shard in shards])
@@ -106,23 +106,22 @@ class SampleReader:
         memory: Memory,
         fields: Iterable[str] = tuple(FIELD_SHAPES),
     ) -> tuple[Columns, NDArray[np.intp]]:
-        """The given samples' fields, block by block: the fastest order to read them in.
+        """The given samples' fields, block by block: the fastest order of reading.
 
         Args:
             blocks: of the samples.
             rows: in their blocks.
-            memory: that the columns are put into; the next call with it overwrites them.
-            fields: wanted.
+            memory: for the columns; the next call with it overwrites them.
+            fields: to read.
 
         Returns:
-            The columns, 0-padded to the widest block's width, and which sample each of their rows
-            is.
+            The columns, 0-padded to the widest block's width, and the sample of each of their rows.
 
         Raises:
             UserError: a block is damaged, or a sample of it is out of range.
         """
         used = np.unique(blocks)
-        if self._source.evicts:  # but nothing that is mapped
+        if self._source.evicts:  # except mapped copies
             shards = set(self.shard_of_block[used].tolist())
             self._files = {shard: file for shard, file in self._files.items() if shard in shards}
         run = np.searchsorted(used, blocks).astype(np.uint16)  # sorted by radix: 10 times as fast
@@ -179,7 +178,7 @@ class SampleReader:
 
 
 def inverse(order: NDArray[np.integer]) -> NDArray[np.intp]:
-    """Where a permutation of range(N) has each number."""
+    """Inverse of a permutation of range(N)."""
     places = np.empty(order.size, np.intp)
     places[order] = np.arange(order.size)
     return places
@@ -188,7 +187,7 @@ def inverse(order: NDArray[np.integer]) -> NDArray[np.intp]:
 def _array_in(
     memory: Memory, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """An array in the memory of that name, which grows where it is too small."""
+    """An array in the memory of that name, which grows if it is too small."""
     num_bytes = math.prod(shape) * dtype.itemsize
     if name not in memory or memory[name].size < num_bytes:
         memory[name] = np.empty(num_bytes, np.uint8)

@@ -1,7 +1,7 @@
-"""Where the files of a data set come from: a folder, or a URL that fsspec can read.
+"""Reads the files of a data set from a folder, or from a URL that fsspec supports.
 
-fsspec and aiohttp are imported for URLs alone. Whatever else an address needs (s3fs, gcsfs,
-credentials, proxies) is between fsspec and its environment. Not for: keeping what is read
+fsspec and aiohttp are imported only for URLs. fsspec and its environment provide everything else
+that an address needs (s3fs, gcsfs, credentials, proxies). Not for: caching
 (`dist_bert.data.shard_cache`).
 """
 
@@ -14,63 +14,63 @@ from typing import Any
 from dist_bert.common.errors import NodeError, UserError
 from dist_bert.common.redaction import redacted
 
-_CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 30.0  # of an HTTP server, before it is asked again
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts; doubled each time
+_CONNECT_SECONDS, _SILENCE_SECONDS = 15.0, 30.0  # of an HTTP server, before a retry
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts; doubles each time
 _POLL_SECONDS = 0.05
-_ANSWER_SECONDS = 120.0  # for a small file to be complete: half a MiB a second, where it is large
+_ANSWER_SECONDS = 120.0  # to read a small file: half a MiB per second for the largest
 _LEAST_SECONDS = 1.0
 _PARTIAL_CONTENT, _NOT_FOUND = 206, 404
 
 
 class OriginError(Exception):
-    """A file cannot be read at present; the message names it."""
+    """A file cannot be read at the moment; the message names it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redacted(message))  # of credentials: libraries quote whole addresses
+        super().__init__(redacted(message))  # of credentials: libraries quote full addresses
 
 
 class MissingFileError(OriginError):
-    """The origin answers that there is no such file."""
+    """The origin reports that the file does not exist."""
 
 
 class Patience:
-    """Growing waits between attempts, until there has been no progress for too long."""
+    """Growing waits between attempts, with a limit of the time without progress."""
 
     def __init__(self, seconds: float) -> None:
         """Starts the clock.
 
         Args:
-            seconds: without progress, after which it is over.
+            seconds: of the limit without progress.
         """
         self._seconds = seconds
         self._has_told = False
         self.restart()
 
     def restart(self) -> None:
-        """There is progress."""
+        """Restarts the clock after progress."""
         self._since = time.monotonic()
         self._wait = _FIRST_WAIT
 
     def seconds_left(self) -> float:
-        """Until it is over, if there is no progress."""
+        """Seconds until the limit, without progress."""
         return max(0.0, self._since + self._seconds - time.monotonic())
 
     def wait(self, problem: str) -> None:
-        """Sleeps before the next attempt; the first problem is told.
+        """Sleeps before the next attempt; logs the first problem.
 
         Raises:
             NodeError: it is over.
         """
         if not self._has_told:
             logging.getLogger("dist_bert").warning(
-                "%s; trying again for up to %.0f s", problem, self._seconds
+                "%s; retrying for up to %.0f s", problem, self._seconds
             )
         self._has_told = True
         self.look_again(problem, self._wait)
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
 
     def look_again(self, problem: str, seconds: float = _POLL_SECONDS) -> None:
-        """Sleeps for a moment: somebody else is at it.
+        """Sleeps briefly while another process is working on it.
 
         Raises:
             NodeError: it is over.
@@ -78,14 +78,14 @@ class Patience:
         left = self.seconds_left()
         if left <= 0:
             raise NodeError(
-                f"{problem}; given up after {self._seconds:.0f} s without progress; the same"
-                " command goes on from where it was"
+                f"{problem}; gave up after {self._seconds:.0f} s without progress; the same command"
+                " resumes"
             )
         time.sleep(min(seconds, left))
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether fsspec is to read it: s3://..., gs://..., https://..., file://..."""
+    """Whether a place is a URL for fsspec: s3://..., gs://..., https://..., file://..."""
     return "://" in str(place)
 
 
@@ -93,10 +93,10 @@ class Origin:
     """Files of one folder or URL, read whole or in parts."""
 
     def __init__(self, place: str | Path) -> None:
-        """Connects to nothing yet.
+        """Does not connect yet.
 
         Raises:
-            UserError: the address is of an unknown kind, or needs a package that is missing.
+            UserError: the kind of address is unknown, or needs a package that is not installed.
         """
         self.place = str(place).rstrip("/")
         self._file_system: Any = None
@@ -105,25 +105,25 @@ class Origin:
             self._file_system, self._root = _open_url(self.place)
 
     def address(self, file: str) -> str:
-        """The full name of a file, for messages: without credentials."""
+        """The full address of a file, for messages, without credentials."""
         return redacted(f"{self.place}/{file}")
 
     def read(
         self, file: str, start: int, stop: int, seconds: float, num_bytes: int | None = None
     ) -> bytes:
-        """The bytes [start, stop) of a file, fewer where it ends before.
+        """The bytes [start, stop) of a file, fewer if it ends earlier.
 
-        A server that knows no ranges gives more: all bytes up to `num_bytes`.
+        A server without support for ranges returns more: all bytes up to `num_bytes`.
 
         Args:
             file: name.
             start: first byte.
             stop: end of the bytes.
-            seconds: in which they must be here, however steadily they trickle in.
-            num_bytes: of the file, whatever the server sends; None = `stop`.
+            seconds: limit of the whole read, even with steady progress.
+            num_bytes: of the file, a limit for what the server sends; None = `stop`.
 
         Raises:
-            OriginError: they cannot be read now.
+            OriginError: they cannot be read at the moment.
         """
         end = stop if num_bytes is None else num_bytes
         try:
@@ -138,7 +138,7 @@ class Origin:
                 data = self._in_time(seconds, self._file_system._cat_file, path, start, stop)
             else:
                 data = self._file_system.cat_file(path, start=start, end=stop)
-        except Exception as error:  # of whatever library reads this kind of address
+        except Exception as error:  # of any library that reads this kind of address
             raise self._error(file, error) from None
         return bytes(data[: end - start])
 
@@ -147,10 +147,10 @@ class Origin:
 
         Args:
             file: name.
-            seconds: in which the answer must be here.
+            seconds: limit for the answer.
 
         Raises:
-            OriginError: it cannot be found out now.
+            OriginError: it cannot be determined at the moment.
         """
         try:
             if self._file_system is None:
@@ -163,17 +163,17 @@ class Origin:
             raise self._error(file, error) from None
 
     def read_patiently(self, file: str, seconds: float, most_bytes: int) -> bytes:
-        """All bytes of a small file, tried again for some time.
+        """All bytes of a small file, with retries.
 
         Args:
             file: name.
-            seconds: after which no attempt begins.
-            most_bytes: that it may have.
+            seconds: after which no further attempt begins.
+            most_bytes: allowed size.
 
         Raises:
             MissingFileError: there is no such file.
             UserError: it is larger.
-            NodeError: it could not be read in this time.
+            NodeError: it could not be read within this time.
         """
         patience = Patience(seconds)
         while True:
@@ -187,25 +187,25 @@ class Origin:
                 break
         if len(data) > most_bytes:
             raise UserError(
-                f"{self.address(file)}: has more than {most_bytes:,} bytes, which no data set's"
-                " has: check the address"
+                f"{self.address(file)}: has more than {most_bytes:,} bytes, too many for a data"
+                " set's file: check the address"
             )
         return data
 
     def _in_time(self, seconds: float, function: Any, *arguments: Any) -> Any:
-        """What a coroutine of fsspec's loop returns, cancelled when it takes too long."""
+        """Result of a coroutine in fsspec's loop; cancels it when it takes too long."""
         import fsspec
 
-        seconds = max(seconds, _LEAST_SECONDS)  # 0 would be no limit
+        seconds = max(seconds, _LEAST_SECONDS)  # 0 would mean no limit
         try:
             return fsspec.asyn.sync(self._file_system.loop, function, *arguments, timeout=seconds)
         except fsspec.exceptions.FSTimeoutError:
             raise TimeoutError(f"not complete after {seconds:.0f} s") from None
 
     async def _read_http(self, url: str, start: int, stop: int, end: int) -> bytearray:
-        """As fsspec's `_cat_file`, which would take all that a server sends, whatever was asked.
+        """Like fsspec's `_cat_file`, which would read all that a server sends, even unrequested.
 
-        A server that knows no ranges begins with the file's first byte.
+        A server without support for ranges starts at the file's first byte.
         """
         settings = dict(self._file_system.kwargs)
         headers = {
@@ -216,7 +216,7 @@ class Origin:
         session = await self._file_system.set_session()
         request = session.get(self._file_system.encode_url(url), headers=headers, **settings)
         data = bytearray()
-        async with request as response:  # closes the connection where more would come
+        async with request as response:  # closes the connection if more data would follow
             if response.status == _NOT_FOUND:
                 raise FileNotFoundError(url)
             response.raise_for_status()
@@ -253,7 +253,7 @@ def _open_url(url: str) -> tuple[Any, str]:
     settings: dict[str, Any] = {}
     try:
         if scheme in ("http", "https"):
-            # aiohttp itself would end every answer that takes 5 minutes, and know no proxy.
+            # By default, aiohttp aborts answers after 5 minutes and ignores proxies.
             import aiohttp
 
             timeout = aiohttp.ClientTimeout(
@@ -263,7 +263,7 @@ def _open_url(url: str) -> tuple[Any, str]:
             settings["client_kwargs"] = {"timeout": timeout, "trust_env": True, **own}
         file_system, path = fsspec.core.url_to_fs(url, **settings)
     except ImportError as error:
-        raise UserError(f"{url}: needs a package that is missing: {error}") from None
+        raise UserError(f"{url}: needs a package that is not installed: {error}") from None
     except ValueError as error:
-        raise UserError(f"{url}: is no address that fsspec can read ({error})") from None
+        raise UserError(f"{url}: is not an address that fsspec can read ({error})") from None
     return file_system, path.rstrip("/")

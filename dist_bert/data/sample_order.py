@@ -1,4 +1,4 @@
-"""Which sample comes at which position of the training stream: a pure function of one integer."""
+"""The order of samples in training: a pure function of the position in the stream."""
 
 import functools
 
@@ -11,11 +11,11 @@ WINDOW_BLOCKS = 64  # blocks whose samples are mixed: 65,536 samples, 25 MB at l
 
 
 class SampleOrder:
-    """Which sample comes at which position of the endless training stream.
+    """The sample at each position of the endless training stream.
 
     Epoch e permutes the shards, and the blocks within them; the samples of every run of
-    `WINDOW_BLOCKS` blocks are permuted together. Each sample comes once an epoch, and any position
-    is found at once.
+    `WINDOW_BLOCKS` blocks are permuted together. Each sample occurs once per epoch, and any
+    position is computed directly.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SampleOrder:
         return epochs, blocks, rows
 
     def blocks_near(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The blocks whose windows hold positions [start, stop) of the stream, in their order."""
+        """The blocks of the windows with positions [start, stop) of the stream, in their order."""
         parts = []
         while start < stop:
             epoch, position = divmod(start, self.num_samples)

@@ -1,7 +1,7 @@
-"""The ranges that the samples of a block must keep, or training would crash or learn from nonsense.
+"""Checks the ranges of a block's samples; violations would crash training or corrupt the model.
 
-Bytes that agree with their sums may still be wrong. Cheap enough for every block that is read; what
-else the format promises is checked by `data_prep.verify`.
+Bytes that match their sums may still be wrong. Cheap enough for every block that is read;
+`data_prep.verify` checks all other rules of the format.
 
 Letters: B samples of a block, S longest sample in tokens, P most predictions of a sample.
 """
@@ -17,19 +17,19 @@ from dist_bert.data.masking import NUM_SPECIAL_IDS
 from dist_bert.data.shard_format import Manifest
 
 Block = Mapping[str, NDArray[Any]]
-Rules = dict[str, NDArray[np.bool_]]  # rule -> (B,) or (B, anything) whether a sample keeps it
+Rules = dict[str, NDArray[np.bool_]]  # rule -> (B,) or (B, anything) whether a sample follows it
 
 
 def check_ranges(where: str, block: Block, manifest: Manifest) -> None:
     """Checks all samples of a block.
 
     Args:
-        where: names shard and block in errors.
+        where: shard and block, for errors.
         block: its fields.
         manifest: of the data set.
 
     Raises:
-        UserError: a sample breaks a rule; the first one is named.
+        UserError: a sample breaks a rule; names the first one.
     """
     num_tokens, num_masked = block["num_tokens"], block["num_masked"]
     positions, labels = block["masked_lm_positions"], block["masked_lm_labels"]
@@ -40,9 +40,9 @@ def check_ranges(where: str, block: Block, manifest: Manifest) -> None:
         "num_tokens is 3 to sequence_length": (num_tokens >= 3) & (num_tokens <= most_tokens),
         **_segment_rules(block, manifest.config["pair_objective"]),
         "something is masked": (num_masked > 0) & (num_masked <= positions.shape[1]),
-        "masked positions lie inside the sample": positions < num_tokens[:, None],
-        "pieces lie below vocab_size": block["input_ids"] < vocab_size,
-        "labels lie below vocab_size": labels < vocab_size,
+        "masked positions are inside the sample": positions < num_tokens[:, None],
+        "pieces are below vocab_size": block["input_ids"] < vocab_size,
+        "labels are below vocab_size": labels < vocab_size,
         # These two leave a sample at least `num_masked` tokens to draw fresh masks from.
         "masked positions ascend": (positions[:, 1:] > positions[:, :-1]) | is_padding[:, 1:],
         "no special token is masked": (labels >= NUM_SPECIAL_IDS) | is_padding,
@@ -64,7 +64,7 @@ def _segment_rules(block: Block, objective: str) -> Rules:
 
 
 def check_rules(where: str, rules: Rules) -> None:
-    """Raises a `UserError` for the first rule that is broken, with `where` and the sample."""
+    """Raises a `UserError` for the first broken rule, with `where` and the sample."""
     for rule, holds in rules.items():
         if not holds.all():
             sample = int(np.argwhere(~holds)[0, 0])

@@ -1,16 +1,16 @@
-"""A node's copies of shards that lie elsewhere: fetched once, shared by its processes, evicted.
+"""A node's cache of remote shards: fetched once, shared by its processes, evicted.
 
-The folder is all there is: no process knows of another, any number of ranks and jobs may share it,
-and it survives them.
+The folder is the only state: no process knows of another, any number of ranks and jobs may share
+it, and it outlives them.
 
-    SHA256.tar           a whole copy: its name is the sum of its bytes, as the manifest has it
+    SHA256.tar           a whole copy: its name is the sum of its bytes in the manifest
     SHA256.BYTES.part    one that is being fetched, or was when its process was killed
-    .lock                held while room is made: a moment
+    .lock                held briefly while making room
 
-Locks (flock) tell what is in use: exclusive on a `.part` while it is being fetched, shared on a
-copy while it is mapped. The kernel takes back those of a killed process, and the next one goes on
-where its `.part` ends. A `.part` counts with the size that it will have, so that processes that
-fetch at the same time stay within the limit together. Not for: what is in a shard
+Locks (flock) show what is in use: exclusive on a `.part` while it is being fetched, shared on a
+copy while it is mapped. The kernel releases those of a killed process, and the next one resumes at
+the end of its `.part`. A `.part` counts with its final size, so that processes that fetch at the
+same time stay within the limit together. Not for: contents of a shard
 (`dist_bert.data.shard_format`).
 """
 
@@ -29,31 +29,31 @@ from dist_bert.common.errors import NodeError
 from dist_bert.data.remote import Origin, OriginError, Patience
 from dist_bert.data.shard_format import ShardRecord
 
-PATIENCE_SECONDS = 300.0  # without a chunk, after which a run ends; below watchdog_minutes' default
-CHUNK_BYTES = 8 << 20  # fetched at a time: what a connection that breaks costs at most
+PATIENCE_SECONDS = 300.0  # without a chunk before a run ends; below watchdog_minutes' default
+CHUNK_BYTES = 8 << 20  # fetched at a time: the most that a broken connection costs
 
 _GIB = 2**30
 _NAME = re.compile(r"[0-9a-f]{64}\.(tar|(?P<bytes>\d+)\.part)")
 
 
 class _NoRoomError(Exception):
-    """Running jobs use all that the folder may hold."""
+    """Running jobs use the whole allowed size of the folder."""
 
 
 class _DamagedError(Exception):
-    """What was fetched has another sum than the manifest says, which is the message."""
+    """The fetched bytes do not match the manifest's sum; the message is their sum."""
 
 
 class ShardCache:
-    """One process's hands on the folder."""
+    """One process's access to the folder."""
 
     def __init__(self, origin: Origin, folder: Path, max_bytes: int) -> None:
-        """Makes the folder.
+        """Creates the folder.
 
         Args:
             origin: of the shards.
-            folder: on a local disk: locks and maps of network file systems are slow, or none.
-            max_bytes: that all copies in the folder may take together; 0 = no limit.
+            folder: on a local disk: locks and maps on network file systems are slow or missing.
+            max_bytes: maximum total size of all copies in the folder; 0 = no limit.
 
         Raises:
             NodeError: the folder cannot be written to.
@@ -62,25 +62,25 @@ class ShardCache:
         self._origin = origin
         self._max_bytes = max_bytes
         self._expected: list[ShardRecord] = []
-        self._thread: threading.Thread | None = None  # while shards are fetched ahead
+        self._thread: threading.Thread | None = None  # while prefetching shards
         self._mutex = threading.Lock()  # of these two
         with self._names_folder():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".lock").touch()
 
     def path(self, record: ShardRecord) -> Path:
-        """Where the copy of a shard is, if there is one."""
+        """Path of the copy of a shard, if it exists."""
         return self.folder / f"{record.sha256}.tar"
 
     def open(self, record: ShardRecord, beat: Callable[[str], None]) -> IO[bytes]:
-        """A shard's copy, fetched if there is none; not evicted before it is closed and unmapped.
+        """A shard's copy, fetched if missing; not evicted before it is closed and unmapped.
 
         Args:
             record: of the shard.
-            beat: told what is waited for, at every sign of progress and before every attempt.
+            beat: called with a description at every progress and before every attempt.
 
         Raises:
-            NodeError: the shard is damaged, or was out of reach for too long, or the folder cannot
+            NodeError: the shard is damaged, or was unreachable for too long, or the folder cannot
                 be written to.
         """
         with self._names_folder():
@@ -93,23 +93,23 @@ class ShardCache:
                     return file
 
     def discard(self, record: ShardRecord, inode: int) -> None:
-        """Removes a copy that has changed on the disk, unless another process has replaced it."""
+        """Removes a copy that has changed on disk, unless another process has replaced it."""
         path = self.path(record)
         with self._lock(), contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == inode:
                 path.unlink()
 
     def expect(self, records: Sequence[ShardRecord]) -> None:
-        """Fetches shards ahead in a thread, in this order; replaces what was expected before.
+        """Prefetches shards in a thread, in this order; replaces earlier expectations.
 
-        Failures are left to `open`, which tries again. Processes share the work: none fetches what
-        another one is fetching.
+        Failures are left to `open`, which retries. Processes share the work: none fetches a shard
+        that another one is fetching.
         """
         missing = []
         for record in records:
             if self._has(record):
                 with contextlib.suppress(OSError):
-                    _mark_used(self.path(record))  # not to be evicted for what comes later
+                    _mark_used(self.path(record))  # not evicted for later shards
             else:
                 missing.append(record)
         with self._mutex:
@@ -121,7 +121,7 @@ class ShardCache:
                 self._thread.start()
 
     def close(self) -> None:
-        """Ends fetching ahead, when the shard that is being fetched is there."""
+        """Ends prefetching, after the shard that is being fetched."""
         with self._mutex:
             self._expected = []
             thread = self._thread
@@ -129,7 +129,7 @@ class ShardCache:
             thread.join()
 
     def missing_bytes(self, records: Sequence[ShardRecord]) -> int:
-        """Size of those shards of which there is no copy."""
+        """Total size of the shards without a copy."""
         return sum(record.bytes for record in records if not self._has(record))
 
     def _has(self, record: ShardRecord) -> bool:
@@ -139,7 +139,7 @@ class ShardCache:
             return False
 
     def _wait_for(self, record: ShardRecord, beat: Callable[[str], None]) -> None:
-        """Returns when there is a copy, whoever has fetched it."""
+        """Returns when a copy exists, fetched by any process."""
         address = self._origin.address(record.file)
         patience = Patience(PATIENCE_SECONDS)
         was_damaged = False
@@ -156,12 +156,13 @@ class ShardCache:
             progress(self._num_fetched(record))
             try:
                 if not self._fetch(record, progress, patience.seconds_left):
-                    patience.look_again(f"{address}: the process that is fetching it gets nothing")
+                    patience.look_again(f"{address}: the process fetching it makes no progress")
             except _DamagedError as error:
                 if was_damaged:
                     raise NodeError(
-                        f"{address}: is damaged, also when fetched again: its sha256 is {error},"
-                        f" the manifest says {record.sha256}; copy or prepare this shard again"
+                        f"{address}: is damaged, even after fetching it again: its sha256 is"
+                        f" {error}, the manifest says {record.sha256}; copy or prepare this shard"
+                        " again"
                     ) from None
                 was_damaged = True
             except (OriginError, _NoRoomError) as error:
@@ -173,20 +174,20 @@ class ShardCache:
         progress: Callable[[int], None],
         seconds_left: Callable[[], float] = lambda: PATIENCE_SECONDS,
     ) -> bool:
-        """One attempt, which goes on where an earlier one has ended.
+        """One attempt, which resumes where an earlier one ended.
 
         Args:
             record: of the shard.
-            progress: told the bytes that are here, after each chunk.
+            progress: called with the number of bytes fetched, after each chunk.
             seconds_left: for the next chunk.
 
         Returns:
-            False where another process is at it.
+            False if another process is fetching it.
 
         Raises:
-            OriginError: the origin does not give the bytes now.
-            _NoRoomError: there is no room for them now.
-            _DamagedError: they are not those of the manifest; they are gone.
+            OriginError: the origin cannot be read at the moment.
+            _NoRoomError: there is no room at the moment.
+            _DamagedError: the bytes do not match the manifest; they are removed.
         """
         with self._own_part(record) as part:
             if part is None:
@@ -216,7 +217,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _own_part(self, record: ShardRecord) -> Iterator[IO[bytes] | None]:
-        """The unfinished copy, locked; None where another process has it, or has just ended it."""
+        """The unfinished copy, locked; None if another process has it, or has just finished it."""
         path = self._part_path(record)
         with self._lock():
             if not path.exists():
@@ -234,7 +235,7 @@ class ShardCache:
                 yield part
 
     def _make_room(self, record: ShardRecord) -> None:
-        """Evicts the copies that were not opened for longest, none that anybody uses."""
+        """Evicts the least recently opened copies, but none in use."""
         if not self._max_bytes:
             return
         sizes: dict[Path, int] = {}
@@ -253,8 +254,8 @@ class ShardCache:
                 excess -= sizes[path]
         if excess > 0:
             raise _NoRoomError(
-                f"--local_cache {self.folder}: no room for {record.file}, running jobs use all of"
-                f" local_cache_gib = {self._max_bytes / _GIB:.3g}: raise it"
+                f"--local_cache {self.folder}: no room for {record.file}: running jobs use all of"
+                f" local_cache_gib = {self._max_bytes / _GIB:.3g}: increase it"
             )
 
     def _fetch_ahead(self) -> None:
@@ -268,7 +269,7 @@ class ShardCache:
                 self._fetch(record, lambda num_bytes: None)
             except (OriginError, _NoRoomError, _DamagedError, OSError):
                 with self._mutex:
-                    self._expected = []  # whoever needs one of them tries again, and tells
+                    self._expected = []  # the process that needs one retries and reports
 
     def _part_path(self, record: ShardRecord) -> Path:
         return self.folder / f"{record.sha256}.{record.bytes}.part"
@@ -281,25 +282,25 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keeps all other processes from making room, and from beginning a copy."""
+        """Prevents all other processes from making room and from starting a copy."""
         with open(self.folder / ".lock", "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager
     def _names_folder(self) -> Iterator[None]:
-        """Makes errors of the local disk the user's; those of the origin are no `OSError`."""
+        """Turns errors of the local disk into `NodeError`s; the origin's are not `OSError`s."""
         try:
             yield
         except OSError as error:
             raise NodeError(
                 f"--local_cache {self.folder}: cannot be used ({error.strerror}): give a folder on"
-                " a local disk with room for the shards, or limit it by local_cache_gib"
+                " a local disk with room for the shards, or limit its size with local_cache_gib"
             ) from None
 
 
 def _mark_used(file: Path | int) -> None:
-    """Makes it the last one to be evicted; the kernel's own clock would tick 250 times a second."""
+    """Makes it the last one to be evicted; the kernel's own clock ticks only 250 times a second."""
     now = time.time_ns()
     os.utime(file, ns=(now, now))
 
@@ -313,7 +314,7 @@ def _try_lock(file: IO[bytes]) -> bool:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file still has this path: who had its lock may have renamed or removed it."""
+    """Whether an open file still has this path: a previous lock owner may have renamed it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -321,7 +322,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def _try_to_remove(path: Path) -> bool:
-    """Removes a file, unless anybody uses it."""
+    """Removes a file, unless it is in use."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # renamed meanwhile
         if _try_lock(file):
             path.unlink()

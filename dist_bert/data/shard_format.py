@@ -1,7 +1,7 @@
-"""The shards: what the offline half writes and the training half reads. See docs/data-format.md.
+"""The shard format: written by preparation, read by training. See docs/data-format.md.
 
 A shard is a USTAR tar whose unit is a block of up to 1,024 samples: one `.npy` member per field
-under one key. Plain webdataset reads it; our reader maps the file and takes rows out of it. A data
+under one key. Plain webdataset can read it; our reader maps the file and reads rows from it. A data
 set is a folder with a `manifest.json`, which is written last. Not for: the order of samples
 (`dist_bert.data.pretraining_batches`).
 
@@ -62,7 +62,7 @@ class FieldTypes:
 
     @classmethod
     def fitting(cls, num_pieces: int, num_documents: int) -> "FieldTypes":
-        """The smallest contract types for a vocabulary and a corpus."""
+        """The smallest types of the format for a vocabulary and a corpus."""
         return cls(
             piece=np.dtype("<u2" if num_pieces <= 1 << 16 else "<u4"),
             document=np.dtype("<u4" if num_documents <= 1 << 32 else "<u8"),
@@ -79,13 +79,13 @@ class FieldTypes:
 
 @dataclasses.dataclass(frozen=True)
 class BlockRecord:
-    """Where a block lies in its shard, and its shape: one row of the manifest."""
+    """Position of a block in its shard, and its shape: one row of the manifest."""
 
     offset: int  # bytes from the start of the shard to the block's first tar header
     num_samples: int  # B
     max_tokens: int  # S
     max_masked: int  # P
-    crc32: int  # of all bytes of the block, tar headers included
+    crc32: int  # of all bytes of the block, including tar headers
 
     def shape(self, field: str) -> tuple[int, ...]:
         """Shape of one field of the block."""
@@ -104,7 +104,7 @@ class ShardRecord:
     blocks: tuple[BlockRecord, ...]
 
     def block_bounds(self, index: int) -> tuple[int, int]:
-        """Where a block begins and ends in the file; the last one ends before the tar's end."""
+        """Begin and end of a block in the file; the last one ends before the tar's end."""
         starts = [*(block.offset for block in self.blocks), self.bytes - 2 * _TAR_UNIT]
         return starts[index], starts[index + 1]
 
@@ -122,10 +122,10 @@ class ShardRecord:
 
     @staticmethod
     def blocks_problem(value: Mapping[str, Any], types: FieldTypes, max_tokens: int) -> str:
-        """What is wrong with the blocks in a record's JSON object, "" for nothing.
+        """The problem of the blocks in a record's JSON object, "" if none.
 
         Args:
-            value: whose other keys are right.
+            value: the object; its other keys are valid.
             types: of the data set.
             max_tokens: of its samples.
         """
@@ -159,11 +159,11 @@ class ShardRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a finished data set says of itself.
+    """Description of a finished data set.
 
     `config` is the resolved preparation (sequence length, masking, pair objective, seed, ...),
-    `tokenizer` holds fingerprint, vocab_size, special_ids and num_reserved_pieces, `inputs` names
-    and hashes what was read, `totals` counts documents, sentences, tokens, samples and drops by
+    `tokenizer` has fingerprint, vocab_size, special_ids and num_reserved_pieces, `inputs` names and
+    hashes the files read, `totals` counts documents, sentences, tokens, samples and drops by
     reason, `statistics` are measured on the finished samples, `splits` lists the shards of train
     and validation.
     """
@@ -183,13 +183,13 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Names the samples and their order of rest: two data sets with equal ones train alike."""
+        """Identifies the samples and their stored order: equal fingerprints, equal training."""
         return files.fingerprint(
             {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}
         )
 
     def save(self, folder: str | Path) -> None:
-        """Writes `manifest.json`, which makes the data set a finished one."""
+        """Writes `manifest.json`, which completes the data set."""
         value = {
             "format_version": self.format_version,
             "config": self.config,
@@ -207,7 +207,7 @@ class Manifest:
         """Reads a data set's manifest.
 
         Raises:
-            UserError: no data set there, an unfinished one, or one of another format version.
+            UserError: no data set, an unfinished one, or one of another format version.
         """
         path = Path(folder) / MANIFEST_NAME
         if not path.exists():
@@ -221,14 +221,14 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], path: str | Path) -> "Manifest":
-        """Takes what `manifest.json` holds; `path` names it in errors.
+        """Inverse of `save`, from the contents of `manifest.json`; `path` names it in errors.
 
         Raises:
-            UserError: it is of another format version, or breaks a rule of this one.
+            UserError: it is of another format version, or breaks a rule of the format.
         """
         if value.get("format_version") != FORMAT_VERSION:
             raise UserError(
-                f"{path}: format_version = {value.get('format_version')}, this program reads"
+                f"{path}: format_version = {value.get('format_version')}, must be"
                 f" {FORMAT_VERSION}; prepare the shards again"
             )
         problem = manifest_rules.problem(value) or _blocks_problem(value)
@@ -242,7 +242,7 @@ class Manifest:
 
 
 def _blocks_problem(value: Mapping[str, Any]) -> str:
-    """What is wrong with the blocks in a manifest's JSON object, "" for nothing."""
+    """The problem of the blocks in a manifest's JSON object, "" if none."""
     types = FieldTypes.fitting(value["tokenizer"]["vocab_size"], value["totals"]["documents"])
     for split, shards in value["splits"].items():
         for number, shard in enumerate(shards):
@@ -266,9 +266,9 @@ def write_shard(
     """Writes a whole shard and returns its record.
 
     Args:
-        path: of the tar; it appears only when it is complete.
+        path: of the tar, which appears only when it is complete.
         meta: becomes the first member, `__shard__/meta.json`.
-        blocks: one mapping of field to array each, with the contract's dtypes and shapes.
+        blocks: mappings from field to array, with the format's dtypes and shapes.
     """
     records = []
     path = Path(path)
@@ -308,16 +308,16 @@ def _tar_member(name: str, data: bytes) -> bytes:
 
 
 class DamagedBlockError(UserError):
-    """The bytes of a block are not those that were written."""
+    """The bytes of a block have changed since they were written."""
 
 
 class ShardFile:
-    """A shard mapped into memory; blocks come out as read-only views, checked once each.
+    """A shard mapped into memory; returns blocks as read-only views, each checked once.
 
     Attributes:
         path: of the file.
         record: of the shard.
-        inode: number of the mapped file, whatever has become of its path.
+        inode: number of the mapped file, even if its path has changed.
     """
 
     def __init__(
@@ -333,10 +333,10 @@ class ShardFile:
             folder: of the data set.
             record: of the shard.
             types: of the data set.
-            file: the shard, open, if it lies elsewhere; the map keeps its lock until it is gone.
+            file: the open shard, if it is elsewhere; the map keeps its lock while it exists.
 
         Raises:
-            UserError: the file is missing or has another size than the manifest says.
+            UserError: the file is missing, or its size differs from the manifest.
         """
         self.path = Path(file.name if file else Path(folder) / record.file)
         self.record = record
@@ -365,7 +365,7 @@ class ShardFile:
         """The fields of one block, as views of the mapped file; its crc32 is checked once.
 
         Raises:
-            DamagedBlockError: the bytes are not those that were written.
+            DamagedBlockError: the bytes have changed since they were written.
         """
         record = self.record.blocks[index]
         views = {}

@@ -1,6 +1,6 @@
-"""A data set, wherever it lies: manifest, tokenizer and shards, as files of this machine.
+"""Provides a data set's manifest, tokenizer and shards as local files.
 
-    a folder                         its files as they are, mapped where they lie
+    a folder                         its files, mapped in place
     a folder and --local_cache       a slow shared file system: shards through the node's cache
     a URL and --local_cache          likewise
 
@@ -30,19 +30,19 @@ from dist_bert.data.shard_format import (
     ShardRecord,
 )
 
-START_SECONDS = 30.0  # for manifest and tokenizer: nothing is lost yet, and addresses have typos
-MAX_START_BYTES = 64 << 20  # of either: a manifest of 1.5 million blocks, the largest tokenizers
+START_SECONDS = 30.0  # for manifest and tokenizer: short, because addresses have typos
+MAX_START_BYTES = 64 << 20  # of each: a manifest of 1.5 million blocks, the largest tokenizers
 
-_LOOK_SECONDS = 60.0  # for one of the two answers of a shard, of 1.4 MB at length 512
-_CONNECTIONS = 16  # at once, to look at shards: what takes long is the way there and back
+_LOOK_SECONDS = 60.0  # for each of the two requests per shard, of 1.4 MB at length 512
+_CONNECTIONS = 16  # at once, to check shards: latency dominates
 _GIB = 2**30
 
 
 def read_manifest(place: str) -> Manifest:
-    """The manifest of a data set in a folder or behind a URL.
+    """The manifest of a data set in a folder or at a URL.
 
     Raises:
-        UserError: no data set there, or one of another format version.
+        UserError: no data set, or one of another format version.
     """
     if not is_url(place):
         return Manifest.load(place)
@@ -52,7 +52,7 @@ def read_manifest(place: str) -> Manifest:
         data = origin.read_patiently(MANIFEST_NAME, START_SECONDS, MAX_START_BYTES)
     except MissingFileError as error:
         raise UserError(
-            f"--shards {place}: has no data set, or an unfinished one ({error})"
+            f"--shards {place}: has no data set or an unfinished one ({error})"
         ) from None
     return Manifest.from_json(json_object(data, address), address)
 
@@ -62,19 +62,19 @@ class ShardSource:
 
     Attributes:
         place: the folder or URL, as given.
-        is_cached: whether shards are fetched when they are needed, one by one.
-        evicts: whether their copies make room for others.
+        is_cached: whether shards are fetched one by one when needed.
+        evicts: whether copies are evicted for others.
     """
 
     def __init__(
         self, place: str | Path, local_cache: str = "", local_cache_gib: float = 0.0
     ) -> None:
-        """Makes the cache's folder where there is a cache; reads nothing.
+        """Creates the folder of the cache, if there is one; reads nothing.
 
         Args:
             place: folder or URL of the data set.
-            local_cache: folder of this node; "" = none. Variables in it are those of this node.
-            local_cache_gib: what the cache may take; 0 = no limit.
+            local_cache: folder of this node; "" = none. This node's variables in it are expanded.
+            local_cache_gib: maximum size of the cache; 0 = no limit.
 
         Raises:
             UserError: a URL without a cache, or one of an unknown kind, or the cache's folder
@@ -93,24 +93,24 @@ class ShardSource:
         elif is_url(place):
             raise UserError(
                 f"--shards {place}: give --local_cache DIR, a folder on a local disk of every node;"
-                " --local_cache_gib limits what it takes"
+                " --local_cache_gib limits its size"
             )
 
     @classmethod
     def of(cls, place: "str | Path | ShardSource") -> "ShardSource":
-        """The source of a folder's files; a source is its own."""
+        """The source of a folder's files; returns a source unchanged."""
         return place if isinstance(place, ShardSource) else cls(place)
 
     def manifest(self) -> Manifest:
-        """What the data set says of itself.
+        """The data set's manifest.
 
         Raises:
-            UserError: it is none, or of another format version.
+            UserError: it is not a data set, or is of another format version.
         """
         return read_manifest(self.place)
 
     def tokenizer_path(self, manifest: Manifest) -> Path:
-        """The tokenizer's file; that of a URL is fetched, and named by its sum.
+        """The tokenizer's file; from a URL, it is fetched and named by its sum.
 
         Raises:
             UserError: it cannot be fetched, or is not the one that made the shards.
@@ -127,7 +127,7 @@ class ShardSource:
             if hashlib.sha256(data).hexdigest() != fingerprint:
                 raise UserError(
                     f"{self._origin.address(TOKENIZER_NAME)} is not the tokenizer that made the"
-                    " shards (another fingerprint): copy that one there, or prepare the shards"
+                    " shards (fingerprints differ): copy that one there, or prepare the shards"
                     " again"
                 )
             files.write_bytes(path, data)
@@ -139,27 +139,27 @@ class ShardSource:
         types: FieldTypes,
         beat: Callable[[str], None] = lambda doing: None,
     ) -> ShardFile:
-        """A shard, mapped; waits until it is fetched where it must be.
+        """A shard, mapped; waits until it is fetched, if necessary.
 
         Args:
             record: of the shard.
             types: of the data set.
-            beat: told of every sign of progress while this waits.
+            beat: called at every progress while waiting.
 
         Raises:
-            UserError: it is missing, damaged or out of reach.
+            UserError: it is missing, damaged or unreachable.
         """
         if not self.is_cached:
             return ShardFile(self.place, record, types)
         return ShardFile(self.place, record, types, self._cache.open(record, beat))
 
     def expect(self, records: Sequence[ShardRecord]) -> None:
-        """Tells which shards will be opened next, in this order."""
+        """Announces the shards to be opened next, in this order."""
         if self.is_cached:
             self._cache.expect(records)
 
     def close(self) -> None:
-        """Ends what goes on in the background."""
+        """Ends background work."""
         if self.is_cached:
             self._cache.close()
 
@@ -168,9 +168,9 @@ class ShardSource:
         self._cache.discard(file.record, file.inode)
 
     def problems(self, manifest: Manifest, rank: int, world_size: int) -> list[str]:
-        """What is wrong with the shards, as far as size and first block tell; nothing is fetched.
+        """Problems of the shards, checked by size and first block; fetches no shards.
 
-        Sizes of files are looked at by every rank, as its host sees them; the rest is shared out.
+        Every rank checks the sizes of files, as its host sees them; ranks share the other checks.
         """
 
         def problem(numbered: tuple[int, ShardRecord]) -> str:
@@ -192,7 +192,7 @@ class ShardSource:
             return list(filter(None, pool.map(problem, enumerate(records))))
 
     def room_problems(self, manifest: Manifest, most_at_once: int) -> list[str]:
-        """Whether the cache's limit and disk hold what a job needs, if there is a cache.
+        """Problems if the cache's limit or disk is too small for a job; none without a cache.
 
         Args:
             manifest: of the data set.
@@ -202,9 +202,8 @@ class ShardSource:
             return []
         if self._max_bytes and self._max_bytes < most_at_once:
             return [
-                f"local_cache_gib = {self._max_bytes / _GIB:.3g}: is below the"
-                f" {most_at_once / _GIB:.3g} GiB of shards that are in use and expected at the same"
-                " time; raise it"
+                f"local_cache_gib = {self._max_bytes / _GIB:.3g}: must be at least"
+                f" {most_at_once / _GIB:.3g} GiB, the shards in use and prefetched at the same time"
             ]
         records = [record for split in manifest.splits.values() for record in split]
         missing = self._cache.missing_bytes(records)
@@ -212,7 +211,7 @@ class ShardSource:
         if not self._max_bytes and free < missing:
             return [
                 f"--local_cache {self._cache.folder}: {missing / _GIB:.3g} GiB of shards are not"
-                f" there yet, {free / _GIB:.3g} GiB are free: limit it by local_cache_gib"
+                f" cached yet, but {free / _GIB:.3g} GiB are free: limit it with local_cache_gib"
             ]
         return []
 
@@ -235,14 +234,14 @@ class ShardSource:
 
 
 def bytes_of_first(records: Sequence[ShardRecord], num_samples: int) -> int:
-    """Size of the shards that hold the first samples; 0 = all of them."""
+    """Size of the shards with the first samples; 0 = all of them."""
     before = itertools.accumulate((record.num_samples for record in records), initial=0)
     pairs = zip(records, before, strict=False)
     return sum(record.bytes for record, start in pairs if not num_samples or start < num_samples)
 
 
 def most_bytes(records: Sequence[ShardRecord], num_blocks: int) -> int:
-    """The most that the shards of a run of blocks can take together, whatever their order."""
+    """Maximum total size of the shards of a run of blocks, in any order."""
     blocks = itertools.accumulate(sorted(len(record.blocks) for record in records))
     num_shards = 2 + sum(1 for total in blocks if total < num_blocks)  # two are cut
     return sum(sorted((record.bytes for record in records), reverse=True)[:num_shards])

@@ -1,6 +1,6 @@
-"""The processes of one job: how ranks meet, stop together, watch each other and end.
+"""The processes of one job: rendezvous, agreement on stops, mutual monitoring, exit.
 
-Not for: what they compute.
+Not for: computation.
 Others mostly use `process_group.start_distributed`, `interrupts.Interrupts` and
 `agreement.StopAgreement`.
 """

@@ -1,7 +1,7 @@
-"""No rank stops alone: all ranks learn of one rank's reason to stop, or its error, together.
+"""Makes all ranks agree on one rank's reason to stop, or its error, so that none stops alone.
 
-A reason to stop takes an all-reduce of one integer on the CPU, in a gloo group of its own: it runs
-while the device computes, and no step waits for the device because of it.
+A reason to stop takes an all-reduce of one integer on the CPU, in a separate gloo group: it runs
+while the device computes, and does not make a step wait for the device.
 """
 
 import contextlib
@@ -19,29 +19,29 @@ Item = TypeVar("Item")
 
 
 class StopAgreement:
-    """Agrees on the reason to stop; every call is made by all ranks together."""
+    """Agrees on the reason to stop; all ranks must make every call together."""
 
     def __init__(self, noted: Callable[[], int]) -> None:
         """Makes the group.
 
         Args:
-            noted: gives the number of this rank's reason to stop; 0 = none.
+            noted: returns the number of this rank's reason to stop; 0 = none.
         """
         self._noted = noted
         self._group = dist.new_group(backend="gloo")
         self._number = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
-        self.reason = 0  # the highest number that any rank had noted; once set, it stays
+        self.reason = 0  # the highest number of any rank; does not change once set
 
     def begin(self) -> None:
-        """Starts to ask, without waiting."""
+        """Starts the exchange, without waiting."""
         self._number[0] = max(self.reason, self._noted())
         self._work = dist.all_reduce(
             self._number, dist.ReduceOp.MAX, group=self._group, async_op=True
         )
 
     def end(self) -> int:
-        """Waits for the answer; returns the agreed `reason`."""
+        """Waits for the result; returns the agreed `reason`."""
         assert self._work is not None, "end() without begin()"
         self._work.wait()
         self._work = None
@@ -49,7 +49,7 @@ class StopAgreement:
         return self.reason
 
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on until all ranks agree to stop; each rank must have equally many."""
+        """Yields items until all ranks agree to stop; each rank must have the same number."""
         for item in items:
             self.begin()
             yield item
@@ -61,15 +61,15 @@ class StopAgreement:
 def all_ranks_agree(
     what: str, partial: Path | None = None, group: dist.ProcessGroup | None = None
 ) -> Iterator[None]:
-    """Ends a piece of work on all ranks together, with the first one's mistake if there is any.
+    """Makes all ranks leave a block together, with the first rank's error if there is any.
 
     Args:
-        what: could not be done, for the message.
-        partial: folder that is removed where there is a mistake.
-        group: by which they agree; None = the usual one.
+        what: could not be done; starts the message.
+        partial: folder that is removed after an error.
+        group: of the exchange; None = the default one.
 
     Raises:
-        UserError: on all ranks, if any meets one or an error of the file system.
+        UserError: on all ranks, if any meets one or an error from the file system.
     """
     problem = ""
     try:

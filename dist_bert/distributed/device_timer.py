@@ -1,6 +1,6 @@
-"""Times between two points of what a device computes, without waiting for it.
+"""Measures the time between two points of a device's work, without waiting for it.
 
-On CUDA by events, which the GPU stamps when it comes to them; elsewhere by the host's clock.
+On CUDA with events, which the GPU timestamps when it reaches them; elsewhere with the host's clock.
 """
 
 import time
@@ -13,7 +13,7 @@ Span = tuple[Moment, Moment]
 
 
 def moment(device: torch.device) -> Moment:
-    """This point among the work that the device has been given."""
+    """The current point in the device's queue of work."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -22,7 +22,7 @@ def moment(device: torch.device) -> Moment:
 
 
 def total_seconds(spans: Iterable[Span]) -> float:
-    """Time in all spans together; on CUDA the device must have passed them."""
+    """Total time of all spans; on CUDA, the device must have passed them."""
     total = 0.0
     for start, end in spans:
         if isinstance(start, float) or isinstance(end, float):

@@ -1,6 +1,6 @@
-"""On what a run runs: hosts, versions, GPUs and variables of all nodes, and how these differ.
+"""Environment of a run: hosts, versions, GPUs and variables of all nodes, and their differences.
 
-Each rank tells its facts (`dist_bert.training.rank_reports` gathers them); rank 0 keeps them in
+Each rank reports its facts (`dist_bert.training.rank_reports` gathers them); rank 0 stores them in
 RUN/environment.json.
 """
 
@@ -17,14 +17,14 @@ from dist_bert.common.machine import cpu_model, driver_version, relevant_variabl
 Facts = dict[str, Any]
 
 _PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece")
-# In these, nodes of one run must not differ: the numbers could, or the code that makes them.
+# Must be equal on all nodes of a run: otherwise results, or the code, may differ.
 _ALIKE = ("python", *_PACKAGES, "cuda", "nccl", "driver", "code")
 _OWN = ("host", "ranks", "variables")  # of each node
 
 
 def facts() -> Facts:
-    """What this process sees; None stands for what is not there."""
-    import torch  # for CUDA's versions; those who only read facts need none of it
+    """Facts that this process sees; None = not available."""
+    import torch  # for CUDA's versions; reading facts does not need it
 
     has_gpu = torch.cuda.is_available()
     return {
@@ -44,9 +44,9 @@ def facts() -> Facts:
 
 
 def nodes(facts_of_ranks: Sequence[Facts]) -> list[Facts]:
-    """Facts by node: ranks of one host with the same facts; with the `ranks` that these are.
+    """Facts by node: ranks of one host with the same facts are one entry, with their `ranks`.
 
-    Of the variables those stay that are the same on all of these ranks.
+    Keeps only variables that are the same on all of these ranks.
     """
     groups: dict[str, list[int]] = {}
     for rank, own in enumerate(facts_of_ranks):
@@ -55,7 +55,7 @@ def nodes(facts_of_ranks: Sequence[Facts]) -> list[Facts]:
     return [
         {
             "host": facts_of_ranks[ranks[0]]["host"],
-            "ranks": ranks,  # here, before the long ones
+            "ranks": ranks,  # here, before the long fields
             **facts_of_ranks[ranks[0]],
             "variables": _common(facts_of_ranks[rank]["variables"] for rank in ranks),
         }
@@ -64,11 +64,11 @@ def nodes(facts_of_ranks: Sequence[Facts]) -> list[Facts]:
 
 
 def differences(of_nodes: Sequence[Facts]) -> list[str]:
-    """In what nodes differ that should be alike, such as "node2: torch 2.12.0, others 2.13.0"."""
+    """Facts that should be equal on all nodes but differ: "node2: torch 2.12.0, others 2.13.0"."""
     found = []
     for name in _ALIKE:
         values = [node[name] for node in of_nodes]
-        usual = Counter(values).most_common(1)[0][0]  # of equally many, the first node's
+        usual = Counter(values).most_common(1)[0][0]  # in a tie, the first node's
         for value in dict.fromkeys(values):
             if value != usual:
                 hosts = [node["host"] for node in of_nodes if node[name] == value]
@@ -77,7 +77,7 @@ def differences(of_nodes: Sequence[Facts]) -> list[str]:
 
 
 def kinds(of_nodes: Sequence[Facts]) -> list[Facts]:
-    """Nodes that are alike but for their names, as one: `hosts` instead of `host`."""
+    """Merges nodes that differ only in their names: `hosts` instead of `host`."""
     groups: dict[str, list[Facts]] = {}
     for node in of_nodes:
         own = {name: value for name, value in node.items() if name not in _OWN}

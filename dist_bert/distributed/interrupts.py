@@ -16,12 +16,12 @@ from typing import NoReturn
 
 from dist_bert.distributed.rank_log import keep, last_words
 
-INTERRUPTED_EXIT_CODE = 85  # saved, and to be started again; free in sysexits.h and in shells
+INTERRUPTED_EXIT_CODE = 85  # saved, can be resumed; unused in sysexits.h and in shells
 FAULT_EXIT_CODE = 1
 
-# A rank notes the number of its reason; where ranks noted several, the highest is told.
+# A rank records the number of its reason; the highest number of all ranks is reported.
 REASONS = (
-    *("", "max_minutes are over", "the launcher is gone"),
+    *("", "max_minutes reached", "the launcher has exited"),
     *("SIGUSR1", "SIGHUP", "SIGTERM", "SIGINT"),
     "a checkpoint could not be written",  # noted by the threads that write; ends in an error
 )
@@ -30,18 +30,18 @@ _LAUNCHER_GONE = REASONS.index("the launcher is gone")
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
 _POLL_SECONDS = 0.5
-_ORPHAN_SECONDS = 7.0  # from the launcher's end to this process's: a small model can save
-_STOPPING_ORPHAN_SECONDS = 300.0  # the same where it had been asked to stop before
+_ORPHAN_SECONDS = 7.0  # from the launcher's exit to this process's: a small model can save
+_STOPPING_ORPHAN_SECONDS = 300.0  # the same if it had been asked to stop before
 
 
 class Interrupts:
-    """What asks this process to stop."""
+    """Requests to stop this process."""
 
     def __init__(self, max_minutes: float = 0.0) -> None:
         """Starts the clock.
 
         Args:
-            max_minutes: from now to the request to stop; 0 = no limit.
+            max_minutes: from now until the request to stop; 0 = no limit.
         """
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
         self._noted = 0
@@ -52,10 +52,10 @@ class Interrupts:
         return self._noted or int(time.monotonic() >= self._deadline)
 
     def catch_signals(self) -> None:
-        """Turns SIGTERM, SIGUSR1 and the first SIGINT into notes, even where they were ignored.
+        """Turns SIGTERM, SIGUSR1 and the first SIGINT into requests, even if they were ignored.
 
-        SIGHUP, of a terminal or an ssh session that is gone, is noted too, unless it was ignored:
-        that is what nohup is for. The second SIGINT ends the process at once, whatever it is doing.
+        So is SIGHUP, from a closed terminal or ssh session, unless it was ignored, as nohup does.
+        The second SIGINT ends the process immediately.
         """
         for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             signal.signal(getattr(signal, name), self._note_signal)
@@ -63,7 +63,7 @@ class Interrupts:
             signal.signal(signal.SIGHUP, self._note_signal)
 
     def follow_launcher(self) -> None:
-        """Ends this process soon after the launcher that started it, if one did."""
+        """Ends this process soon after the exit of the launcher that started it, if any."""
         if "RANK" in os.environ:
             links = _links_to_launcher()
             thread = threading.Thread(target=self._follow, args=(links,), name="launcher watch")
@@ -85,11 +85,13 @@ class Interrupts:
         if was_asked or self._noted > _LAUNCHER_GONE:  # SIGHUP reaches launcher and ranks at once
             seconds = _STOPPING_ORPHAN_SECONDS
             time.sleep(seconds - _ORPHAN_SECONDS)
-        end_at_once(f"the launcher is gone, and this process did not stop within {seconds:.0f} s")
+        end_at_once(
+            f"the launcher has exited, and this process did not stop within {seconds:.0f} s"
+        )
 
 
 def end_at_once(message: str) -> NoReturn:
-    """Ends the process from any thread, past whatever hangs, with a line that names the rank."""
+    """Ends the process from any thread, even if others hang, with a line that names the rank."""
     try:
         last_words(f"error: rank {os.environ.get('RANK', '0')}: {message}")
     finally:
@@ -97,19 +99,19 @@ def end_at_once(message: str) -> NoReturn:
 
 
 def end_with_error(error: Exception) -> NoReturn:
-    """Shows an error and ends the process at once, which ends the other ranks' waiting for it.
+    """Prints an error and ends the process at once, so that the other ranks stop waiting for it.
 
-    An ordinary exit would first wait for threads and collectives that never end. A rank that only
-    lost another one tells so in a line: the other one's traceback is what to read. So does one that
-    met a full disk, or a file that the system refuses; the traceback is in its log.
+    A normal exit would first wait for threads and collectives that never end. A rank that only lost
+    another one prints one line: the other rank's traceback shows the cause. A full disk, or a file
+    that cannot be accessed, is also reported in one line; the traceback is in its log.
     """
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER):
         end_at_once(
-            "lost another rank: its own error stands above, unless it was killed"
+            "lost another rank: its own error is above, unless it was killed"
             f" ({str(error).splitlines()[0]})"
         )
     text = "".join(traceback.format_exception(error)).rstrip()
-    if isinstance(error, OSError) and error.filename:  # of the file system: the file tells enough
+    if isinstance(error, OSError) and error.filename:  # of the file system: the file name suffices
         keep(text)
         end_at_once(f"{error.filename}: {error.strerror}")
     last_words(f"error: rank {os.environ.get('RANK', '0')} failed:\n{text}")
@@ -134,7 +136,7 @@ def _links_to_launcher() -> list[tuple[int, int | None]]:
 
 
 def _parent_of(process: int) -> int | None:
-    """Parent of a process; None where it is gone or there is no /proc."""
+    """Parent of a process; None if it has exited or there is no /proc."""
     if process == os.getpid():
         return os.getppid()
     try:

@@ -1,4 +1,4 @@
-"""Joins the ranks of a launcher into one process group, and leaves it."""
+"""Joins and leaves the process group of a launcher's ranks."""
 
 import datetime
 import os
@@ -15,16 +15,16 @@ from dist_bert.distributed import rendezvous
 
 
 def start_distributed(timeout_seconds: float = 1_800.0) -> None:
-    """Joins the launcher's (or srun's) group, or makes one of a single process; picks the GPU.
+    """Joins the launcher's (or srun's) group, or makes one of a single process; selects the GPU.
 
     Args:
-        timeout_seconds: how long a rank waits for the others, in any collective.
+        timeout_seconds: longest wait of a rank for the others, in any collective.
 
     Raises:
-        UserError: DeepSpeed has found another kind of device than this system knows, or the ranks
-            cannot meet: their port is taken, or some do not come.
+        UserError: DeepSpeed has selected an unsupported kind of device, or the rendezvous fails:
+            the port is in use, or some ranks do not join.
     """
-    take_over_ranks()  # for callers that are no launch script: those have done so
+    take_over_ranks()  # for callers other than launch scripts, which have done so
     init_method = rendezvous.init_method()
     found = get_accelerator().device_name()
     if found != device_type():
@@ -35,10 +35,10 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
     local_size = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     set_up_device(int(os.environ.get("LOCAL_RANK", "0")), int(local_size))
     if not has_gpu():
-        # Gloo does it without 35 s of C++ compilation at the first start of every machine, and
+        # Gloo needs no C++ compilation of 35 s at the first start on every machine, and
         # leaves nothing in /dev/shm when a rank is killed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls some of torch.distributed by its former names.
+    # DeepSpeed uses former names of torch.distributed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     timeout = datetime.timedelta(seconds=timeout_seconds)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of the groups ZeRO will make
@@ -48,6 +48,6 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
 
 
 def leave_distributed() -> None:
-    """Leaves the process group, once engines are destroyed; a rank then ends by `end_rank`."""
+    """Leaves the process group, after engines are destroyed; `end_rank` then ends the rank."""
     if dist.is_initialized():
         dist.destroy_process_group()

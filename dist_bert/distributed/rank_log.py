@@ -1,8 +1,8 @@
-"""What one rank leaves of itself: RUN/logs/rank-00003.log, appended over all starts.
+"""The log of one rank: RUN/logs/rank-00003.log, appended to at every start.
 
-Its warnings, its errors with traceback, the stacks of all threads on a fatal signal (SIGSEGV,
-SIGABRT and the like). A process has one, as it has one stderr: what ends it at once, from any
-thread, has no other way to it. What C libraries write to stderr themselves stays there.
+It has the rank's warnings, errors with traceback, and the stacks of all threads on a fatal signal
+(SIGSEGV, SIGABRT and the like). There is one global log per process, like stderr: code that ends
+the process from any thread needs it. Output of C libraries to stderr is not in it.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from pathlib import Path
 from dist_bert.common.redaction import redacted
 
 _PATIENCE_SECONDS = 5.0
-_early: list[bytes] = []  # what came before there was a file
-_descriptor: int | None = None  # stays open until the process ends, for its last words
+_early: list[bytes] = []  # messages before the file was opened
+_descriptor: int | None = None  # stays open until the process ends, for its last message
 
 
 def open_rank_log(folder: Path) -> None:
-    """Begins to write, with a line that tells of the start; on every rank.
+    """Opens the log of this rank, with a line about the start; called on every rank.
 
     Args:
-        folder: of the logs of all ranks, on a file system that they share; need not exist.
+        folder: of the logs of all ranks, on a shared file system; need not exist.
     """
     global _descriptor
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def open_rank_log(folder: Path) -> None:
 
 
 def keep(text: str) -> None:
-    """Writes with time and host; what comes before there is a file is written when there is."""
+    """Logs a text with time and host; buffers it until the file is open."""
     line = f"{now()} {platform.node()} {redacted(text)}\n".encode()
     if _descriptor is None:
         _early.append(line)
@@ -47,29 +47,29 @@ def keep(text: str) -> None:
 
 
 def last_words(text: str) -> None:
-    """Says on stderr and in the file why this process is about to end; works from any thread."""
+    """Writes to stderr and the log why this process is about to end; works from any thread."""
     with contextlib.suppress(OSError):
         os.write(2, f"{redacted(text)}\n".encode())
-    # A file system that hangs may be the very reason: it must not hold up the end.
+    # A hanging file system may be the reason: it must not delay the exit.
     writing = threading.Thread(target=keep, args=(text,), daemon=True)
     writing.start()
     writing.join(_PATIENCE_SECONDS)
 
 
 def show_stacks() -> None:
-    """Shows where all threads of this process are, on stderr and in the file."""
+    """Writes the stacks of all threads of this process to stderr and the log."""
     for descriptor in (2, _descriptor):
         if descriptor is not None:
             faulthandler.dump_traceback(file=descriptor, all_threads=True)
 
 
 def now() -> str:
-    """The time (UTC) as all logs of a run have it."""
+    """The time (UTC) in the format of all logs of a run."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _write(data: bytes) -> None:
-    # A full disk ends a run with the message of a save that fails, not with that of a warning.
+    # A full disk ends a run with the message of a failed save, not of a failed warning.
     with contextlib.suppress(OSError):
         assert _descriptor is not None
         os.write(_descriptor, data)

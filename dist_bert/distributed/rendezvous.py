@@ -1,10 +1,10 @@
-"""How the ranks of one run find each other, and nobody else: rank 0's store at MASTER_PORT.
+"""Rendezvous of the ranks of one run, and no others, through rank 0's store at MASTER_PORT.
 
-torch's own rendezvous (`env://`) joins whatever store answers there. With the port taken by another
-run, rank 0 fails, but the other ranks join that run's store and write their addresses over those of
-its ranks. Here rank 0 takes the port first, or says in one line that it cannot; the others write
-nothing to a store before it has shown them that it is theirs. Under torchrun, whose agent keeps the
-store, torch's way is used. No torch at import.
+torch's own rendezvous (`env://`) joins any store that answers there. If another run uses the port,
+rank 0 fails, but the other ranks join that run's store and overwrite the addresses of its ranks.
+Here, rank 0 first binds the port, or fails with a one-line error; the others write nothing to a
+store before they have verified that it is their run's. Under torchrun, whose agent runs the store,
+torch's rendezvous is used. No torch at import.
 """
 
 import contextlib
@@ -27,43 +27,43 @@ if TYPE_CHECKING:
 
 _SCHEME = "dist-bert"
 _OWNER, _JOINED, _COMPLETE = "owner", "joined", "complete"  # keys of the store
-# How long a rank waits for its own rank 0 while somebody else answers at the port. Rank 0 tells the
-# reason, and its end is the end of the others where a launcher sees to that.
+# How long a rank waits for its own rank 0 while another program answers at the port. Rank 0 reports
+# the reason, and a launcher ends the other ranks when it exits.
 _PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.5
-_LISTEN_BACKLOG = 4_096  # ranks that connect at the same moment
+_LISTEN_BACKLOG = 4_096  # ranks that connect at the same time
 _LAUNCHER = b"deepspeed.launcher.launch"
 
 
 def init_method() -> str:
-    """What `init_process_group` takes as `init_method`, for the ranks that the environment names.
+    """The `init_method` of `init_process_group` for the ranks in the environment variables.
 
-    A process that nothing has launched becomes the only rank, at a free port.
+    A process without a launcher becomes the only rank, at a free port.
 
     Raises:
-        UserError: RANK is set, and MASTER_ADDR or MASTER_PORT is not, or is no port.
+        UserError: RANK is set, but MASTER_ADDR or MASTER_PORT is not set or invalid.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return "env://"
     from torch.distributed.rendezvous import register_rendezvous_handler
 
-    with contextlib.suppress(RuntimeError):  # registered before, in this process
+    with contextlib.suppress(RuntimeError):  # already registered in this process
         register_rendezvous_handler(_SCHEME, _rendezvous)
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    _address()  # here: where a variable is missing, DeepSpeed asks MPI, which knows of one rank
+    _address()  # here: if a variable is missing, DeepSpeed asks MPI, which reports one rank
     return f"{_SCHEME}://"
 
 
 def free_port(first: int = 0) -> int:
-    """A port at which nothing of this host listens.
+    """A free port of this host.
 
     Args:
-        first: the lowest to take, and then the next free one; 0 = any that the system gives.
+        first: the lowest port to try; 0 = any port that the system selects.
 
     Raises:
-        UserError: there is none from `first` on.
+        UserError: no port from `first` on is free.
     """
     for port in range(first, 65_536):
         try:
@@ -76,13 +76,13 @@ def free_port(first: int = 0) -> int:
 
 
 def listen(port: int) -> socket.socket:
-    """Takes a port on all addresses of this host, IPv6 and IPv4, as torch's store does.
+    """Binds a port on all addresses of this host, IPv6 and IPv4, as torch's store does.
 
     Raises:
-        OSError: somebody else listens there, or this user may not.
+        OSError: the port is in use, or this user may not bind it.
     """
     if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):  # IPv6 may be switched off; IPv4 tells what is wrong
+        with contextlib.suppress(OSError):  # IPv6 may be disabled; IPv4 reports the error
             return socket.create_server(
                 ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_LISTEN_BACKLOG
             )
@@ -104,32 +104,32 @@ def _address() -> tuple[str, int]:
     """MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        UserError: one of them is missing, or no port.
+        UserError: one of them is missing or invalid.
     """
     address, text = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     if not address or not text.isdecimal() or not 0 < int(text) < 65_536:
         raise UserError(
-            f"MASTER_ADDR = {address or 'not set'}, MASTER_PORT = {text or 'not set'}: where RANK"
-            " is set they must name the host of rank 0 and a port from 1 to 65535: start the ranks"
-            " with deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE for a single process"
+            f"MASTER_ADDR = {address or 'not set'}, MASTER_PORT = {text or 'not set'}: if RANK is"
+            " set, they must be the host of rank 0 and a port from 1 to 65535: start the ranks with"
+            " deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE for a single process"
         )
     return address, int(text)
 
 
 def _own_store(port: int, timeout: datetime.timedelta) -> "TCPStore":
-    """Rank 0's store, with a note of whose it is."""
+    """Rank 0's store, marked with its run."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         listening = listen(port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            problem = f"this host does not give it ({error.strerror})"
+            problem = f"cannot be used on this host ({error.strerror})"
         else:
-            problem = "another program on this host, perhaps another run, listens there"
-        raise UserError(f"port {port} of the ranks: {problem}: {_remedy(free_port())}") from None
+            problem = "is in use by another program on this host, perhaps another run"
+        raise UserError(f"MASTER_PORT = {port}: {problem}: {_remedy(free_port())}") from None
     store = TCPStore(
-        # Not by MASTER_ADDR, which may lead elsewhere by mistake.
+        # Not MASTER_ADDR, which may name another host by mistake.
         "127.0.0.1",
         port,
         is_master=True,
@@ -145,11 +145,11 @@ def _store_of_rank_0(address: str, port: int, timeout: datetime.timedelta) -> "T
     """A connection to the store of this rank's own run.
 
     Raises:
-        NodeError: nobody, or somebody else, answers at the port.
-        UserError: somebody else does, which rank 0 tells.
+        NodeError: no program, or another one, answers at the port.
+        UserError: another program answers, and rank 0 reports it.
     """
     give_up_at = time.monotonic() + timeout.total_seconds()
-    is_met = False  # whether something answers at the port
+    is_met = False  # whether a program answers at the port
     with _ended_by_sigterm():
         while time.monotonic() < give_up_at:
             if _answers(address, port):
@@ -162,18 +162,18 @@ def _store_of_rank_0(address: str, port: int, timeout: datetime.timedelta) -> "T
     if not is_met:
         raise NodeError(
             f"rank 0 did not answer at port {port} of {address} within"
-            f" {timeout.total_seconds():,.0f} s: see its output; firewalls; MASTER_ADDR"
+            f" {timeout.total_seconds():,.0f} s: check its output, firewalls and MASTER_ADDR"
         )
     problem = (
-        f"another program answers at port {port} of {address}, perhaps another run, and not rank 0"
-        f" of this one: {_remedy(None)}"
+        f"another program answers at port {port} of {address}, perhaps another run, instead of rank"
+        f" 0 of this one: {_remedy(None)}"
     )
     raise NodeError(problem) if _launcher() is None else UserError(problem)
 
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """A rank that waits for rank 0 has nothing to save: SIGTERM ends it at once."""
+    """Lets SIGTERM end a rank that waits for rank 0 at once: it has nothing to save."""
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
@@ -184,7 +184,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _answers(address: str, port: int) -> bool:
     try:
         socket.create_connection((address, port), timeout=_PATIENCE_SECONDS).close()
-    except OSError:  # nobody listens yet, or the name is not known yet
+    except OSError:  # no program listens yet, or the name cannot be resolved yet
         return False
     return True
 
@@ -192,9 +192,9 @@ def _answers(address: str, port: int) -> bool:
 def _connect(
     address: str, port: int, timeout: datetime.timedelta, patience: float
 ) -> "TCPStore | None":
-    """A connection to a store; None where what answers is none.
+    """A connection to a store; None if the program that answers is not a store.
 
-    torch waits without a limit for the first answer of one that says nothing: hence the thread.
+    torch waits without a limit for the first answer, so a thread connects.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
@@ -211,11 +211,11 @@ def _connect(
 
 
 def _is_ours(store: "TCPStore") -> bool:
-    """Whether a store is that of this rank's run; only reads."""
+    """Whether a store belongs to this rank's run; only reads."""
     from torch.distributed import DistError
 
     try:
-        if not store.check([_OWNER]):  # not yet, or a store of another program
+        if not store.check([_OWNER]):  # not yet set, or a store of another program
             return False
         theirs = json.loads(store.get(_OWNER))
     except (DistError, ValueError):
@@ -225,7 +225,7 @@ def _is_ours(store: "TCPStore") -> bool:
 
 
 def _facts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What ranks of one run have in common, as far as this one knows it."""
+    """Facts that all ranks of a run share, as far as this rank knows them."""
     facts = {"ranks": environment["WORLD_SIZE"]}
     if "SLURM_STEP_ID" in environment:
         facts["step"] = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}"
@@ -236,9 +236,9 @@ def _facts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _launcher(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The deepspeed launcher that this process and rank 0 are children of; None = not known.
+    """The deepspeed launcher that is the parent of this process and rank 0; None = unknown.
 
-    By number and start: numbers are given again, and may be the same in two containers.
+    Identified by process id and start time: ids are reused, and may be equal in two containers.
     """
     parent = Path(f"/proc/{os.getppid()}")
     if environment.get("CROSS_RANK") != "0":  # not on the node of rank 0
@@ -253,30 +253,30 @@ def _launcher(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _join(store: "TCPStore", rank: int, world_size: int, timeout: datetime.timedelta) -> None:
-    """Takes this rank's place and waits until all places are taken.
+    """Registers this rank and waits until all ranks are registered.
 
     Raises:
-        NodeError: another process has this place, or a rank did not come.
+        NodeError: another process is registered as this rank, or a rank did not join.
     """
     from torch.distributed import DistError
 
     try:
         if store.add(_place(rank), 1) > 1:
             raise NodeError(
-                f"another process has joined as rank {rank} before this one: two runs with the"
-                f" same port: {_remedy(None)}"
+                f"another process has already joined as rank {rank}: two runs use the same port:"
+                f" {_remedy(None)}"
             )
         if store.add(_JOINED, 1) == world_size:
             store.set(_COMPLETE, "")
         store.wait([_COMPLETE], timeout)
     except DistError as error:
         if rank:
-            raise NodeError(f"rank 0 is gone before all ranks had joined ({error})") from None
+            raise NodeError(f"rank 0 exited before all ranks had joined ({error})") from None
         absent = [str(r) for r in range(world_size) if not store.check([_place(r)])]
         few = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
         raise UserError(
-            f"{len(absent)} of {world_size} ranks did not come within"
-            f" {timeout.total_seconds():,.0f} s ({few}): see their output; a single process needs"
+            f"{len(absent)} of {world_size} ranks did not join within"
+            f" {timeout.total_seconds():,.0f} s ({few}): check their output; for a single process,"
             " unset RANK WORLD_SIZE"
         ) from None
 
@@ -286,7 +286,7 @@ def _place(rank: int) -> str:
 
 
 def _remedy(port: int | None) -> str:
-    """How this run gets a port of its own; that one, if given."""
+    """How to give this run its own port: the one given, if any."""
     text = "N" if port is None else str(port)
     if "SLURM_STEP_ID" in os.environ:
         return f"export MASTER_PORT={text} before srun"

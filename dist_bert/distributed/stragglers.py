@@ -1,37 +1,37 @@
-"""Which rank the others wait for: by what each did on its own in a log interval.
+"""Finds the rank that the others wait for, by each rank's own work in a log interval.
 
-A step takes every rank the same time, since they wait for each other in the collectives; what a
-rank does between these tells them apart.
+A step takes the same time on every rank, since they wait for each other in the collectives; the
+time between these distinguishes them.
 """
 
 import dataclasses
 import statistics
 from collections.abc import Iterator, Sequence
 
-SLOW_FACTOR = 1.2  # computing time over the median of all ranks; equal GPUs differ by some percent
-WAIT_SHARE = 0.2  # of the interval that a rank waits for its data beyond the median rank
-NUM_INTERVALS = 3  # in a row, before a rank is named
+SLOW_FACTOR = 1.2  # computing time over the median of all ranks; equal GPUs differ by a few percent
+WAIT_SHARE = 0.2  # of the interval that a rank waits longer for data than the median rank
+NUM_INTERVALS = 3  # in a row, before a rank is reported
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """One log interval; the sequences have a value for each rank."""
 
-    compute_seconds: Sequence[float]  # in forward passes; all 0 where these hold collectives
+    compute_seconds: Sequence[float]  # in forward passes; all 0 if these include collectives
     data_wait_seconds: Sequence[float]
     num_steps: int
     seconds: float
 
     @property
     def slowest(self) -> tuple[int, float]:
-        """The rank that computes longest, and its time over the median; 0.0 where none is known."""
+        """The rank that computes longest, and its time over the median; 0.0 if unknown."""
         rank = _highest(self.compute_seconds)
         median = statistics.median(self.compute_seconds)
         return rank, self.compute_seconds[rank] / median if median else 0.0
 
     @property
     def hungriest(self) -> tuple[int, float]:
-        """The rank that waits longest for data, and the share of the interval."""
+        """The rank that waits longest for data, and its share of the interval."""
         rank = _highest(self.data_wait_seconds)
         return rank, self.data_wait_seconds[rank] / self.seconds
 
@@ -53,10 +53,10 @@ class Interval:
 
 
 class Stragglers:
-    """Names a rank that is behind for several log intervals in a row, once."""
+    """Reports, once, a rank that is slow for several log intervals in a row."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
-        """Begins without a suspicion.
+        """Starts without slow ranks.
 
         Args:
             hosts: name of each rank's host.
@@ -65,7 +65,7 @@ class Stragglers:
         self._slow, self._hungry = _Streak(), _Streak()
 
     def named(self, interval: Interval) -> Iterator[str]:
-        """What is to be told behind this interval."""
+        """Messages to log after this interval."""
         rank, share = interval.slowest
         if self._slow.is_long(rank, share > SLOW_FACTOR):
             yield (
@@ -77,19 +77,19 @@ class Stragglers:
         if self._hungry.is_long(rank, share > interval.median_wait + WAIT_SHARE):
             yield (
                 f"rank {rank} on {self._hosts[rank]} waits for data: {share:.0%} of the time, the"
-                f" median rank {interval.median_wait:.0%}, like this for {NUM_INTERVALS} log"
-                " intervals in a row; all ranks wait for it"
+                f" median rank {interval.median_wait:.0%}, for {NUM_INTERVALS} log intervals in a"
+                " row; all ranks wait for it"
             )
 
 
 class _Streak:
-    """Intervals in a row in which the same rank was behind."""
+    """Number of consecutive intervals with the same slow rank."""
 
     def __init__(self) -> None:
         self._rank, self._length = -1, 0
 
     def is_long(self, rank: int, is_behind: bool) -> bool:
-        """Counts an interval; True for the one with which the streak becomes long."""
+        """Counts an interval; True when the streak reaches `NUM_INTERVALS`."""
         if not is_behind:
             self._length = 0
             return False

@@ -1,4 +1,4 @@
-"""Ends a process that has stopped making progress, after showing where each of its threads is.
+"""Ends a process without progress, after printing the stacks of all its threads.
 
 A thread of Python watches; in case something holds the interpreter, a timer of C's in
 `faulthandler` stands behind it, which shows the stacks alone.
@@ -71,7 +71,7 @@ class Watchdog:
         self._writing = None
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """Stops watching."""
         self._is_stopped.set()
         faulthandler.cancel_dump_traceback_later()
 

@@ -1,4 +1,4 @@
-"""How often transformers answers as a fine-tuned run does: its pipelines, and what cards show.
+"""Counts how often transformers' pipelines, and the code in cards, answer as a fine-tuned run.
 
 Not for: scores and token ids, which must be equal (`dist_bert.huggingface.compare`).
 """
@@ -21,7 +21,7 @@ _SHOWN_CHARACTERS = 100  # of an answer
 
 
 class Agreement(NamedTuple):
-    """How often something of transformers answers as the run does."""
+    """How often a method of transformers gives the run's answers."""
 
     name: str
     num_alike: int
@@ -29,18 +29,18 @@ class Agreement(NamedTuple):
     differences: list[str]  # the first ones
 
     def __str__(self) -> str:
-        return f"{self.name} answers {self.num_alike} of {self.num_examples} examples alike"
+        return f"{self.name} agrees on {self.num_alike} of {self.num_examples} examples"
 
 
 def compare_answers(
     model: FineTunedModel, theirs: Any, tokenizer: Any, examples: Sequence[Any]
 ) -> list[Agreement]:
-    """Answers examples by all ways that a card shows, and by the run itself.
+    """Answers examples by all methods that a card shows, and by the run itself.
 
     Args:
         model: the run.
-        theirs: the model that transformers loads.
-        tokenizer: that transformers loads.
+        theirs: the model as transformers loads it.
+        tokenizer: as transformers loads it.
         examples: of the run's task.
     """
     answers = list(model.answers(examples))
@@ -68,7 +68,7 @@ def compare_answers(
 
 
 def answer_settings(task: QuestionTask) -> dict[str, Any]:
-    """What `find_answer` must be told."""
+    """Arguments of `find_answer` for a task."""
     return {
         "doc_stride": task.doc_stride,
         "max_question_tokens": task.max_question_tokens,
@@ -100,7 +100,7 @@ def _entities(
     found = []
     for example in examples:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it finds words by spaces: they are given
+            warnings.simplefilter("ignore")  # about splitting at spaces: words are given
             (told,) = tag(
                 list(example.words), is_split_into_words=True, aggregation_strategy="first"
             )
@@ -112,7 +112,7 @@ def _entities(
 
 
 def _in_text(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str, int]]:
-    """The same of tags, in the words joined by spaces."""
+    """The same from tags, in the words joined by spaces."""
     return [
         (kind, " ".join(words[begin:end]), len(" ".join([*words[:begin], ""])))
         for kind, begin, end in entities(tags)
@@ -129,7 +129,7 @@ def _agreement(name: str, ours: Sequence[Any], found: Sequence[Any]) -> Agreemen
 
 
 def _are_alike(ours: Any, found: Any) -> bool:
-    """Whether answers are equal; numbers, up to the rounding of float32."""
+    """Whether answers are equal; numbers up to float32 rounding."""
     if isinstance(ours, float):
         return math.isclose(ours, found, rel_tol=1e-4, abs_tol=1e-4)
     return bool(ours == found)

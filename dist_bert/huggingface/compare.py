@@ -1,4 +1,4 @@
-"""Whether transformers computes what we compute, and cuts texts as we do.
+"""Compares outputs and token ids of transformers with ours.
 
 Not for: writing folders (`dist_bert.huggingface.folder`).
 
@@ -18,8 +18,8 @@ from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.micro_batches import from_padded
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
-_NUM_PAIRS = 8  # of the longest texts, whose logits are compared: up to 1 GB with 512 positions
-# Of the largest value. Float32 adds up in another order, which makes less than 1e-6 of it.
+_NUM_PAIRS = 8  # of the longest texts, to compare logits: up to 1 GB with 512 positions
+# Of the largest value. Float32 sums in another order, which changes less than 1e-6 of it.
 _TOLERANCE = 1e-4
 _SHOWN_DIFFERENCES = 10
 
@@ -27,14 +27,14 @@ _SHOWN_DIFFERENCES = 10
 def check_outputs(
     run: TrainedRun, model: Any, tokenizer: Any, texts: Sequence[str], new_ids: Tensor | None = None
 ) -> str:
-    """Compares all that a model gives out at pairs of the longest texts; returns what was found.
+    """Compares all outputs of a model for pairs of the longest texts; returns the result as text.
 
     Args:
-        run: ours; heads that it lacks are left out.
+        run: ours; heads that it lacks are skipped.
         model: of transformers, in float32.
         tokenizer: of transformers, which makes the ids.
         texts: at least two.
-        new_ids: (R,) our id of each of its ids; None = they are the same.
+        new_ids: (R,) our id for each of its ids; None = ids are the same.
 
     Raises:
         UserError: they differ by more than rounding.
@@ -58,11 +58,11 @@ def check_outputs(
 def tell_difference(
     pairs: dict[str, tuple[Tensor, Tensor]], num_tokens: int, num_samples: int
 ) -> str:
-    """Compares ours and theirs; returns what was found.
+    """Compares our outputs with theirs; returns the result as text.
 
     Args:
-        pairs: name -> the two, of equal shape.
-        num_tokens: that they were computed of.
+        pairs: name -> ours and theirs, of equal shape.
+        num_tokens: in the input.
         num_samples: likewise.
 
     Raises:
@@ -72,7 +72,7 @@ def tell_difference(
     difference = float(torch.stack([(a - b).abs().max() for a, b in pairs.values()]).max())
     largest = float(torch.stack([a.abs().max() for a, _ in pairs.values()]).max())
     found = (
-        f"largest difference {difference:.1e} where they reach {largest:.1f}, float32, at"
+        f"largest difference {difference:.1e} at a largest value of {largest:.1f}, float32, for"
         f" {num_tokens:,} tokens of {num_samples} samples"
     )
     if not difference <= _TOLERANCE * max(1.0, largest):
@@ -86,7 +86,7 @@ def tell_difference(
 def _output_pairs(
     run: TrainedRun, model: Any, batch: Any, theirs: Any, new_ids: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Ours and theirs: hidden states (T, H), and of each head that there is."""
+    """Our outputs and theirs: hidden states (T, H), and those of each existing head."""
     ours = run.model.cpu()
     is_token = batch["attention_mask"].bool()
     unpadded: dict[str, Any] = from_padded(
@@ -112,27 +112,27 @@ def check_ids(
     texts: Sequence[str],
     allow_differences: bool,
 ) -> str:
-    """Compares the ids of texts, prints those that differ; returns what was found.
+    """Compares the ids of texts, prints those that differ; returns the result as text.
 
     Args:
         tokenizer: ours.
-        encode: ids of texts, in our numbering, of transformers.
+        encode: transformers' ids of texts, in our numbering.
         texts: any number.
-        allow_differences: whether they are only told.
+        allow_differences: whether to only report differences.
 
     Raises:
-        UserError: some differ, and that is not allowed.
+        UserError: some differ and this is not allowed.
     """
     proto = None if tokenizer.has_word_pieces else read_model(tokenizer.path)
     result = compare(tokenizer, proto, encode, texts)
     num_other = len(result.differences) - result.num_ties
     found = f"{result.num_compared:,} texts compared, {num_other:,} differ"
     if result.num_ties:
-        found += f", {result.num_ties:,} are cut otherwise at equal likelihood"
+        found += f", {result.num_ties:,} are segmented differently with equal likelihood (ties)"
     if result.num_special:
-        found += f", {result.num_special:,} that spell a special piece left out"
+        found += f", {result.num_special:,} that spell a special piece skipped"
     print(f"token ids  {found}", flush=True)
-    # Ties come last: neither side of them is wrong.
+    # Ties come last: neither segmentation is wrong.
     for difference in sorted(result.differences, key=lambda d: d.is_tie)[:_SHOWN_DIFFERENCES]:
         print(
             f"  {_excerpt(tokenizer, difference.ids, difference.fast_ids)}  in"
@@ -141,8 +141,8 @@ def check_ids(
     if num_other and not allow_differences:
         raise UserError(
             f"{num_other:,} of {result.num_compared:,} texts have other token ids in transformers,"
-            " must be 0; look at those above, and allow them with --allow_differences true if you"
-            " can do with them"
+            " must be 0; check those above, and allow them with --allow_differences true if they"
+            " are acceptable"
         )
     return found
 
@@ -164,7 +164,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def _excerpt(tokenizer: Tokenizer, ids: list[int], fast_ids: list[int]) -> str:
-    """The first ids that are not the same, with their pieces."""
+    """The first ids that differ, with their pieces."""
     place = next((i for i, (a, b) in enumerate(zip(ids, fast_ids, strict=False)) if a != b), None)
     place = min(len(ids), len(fast_ids)) if place is None else place
     ours, theirs = (

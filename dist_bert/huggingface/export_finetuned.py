@@ -1,7 +1,7 @@
-"""A fine-tuned run as a folder that Hugging Face's transformers loads, without this package.
+"""Exports a fine-tuned run as a folder that Hugging Face's transformers loads without this package.
 
-As with a pretrained run (`dist_bert.huggingface.export_pretrained`), the folder appears only when
-it has been loaded back and compared: logits and token ids must be equal, answers are counted.
+As with a pretrained run (`dist_bert.huggingface.export_pretrained`), the folder appears only after
+it has been loaded and compared: logits and token ids must be equal, equal answers are counted.
 """
 
 import dataclasses
@@ -65,17 +65,17 @@ def export_finetuned(
     allow_differences: bool,
     with_onnx: bool,
 ) -> None:
-    """Writes the folder, loads it back, compares, and prints what it finds.
+    """Writes the folder, loads it, compares, and prints the results.
 
     Args:
-        model: of a run that has ended.
-        output_dir: is missing or empty.
-        sample_text: file of further texts, one a line, whose token ids are compared.
-        allow_differences: whether texts with other token ids are only told.
-        with_onnx: whether `model.onnx` is written too.
+        model: of a finished run.
+        output_dir: must be missing or empty.
+        sample_text: file of further texts, one per line, to compare their token ids.
+        allow_differences: whether to only report texts with different token ids.
+        with_onnx: whether to write `model.onnx`, too.
 
     Raises:
-        UserError: transformers computes other logits or makes other ids; no folder is left.
+        UserError: transformers' logits or ids differ; leaves no folder.
     """
     model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
     resolved = read_resolved(model.run_dir, _NEEDED)
@@ -112,7 +112,7 @@ def export_finetuned(
 
 
 def _examples(model: FineTunedModel, resolved: dict[str, Any]) -> Sequence[Any]:
-    """The first ones that the run was scored on, if they are still there; or odd texts."""
+    """The first examples that the run was scored on, if they still exist; otherwise odd texts."""
     settings = resolved["finetune"]
     path = settings["eval"] or settings["train"]
     try:
@@ -121,7 +121,7 @@ def _examples(model: FineTunedModel, resolved: dict[str, Any]) -> Sequence[Any]:
             :_NUM_EXAMPLES
         ]
     except UserError as error:
-        print(f"examples   those of the run cannot be read ({error}): odd texts are in their place")
+        print(f"examples   those of the run cannot be read ({error}): odd texts are used instead")
     texts = [text for text in ODD_TEXTS if text.strip()]
     if model.task_name == "question_answering":
         context = " ".join(texts)
@@ -141,7 +141,7 @@ def _texts(example: Example) -> list[str]:
 
 
 def _check_outputs(model: FineTunedModel, theirs: Any, examples: Sequence[Any]) -> str:
-    """Compares the scores of all samples of the examples; returns what was found."""
+    """Compares the scores of all samples of the examples; returns the result as text."""
     features: Features = model.task.prepare(examples, is_training=False).features
     ours, expected = [], []
     for batch in evaluation_batches(features, BatchShape(1, 1, _MICRO_BATCH), rank=0):

@@ -1,7 +1,7 @@
-"""A pretrained run as a folder that Hugging Face's transformers loads, without this package.
+"""Exports a pretrained run as a folder that Hugging Face's transformers loads without this package.
 
-The folder appears only when it has been loaded back and found to do what the run does: equal
-logits, equal token ids. Not for: fine-tuned runs (`dist_bert.huggingface.export_finetuned`).
+The folder appears only after it has been loaded and verified: equal logits, equal token ids. Not
+for: fine-tuned runs (`dist_bert.huggingface.export_finetuned`).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from dist_bert.huggingface.pretrained_card import model_card
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
-_NUM_SAMPLES = 2_048  # of the shards, whose texts are compared
+_NUM_SAMPLES = 2_048  # of the shards, to compare their texts
 
 
 def export(
@@ -35,21 +35,21 @@ def export(
     allow_differences: bool,
     with_onnx: bool = False,
 ) -> None:
-    """Writes the folder, loads it back, compares, and prints what it finds.
+    """Writes the folder, loads it, compares, and prints the results.
 
-    transformers has one activation for the layers and the MLM head. Where the run has two, the
-    folder holds the encoder, the pooler and the NSP head, and a line says why.
+    transformers has one activation for the layers and the MLM head. If the run has two, the folder
+    only has the encoder, the pooler and the NSP head, and a printed line explains it.
 
     Args:
         run: loaded from `run_dir`.
         run_dir: for its configuration, scores and tokenizer.
-        output_dir: is missing or empty; `check_new_folder` has passed.
-        sample_text: file of texts, one a line; None = those of the run's shards.
-        allow_differences: whether texts with other token ids are only told.
-        with_onnx: whether `model.onnx` is written too.
+        output_dir: must be missing or empty; `check_new_folder` has passed.
+        sample_text: file of texts, one per line; None = those of the run's shards.
+        allow_differences: whether to only report texts with different token ids.
+        with_onnx: whether to write `model.onnx`, too.
 
     Raises:
-        UserError: transformers computes other logits or makes other ids; no folder is left.
+        UserError: transformers' logits or ids differ; leaves no folder.
     """
     from dist_bert.huggingface.compare import check_ids, check_outputs
 
@@ -84,15 +84,15 @@ def export(
 
 
 def _why_no_mlm_head(run: TrainedRun) -> str:
-    """The reason why an export lacks the MLM head; empty if it has one."""
+    """The reason for an export without MLM head; empty if it has one."""
     if "MLM head" in run.missing_heads:
         return "the model has none, because it was saved for another task"
     config = run.config
     if config.mlm_hidden_act != config.hidden_act:
         return (
             f"its activation is {config.mlm_hidden_act} (mlm_hidden_act), that of the layers"
-            f" {config.hidden_act} (hidden_act), and transformers has one for both, with which it"
-            " would give other answers"
+            f" {config.hidden_act} (hidden_act), but transformers uses one for both, with which it"
+            " would predict differently"
         )
     return ""
 
@@ -100,9 +100,9 @@ def _why_no_mlm_head(run: TrainedRun) -> str:
 def _sample_texts(
     resolved: dict[str, Any], tokenizer: Tokenizer, sample_text: str | None
 ) -> list[str]:
-    """Odd texts, then the lines of a file, or texts of the run's shards if they are still there.
+    """Odd texts, then the lines of a file, or texts of the run's shards if they still exist.
 
-    Other shards may stand in their place, or where those of an imported model would be.
+    Other shards may have replaced them, or may be at the path where an imported model's would be.
     """
     from dist_bert.huggingface.compare import read_lines
     from dist_bert.huggingface.tokenizer import ODD_TEXTS
@@ -122,7 +122,7 @@ def _sample_texts(
 
 
 def _shard_texts(shards: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """Both segments of the first samples, without masks: held-out ones where there are any."""
+    """Both segments of the first samples, without masks: held-out samples if there are any."""
     manifest = Manifest.load(shards)
     split = "validation" if any(s.num_samples for s in manifest.splits["validation"]) else "train"
     reader = SampleReader(shards, manifest, split)

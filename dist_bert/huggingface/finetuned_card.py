@@ -1,4 +1,4 @@
-"""The README.md of an exported fine-tuned model: its task, classes, scores, and how it is used.
+"""The README.md of an exported fine-tuned model: its task, classes, scores and usage.
 
 The licence is the user's to choose. Not for: exporting (`dist_bert.huggingface.export_finetuned`).
 """
@@ -14,25 +14,25 @@ from dist_bert.huggingface.answers import answer_settings
 from dist_bert.huggingface.pretrained_card import TOKENIZER_NOTES, table
 from dist_bert.huggingface.usage import find_answer, tag_words
 
-_MAX_CLASSES = 100  # whose scores a card tells one by one
+_MAX_CLASSES = 100  # whose scores a card lists individually
 
-_TEXTS_NOTE = "Without `truncation=True` a text that is too long is an error."
+_TEXTS_NOTE = "Without `truncation=True`, a text that is too long is an error."
 _PAIRS_NOTE = (
-    " Of two texts that are both too long, where the tokens that stay are odd in number, dist-bert"
-    " gives the odd one to the first text and transformers to the second."
+    " If two texts are both truncated to an odd total number of tokens, dist-bert gives the odd one"
+    " to the first text and transformers to the second."
 )
 _WORDS_NOTE = (
-    "A word's tag is told at its first piece; nothing was learnt at the others. `pipeline` finds"
-    " words by itself: with SentencePiece by spaces, so that a word whose first piece is a lone `▁`"
-    " falls apart, and words that are written without spaces (Chinese) are cut otherwise than in"
-    " training; with WordPiece at every punctuation mark. And it takes the likeliest tag of each"
-    " word, where dist-bert takes the likeliest valid sequence (`I-X` only behind `B-X` or `I-X`)."
-    " This does what dist-bert does:"
+    "A word's tag is predicted at its first piece; the model was not trained on the others."
+    " `pipeline` splits words by itself: with SentencePiece at spaces, so that a word whose first"
+    " piece is a lone `▁` falls apart, and words written without spaces (Chinese) are split"
+    " differently than in training; with WordPiece at every punctuation mark. It also takes the"
+    " likeliest tag of each word, but dist-bert takes the likeliest valid sequence (`I-X` only"
+    " after `B-X` or `I-X`). This function is equivalent to dist-bert:"
 )
 _QUESTIONS_NOTE = (
-    "transformers has no pipeline for questions any more. This does what dist-bert does: it looks"
-    " through long contexts in windows and, if the model has learnt from questions without an"
-    " answer, tells when there is none:"
+    "transformers no longer has a pipeline for questions. This function is equivalent to dist-bert:"
+    " it reads long contexts in windows and, if the model was trained on questions without an"
+    " answer, detects when there is none:"
 )
 
 
@@ -50,13 +50,13 @@ def finetuned_card(
         task: with its classes.
         resolved: the run's config.json.
         results: the run's results.json.
-        checks: what the export has compared, a sentence each.
+        checks: results of the export's comparisons, one sentence each.
     """
     task_name = resolved["task"]["name"]
     tokenizer = TOKENIZER_NOTES[task.tokenizer.has_word_pieces]
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task.pipeline}\n"
-        "# license: choose one; the texts that the model was trained on matter, too\n---",
+        "# license: choose one; it also depends on the training texts\n---",
         f"# {name}",
         f"A BERT encoder fine-tuned for {task_name.replace('_', ' ')}, exported by dist-bert.",
         *_usage(name, task, is_of_pairs=task_name in PAIR_TASKS),
@@ -105,7 +105,7 @@ def _usage(name: str, task: Any, is_of_pairs: bool) -> tuple[str, ...]:
 
 
 def _shown(name: str, model_class: str, function: Callable[..., Any], call: str) -> str:
-    """A function of ours, to be copied, and a call of it."""
+    """Source of one of our functions, to copy, and a call of it."""
     return _code(
         f"from typing import Any\n\nfrom transformers import {model_class}, AutoTokenizer\n\n\n"
         f"{inspect.getsource(function)}\n\n"
@@ -119,7 +119,7 @@ def _code(text: str) -> str:
 
 
 def _classes(task: Task, per_class: Sequence[dict[str, Any]]) -> list[str]:
-    """The classes, with their scores where they have some."""
+    """The classes, with their scores if available."""
     if not task.classes:
         return []
     classes = ", ".join(f"`{name}`" for name in task.classes[:_MAX_CLASSES])

@@ -1,6 +1,6 @@
-"""A folder in Hugging Face layout: written, and loaded as anyone loads it, by transformers.
+"""Writes folders in Hugging Face layout, and loads them with transformers.
 
-Not for: what is compared before such a folder appears (`dist_bert.huggingface.compare`).
+Not for: comparisons before such a folder appears (`dist_bert.huggingface.compare`).
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ _SPECIAL_TOKENS = dict(
         strict=True,
     )
 )
-# For what transformers loads: neither files nor code of others; unnamed, it asks on the terminal.
+# For transformers: no downloads, no remote code; if unset, it prompts on the terminal.
 _NO_OTHERS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def check_new_folder(output_dir: Path) -> None:
-    """Finds out before anything slow whether a folder can be written and checked.
+    """Checks before slow work whether a folder can be written and verified.
 
     Raises:
-        UserError: it is there already, or transformers is not installed.
+        UserError: it exists and is not empty, or transformers is not installed.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(
-            f"--output_dir {output_dir}: is there already and not an empty folder; name a new one"
+            f"--output_dir {output_dir}: exists and is not an empty folder; name a new one"
         )
     try:
         import transformers  # noqa: F401
@@ -50,12 +50,12 @@ def check_new_folder(output_dir: Path) -> None:
 
 
 def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
-    """Weights and config.json; the decoder that is tied is left out, as transformers does.
+    """Writes weights and config.json, without the tied decoder, like transformers.
 
     Args:
         state_dict: ours; it may lack heads.
-        config: whose activations are alike if there is an MLM head: there is one name for both.
-        folder: is there.
+        config: with equal activations if there is an MLM head: config.json has one name for both.
+        folder: must exist.
     """
     published = to_published(state_dict, config)
     facts = {"architectures": [_architecture(published)], "tie_word_embeddings": True}
@@ -65,13 +65,13 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
 def write_head(
     state_dict: Mapping[str, Tensor], config: ModelConfig, facts: dict[str, Any], folder: Path
 ) -> None:
-    """The same of an encoder with a head of fine-tuning.
+    """Writes the same for an encoder with a head of fine-tuning.
 
     Args:
         state_dict: of one of `dist_bert.finetuning.heads`.
         config: its architecture.
-        facts: what config.json says of the head: `architectures`, the names of its classes.
-        folder: is there.
+        facts: of the head, for config.json: `architectures`, the names of its classes.
+        folder: must exist.
     """
     _write(to_published(state_dict, config), config, facts, folder)
 
@@ -100,9 +100,9 @@ def _write(
 
 
 def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> None:
-    """tokenizer.json, the two files that name its parts, and the file that this package reads.
+    """Writes tokenizer.json, the two files that name its parts, and the file for this package.
 
-    A WordPiece vocabulary's file is a tokenizer.json already: the two are the same bytes.
+    A WordPiece vocabulary's file already is a tokenizer.json: the two have the same bytes.
     """
     from dist_bert.huggingface.tokenizer import (
         fast_tokenizer,  # an optional package
@@ -129,33 +129,33 @@ def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> N
 
 
 def load_model(folder: Path, kind: str = "BertForPreTraining") -> Any:
-    """The model that anyone gets from transformers, of one of its classes, in float32."""
+    """The model as transformers loads it, of one of its classes, in float32."""
     transformers = _quiet_transformers()
     model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32, **_NO_OTHERS)
     return model.eval()
 
 
 def make_pipeline(task: str, model: Any, tokenizer: Any) -> Any:
-    """What `transformers.pipeline` makes of them on the CPU."""
+    """A `transformers.pipeline` of them on the CPU."""
     return _quiet_transformers().pipeline(
         task, model=model, tokenizer=tokenizer, device="cpu", trust_remote_code=False
     )
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer that anyone gets from transformers.
+    """The tokenizer as transformers loads it.
 
     Raises:
-        UserError: there is none, or it cannot be loaded.
+        UserError: it does not exist, or cannot be loaded.
     """
     if not any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")):
-        raise UserError(  # transformers would make an empty one
-            f"{folder}: has neither vocab.txt nor tokenizer.json; put those of the model there"
+        raise UserError(  # transformers would create an empty one
+            f"{folder}: has neither vocab.txt nor tokenizer.json; copy the model's there"
         )
     transformers = _quiet_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, **_NO_OTHERS)
-    except Exception as error:  # whatever its many classes raise for files that they cannot read
+    except Exception as error:  # its classes raise various errors for unreadable files
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: transformers cannot load its tokenizer ({reason}); fetch its files again"
@@ -163,7 +163,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _architecture(published: Mapping[str, Tensor]) -> str:
-    """The class whose weights these are."""
+    """The transformers class that has these weights."""
     has_pairs = "cls.seq_relationship.weight" in published
     if "cls.predictions.bias" not in published:
         return "BertForNextSentencePrediction" if has_pairs else "BertModel"
@@ -173,7 +173,7 @@ def _architecture(published: Mapping[str, Tensor]) -> str:
 def _quiet_transformers() -> Any:
     import transformers
 
-    # its bar and hints are for those who load a model to use it
+    # its progress bar and hints are for users of a model
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

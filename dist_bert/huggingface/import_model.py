@@ -1,8 +1,8 @@
-"""A published BERT as a folder that works wherever the folder of a run does.
+"""Imports a published BERT as a folder that can replace the folder of a run.
 
-Its vocabulary is renumbered: the five special pieces first, where this system has them, the others
-in their order; the rows of the word embeddings and of the MLM bias move alike. The folder appears
-only when it has been loaded back and found to do what transformers does with the published one.
+Its vocabulary is renumbered: the five special pieces first, as this system requires, the others in
+their order; the rows of the word embeddings and of the MLM bias move accordingly. The folder
+appears only after it has been loaded and verified against transformers with the published one.
 
 Letters: R rows of the word embeddings, V pieces.
 """
@@ -37,17 +37,16 @@ _LINE_PIECES = 8
 def import_model(
     source: WeightSource, output_dir: Path, sample_text: str | None, allow_differences: bool
 ) -> None:
-    """Writes the folder, loads it back, compares, and prints what it finds.
+    """Writes the folder, loads it, compares, and prints the results.
 
     Args:
-        source: of published weights, a folder.
-        output_dir: is missing or empty; `check_new_folder` has passed.
-        sample_text: file of texts, one a line, that are compared, too.
-        allow_differences: whether texts with other token ids are only told.
+        source: folder of published weights.
+        output_dir: must be missing or empty; `check_new_folder` has passed.
+        sample_text: file of further texts to compare, one per line.
+        allow_differences: whether to only report texts with different token ids.
 
     Raises:
-        UserError: it cannot be imported, or transformers computes other values or makes other ids;
-            no folder is left.
+        UserError: it cannot be imported, or transformers' outputs or ids differ; leaves no folder.
     """
     from dist_bert.huggingface.compare import check_ids, check_outputs, read_lines
     from dist_bert.huggingface.tokenizer import ODD_TEXTS
@@ -84,7 +83,7 @@ def import_model(
 
 
 def vocabulary_texts(tokenizer: Tokenizer) -> Iterator[str]:
-    """Lines in which every piece of text stands at least once, mixed; every third in capitals."""
+    """Lines that contain every text piece at least once, shuffled; every third in upper case."""
     pieces = np.arange(tokenizer.num_reserved_pieces, tokenizer.vocab_size)
     num_copies = -(-_MIN_LINES * _LINE_PIECES // max(1, pieces.size))
     copies, places = np.divmod(np.arange(num_copies * pieces.size), pieces.size)
@@ -95,10 +94,10 @@ def vocabulary_texts(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _write_tokenizer(source: WeightSource, published: Any, folder: Path) -> list[int]:
-    """Writes all files of the tokenizer; returns the published id of each of our R ids."""
+    """Writes all files of the tokenizer; returns the published id for each of our R ids."""
     path = folder / TOKENIZER_NAME
     num_rows = source.model.vocab_size
-    if source.tokenizer is not None:  # written by launch/export_model.py: our ids already
+    if source.tokenizer is not None:  # written by launch/export_model.py: has our ids already
         files.write_bytes(path, source.tokenizer.read_bytes())
         order = list(range(num_rows))
     else:
@@ -106,8 +105,8 @@ def _write_tokenizer(source: WeightSource, published: Any, folder: Path) -> list
 
         if not getattr(published, "is_fast", False):
             raise UserError(
-                f"{source.path}: its tokenizer is a {type(published).__name__}, which the"
-                " tokenizers library does not have: only WordPiece vocabularies can be imported"
+                f"{source.path}: its tokenizer is a {type(published).__name__}, which is not of"
+                " the tokenizers library: only WordPiece vocabularies can be imported"
             )
         fast, order = renumbered(published.backend_tokenizer, num_rows, str(source.path))
         files.write_bytes(path, fast.to_str(pretty=True).encode())
@@ -115,14 +114,14 @@ def _write_tokenizer(source: WeightSource, published: Any, folder: Path) -> list
     if tokenizer.vocab_size > num_rows:
         raise UserError(
             f"{source.path}: its tokenizer has {tokenizer.vocab_size} pieces, the word embeddings"
-            f" {num_rows} rows: they are not of one model"
+            f" {num_rows} rows: they belong to different models"
         )
     write_tokenizer(tokenizer, source.model.max_position_embeddings, folder)
     return order
 
 
 def _reordered(tensors: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
-    """The parameters that have a row for each piece, with their first R rows in our order."""
+    """The parameters with a row for each piece, their first R rows in our order."""
     rows = torch.tensor(order)
     return {
         name: torch.cat([tensors[name][rows], tensors[name][len(order) :]])
@@ -132,7 +131,7 @@ def _reordered(tensors: dict[str, Tensor], order: list[int]) -> dict[str, Tensor
 
 
 def _summary(run: TrainedRun, left_out: tuple[str, ...]) -> str:
-    """What has been read, in a few lines."""
+    """Summary of the imported model, in a few lines."""
     tokenizer, config = run.tokenizer, run.config
     kind = "WordPiece" if tokenizer.has_word_pieces else "SentencePiece"
     num_parameters = sum(value.numel() for value in run.own_weights().values())

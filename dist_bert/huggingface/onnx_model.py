@@ -1,6 +1,6 @@
-"""A model of transformers as one ONNX file, which runs without PyTorch.
+"""Exports a transformers model as an ONNX file, which runs without PyTorch.
 
-Not for: writing the folder beside which it lies (`dist_bert.huggingface.folder`).
+Not for: writing the other files of the folder (`dist_bert.huggingface.folder`).
 
 Letters: B samples of a batch, S padded length.
 """
@@ -22,12 +22,12 @@ from dist_bert.tokenizer.config import SPECIAL_PIECES
 ONNX_NAME = "model.onnx"
 _OPSET = 20  # the first with GELU as one operator
 _MAX_DIFFERENCE = 1e-3
-# A file of protobuf ends at 2 GiB; the weights of a larger model lie beside it.
+# A protobuf file is limited to 2 GiB; the weights of a larger model go into another file.
 _MAX_FILE_BYTES = 2_000_000_000
 
 
 def check_onnx() -> None:
-    """Finds out before anything slow whether ONNX files can be written and checked.
+    """Checks before slow work whether ONNX files can be written and verified.
 
     Raises:
         UserError: a package is missing.
@@ -44,18 +44,18 @@ def check_onnx() -> None:
 
 
 def write_onnx(model: Any, folder: Path) -> str:
-    """Writes FOLDER/model.onnx for batches of any size and length, and compares what it computes.
+    """Writes FOLDER/model.onnx for batches of any size and length, and compares its outputs.
 
     Args:
         model: of transformers, float32, in evaluation mode. Its inputs become those of the file,
             int64 (B, S); its outputs have their names.
-        folder: is there.
+        folder: must exist.
 
     Returns:
-        What was found.
+        The result as text.
 
     Raises:
-        UserError: onnxruntime computes something else.
+        UserError: onnxruntime's outputs differ.
     """
     import onnxruntime
 
@@ -99,7 +99,7 @@ def write_onnx(model: Any, folder: Path) -> str:
 
 
 def _batch(config: Any, num_samples: int, length: int) -> dict[str, Tensor]:
-    """Pieces drawn by lot; all samples but the first are padded, each more than the one before."""
+    """Random pieces; all samples except the first are padded, each more than the one before."""
     shape = (num_samples, length)
     drawn = torch.Generator().manual_seed(length)
     places = torch.arange(length).expand(shape)
@@ -113,7 +113,7 @@ def _batch(config: Any, num_samples: int, length: int) -> dict[str, Tensor]:
 
 
 def _difference(model: Any, session: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The largest one between outputs of equal inputs."""
+    """The largest difference between outputs for equal inputs."""
     given = {name: value.numpy() for name, value in batch.items()}
     with torch.no_grad():
         expected = model(**batch).values()
@@ -126,7 +126,7 @@ def _difference(model: Any, session: Any, batch: dict[str, Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's remarks on packages that are not needed and names that it chose."""
+    """Suppresses torch's remarks on unneeded packages and generated names."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

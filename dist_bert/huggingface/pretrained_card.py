@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, how it was trained, how it is used.
+"""The README.md of an exported model: description, training and usage.
 
 The licence is the user's to choose. Not for: exporting (`dist_bert.huggingface.export_pretrained`).
 """
@@ -25,7 +25,7 @@ TOKENIZER_NOTES = {  # by whether it has word pieces
     ),
     True: (
         "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the"
-        " special pieces have been put first, so its ids are not the published ones."
+        " special pieces were moved to the front, so its ids differ from the published ones."
     ),
 }
 
@@ -45,19 +45,19 @@ def model_card(
         name: of the model's folder.
         resolved: the run's config.json.
         step: of the checkpoint.
-        run_dir: for the scores, if a validation was right at that step.
+        run_dir: for the scores, if there was a validation at that step.
         has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
-        check: what the export has compared, a line.
-        no_mlm_head: the reason why the folder has none; empty if it has one.
+        check: results of the export's comparisons, one line.
+        no_mlm_head: the reason for a folder without it; empty if it has one.
     """
     scores = _scores(run_dir, step, resolved.get("shards", {}).get("random_next"))
     parts = [
         "---\nlibrary_name: transformers\n"
         f"pipeline_tag: {'feature-extraction' if no_mlm_head else 'fill-mask'}\n"
-        "# license: choose one; the text that the model was trained on matters, too\n---",
+        "# license: choose one; it also depends on the training text\n---",
         f"# {name}",
         "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
-        *([f"The masked LM's head is not in it: {no_mlm_head}."] if no_mlm_head else []),
+        *([f"It lacks the masked LM head: {no_mlm_head}."] if no_mlm_head else []),
         _usage(name, not no_mlm_head),
         TOKENIZER_NOTES[has_word_pieces],
         "## Training",
@@ -80,7 +80,7 @@ def _usage(name: str, has_mlm_head: bool) -> str:
 
 
 def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
-    """Names and values; a part of the configuration that a run does not have has no lines."""
+    """Names and values; parts of the configuration that a run lacks are omitted."""
     rows = [("optimizer steps", f"{step:,}")]  # 0 if it was imported
     settings = resolved.get("deepspeed", {})
     if "train_batch_size" in settings:
@@ -107,12 +107,12 @@ def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
 
 
 def _scores(run_dir: Path, step: int, random_next: float | None) -> list[tuple[str, str]]:
-    """What the validation at a step found; empty if there was none.
+    """Results of the validation at a step; empty if there was none.
 
     Args:
         run_dir: of the run.
         step: of the checkpoint.
-        random_next: share of the held-out pairs that are random; None where it is not known.
+        random_next: share of the held-out pairs that are random; None = unknown.
     """
     rows = rows_of(run_dir / METRICS_NAME, only_numbers=True)
     found: dict[str, float] = {}
@@ -132,6 +132,6 @@ def _scores(run_dir: Path, step: int, random_next: float | None) -> list[tuple[s
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
+    """A Markdown table; the first row is its header."""
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])

@@ -1,9 +1,9 @@
-"""Tokenizers of the `tokenizers` library: a SentencePiece one made into one, a WordPiece one taken.
+"""Converts SentencePiece models to the `tokenizers` library, and renumbers its WordPiece ones.
 
-From SentencePiece the same ids come out: where the library's parts do otherwise, other parts of it
-make good for that, and each says what. A published WordPiece vocabulary is renumbered. `compare`
-tells how well that goes on given texts. Not for: training, which uses
-`dist_bert.tokenizer.tokenizer` alone.
+A converted SentencePiece model yields the same ids: where components of the library behave
+differently, others compensate, as documented there. A published WordPiece vocabulary is renumbered.
+`compare` measures the equality on given texts. Not for: training, which only uses
+`dist_bert.tokenizer.tokenizer`.
 """
 
 import itertools
@@ -34,12 +34,12 @@ from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, UNK_ID, Token
 from dist_bert.tokenizer.word_pieces import CONTINUES, check_kind
 
 _SCORE_PER_BYTE = 0.1  # of a user-defined symbol, see _score
-_MARKS = r"[\p{M}\x{200C}\x{200D}\x{FF9E}\x{FF9F}]"  # what continues the character before
+_MARKS = r"[\p{M}\x{200C}\x{200D}\x{FF9E}\x{FF9F}]"  # continues the previous character
 _REMOVED = "\x01"  # SentencePiece's tables remove it
 _NONCHARACTER, _PRIVATE_PLANE = "\uffff", 0xF0000  # in no text
 _TIE_TOLERANCE = 1e-6  # a few roundings of a float32 sum
-_WINDOW = 4_096  # texts that are compared at a time
-# All that a text may hold and that is not said otherwise: any of it can end a tokenizer's equality.
+_WINDOW = 4_096  # texts compared at a time
+# Everything that a text may contain: each of these can make tokenizers differ.
 ODD_TEXTS = (
     "",
     " ",
@@ -64,32 +64,32 @@ ODD_TEXTS = (
 
 
 class Difference(NamedTuple):
-    """A text whose ids are not the same."""
+    """A text whose ids differ."""
 
     text: str
     ids: list[int]  # of the tokenizer that trained
     fast_ids: list[int]
-    is_tie: bool  # two ways to cut a word that are equally likely, up to the rounding of float32
+    is_tie: bool  # two segmentations of a word, equally likely up to float32 rounding
 
 
 class Comparison(NamedTuple):
-    """What two tokenizers made of many texts."""
+    """Comparison of two tokenizers on many texts."""
 
     num_compared: int
-    num_special: int  # left out: they spell a special piece other than [MASK]
+    num_special: int  # skipped: they spell a special piece other than [MASK]
     differences: list[Difference]
 
     @property
     def num_ties(self) -> int:
-        """Differences in which neither side is wrong."""
+        """Number of differences where neither tokenizer is wrong."""
         return sum(difference.is_tie for difference in self.differences)
 
 
 def read_model(path: Path) -> Any:
-    """A model file as SentencePiece's protocol has it.
+    """A model file as a message of SentencePiece's protocol.
 
     Raises:
-        UserError: the model has a setting with which the library would make other ids.
+        UserError: with a setting of the model, the library would make other ids.
     """
     proto = sentencepiece_model.ModelProto()
     proto.ParseFromString(path.read_bytes())
@@ -98,11 +98,11 @@ def read_model(path: Path) -> Any:
 
 
 def fast_tokenizer(proto: Any) -> FastTokenizer:
-    """Converts what `read_model` gives; `[CLS] A [SEP] B [SEP]` is put around texts and pairs."""
+    """Converts the result of `read_model`; adds `[CLS] A [SEP] B [SEP]` to texts and pairs."""
     is_unigram = proto.trainer_spec.model_type == UNIGRAM
     fast = FastTokenizer(_unigram(proto) if is_unigram else _bpe(proto))
     fast.normalizer = _normalizer(proto.normalizer_spec)
-    # No piece has a space but at its start, so words can be cut first; the library keeps them.
+    # Pieces have spaces only at their start, so words can be split first; the library caches them.
     words = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
     fast.pre_tokenizer = pre_tokenizers.Sequence([words, _spelt()]) if is_unigram else words
     fast.decoder = decoders.Sequence(
@@ -123,32 +123,32 @@ def renumbered(
     """A WordPiece tokenizer with the special pieces first, the others in their order.
 
     Args:
-        published: as it was loaded.
-        num_rows: R of the word embeddings, of which some may belong to no piece.
+        published: as loaded.
+        num_rows: R of the word embeddings, some of which may have no piece.
         name: of its folder, for messages.
 
     Returns:
-        The tokenizer, and the published id of each of our R ids: those of no piece come last.
+        The tokenizer, and the published id for each of our R ids; those without a piece come last.
 
     Raises:
-        UserError: it is not of BERT's kind, or has pieces or added tokens beside the vocabulary.
+        UserError: it is not of BERT's kind, or has pieces or added tokens besides the vocabulary.
     """
     check_kind(published, name)
     ids = published.get_vocab(with_added_tokens=False)
     if missing := [piece for piece in SPECIAL_PIECES if piece not in ids]:
         raise UserError(
-            f"{name}: its vocabulary lacks {', '.join(missing)}, with which this system works"
+            f"{name}: its vocabulary lacks {', '.join(missing)}, which this system requires"
         )
     added = [token.content for token in published.get_added_tokens_decoder().values()]
     if others := [token for token in added if token not in SPECIAL_PIECES]:
         raise UserError(
-            f"{name}: has added tokens ({', '.join(others[:5])}), without which the same text has"
-            " other ids: only the vocabulary itself can be imported"
+            f"{name}: has added tokens ({', '.join(others[:5])}), without which texts get other"
+            " ids: only the vocabulary itself can be imported"
         )
     if (last := max(ids.values())) >= num_rows:
         raise UserError(
             f"{name}: its vocabulary has ids up to {last}, the word embeddings {num_rows} rows:"
-            " they are not of one model"
+            " they belong to different models"
         )
     special = [ids[piece] for piece in SPECIAL_PIECES]
     owned = sorted(set(ids.values()) - {*special})
@@ -175,16 +175,16 @@ def compare(
     encode: Callable[[list[str]], list[list[int]]],
     texts: Iterable[str],
 ) -> Comparison:
-    """Which texts have other ids.
+    """Finds the texts whose ids differ.
 
-    A special piece that a text spells is one in every tokenizer of that library; with ours it is
-    plain text, except [MASK] in `encode_with_mask`. Texts with another one are left out.
+    In every tokenizer of that library, a special piece spelled in a text is that piece; with ours
+    it is plain text, except [MASK] in `encode_with_mask`. Texts with others are skipped.
 
     Args:
         tokenizer: ours.
-        proto: its model as `read_model` gives it; None = it has word pieces.
-        encode: ids of texts, without those put around them, of the other one.
-        texts: any number; a window of them at a time is in memory.
+        proto: its model from `read_model`; None = it has word pieces.
+        encode: the other one's ids of texts, without those added around them.
+        texts: any number; one window at a time is in memory.
     """
     special = re.compile("|".join(re.escape(p) for p in SPECIAL_PIECES if p != _piece(MASK_ID)))
     num_compared = num_special = 0
@@ -203,7 +203,7 @@ def compare(
 
 
 def _add_special_pieces(fast: FastTokenizer) -> None:
-    """Makes them pieces that a text can spell, and puts [CLS] and [SEP] around texts and pairs."""
+    """Makes them pieces that a text can spell, and adds [CLS] and [SEP] to texts and pairs."""
     cls, sep = SPECIAL_PIECES[CLS_ID], SPECIAL_PIECES[SEP_ID]
     fast.post_processor = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
@@ -218,9 +218,9 @@ def _piece(index: int) -> str:
 
 
 def _is_tie(proto: Any | None, ids: Sequence[int], fast_ids: Sequence[int]) -> bool:
-    """Whether two ways to cut one text have equal sums of log probabilities.
+    """Whether two segmentations of a text have equal sums of log probabilities.
 
-    SentencePiece adds them up in float32 and the library in float64, so the last digit decides.
+    SentencePiece sums in float32 and the library in float64, so the last digit decides.
     """
     if proto is None or proto.trainer_spec.model_type != UNIGRAM:
         return False
@@ -232,7 +232,7 @@ def _is_tie(proto: Any | None, ids: Sequence[int], fast_ids: Sequence[int]) -> b
 
 
 def _check(proto: Any, path: Path) -> None:
-    """Refuses what no test here has seen."""
+    """Rejects models with untested properties."""
     if missing := missing_for_export(proto):
         raise UserError(
             f"{path}: cannot be exported without {', '.join(missing)}; launch/train_tokenizer.py"
@@ -241,10 +241,10 @@ def _check(proto: Any, path: Path) -> None:
 
 
 def _score(piece: Any) -> float:
-    """The logarithm of a piece's probability, as SentencePiece counts it.
+    """The logarithm of a piece's probability, as SentencePiece computes it.
 
-    A user-defined symbol has a bonus, so that it wins against the pieces that it could be cut into:
-    measured with SentencePiece 0.2.3, for symbols of 1 to 5 bytes.
+    A user-defined symbol has a bonus, so that it wins against its possible segmentations: measured
+    with SentencePiece 0.2.3, for symbols of 1 to 5 bytes.
     """
     if piece.type == USER_DEFINED:
         return _SCORE_PER_BYTE * (len(piece.piece.encode()) - 1)
@@ -257,7 +257,7 @@ def _unigram(proto: Any) -> models.Unigram:
 
 
 def _bpe(proto: Any) -> models.BPE:
-    """SentencePiece joins any two neighbours that are a piece together, the best score first."""
+    """SentencePiece merges any two adjacent pieces that form a piece, best score first."""
     ordered = sorted(proto.pieces, key=lambda piece: -piece.score)
     normal = {piece.piece: None for piece in ordered if piece.type == NORMAL}  # in this order
     merges = [
@@ -276,16 +276,16 @@ def _bpe(proto: Any) -> models.BPE:
 
 
 def _normalizer(spec: Any) -> normalizers.Normalizer:
-    """SentencePiece's table, and its rules of spaces.
+    """SentencePiece's table, and its rules for spaces.
 
-    The library looks up a character together with its accents, takes the shortest entry that fits
-    and drops the rest; SentencePiece takes the longest. So what can be composed is composed first,
-    and what is left is looked up one by one, held apart by a character that is removed. A table
-    that composes nothing is a short one, of a file: its rules are applied as they are.
+    The library looks up a character together with its accents, uses the shortest matching entry and
+    drops the rest; SentencePiece uses the longest. So composable characters are composed first, and
+    the others are looked up one by one, separated by a character that is removed later. A table
+    that composes nothing is a short one, from a file: its rules are applied unchanged.
     """
     spaces = [
         normalizers.Replace(Regex(" {2,}"), " "),
-        # Not the space at the start: behind a [MASK] it tells that a new word begins.
+        # Not the space at the start: after a [MASK], it shows that a new word begins.
         normalizers.Replace(Regex(r" \z"), ""),
     ]
     if not spec.precompiled_charsmap:
@@ -298,7 +298,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     return normalizers.Sequence(
         [
             normalizers.NFC(),
-            # Not at the start: the library cannot take it away from there again, and panics.
+            # Not at the start: the library cannot remove it from there, and panics.
             normalizers.Replace(Regex(rf"(?!\A)(?={_MARKS})"), divider),
             normalizers.Precompiled(spec.precompiled_charsmap),
             *([] if is_removed else [normalizers.Replace(divider, "")]),
@@ -309,7 +309,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _replacements(rules: list[tuple[str, str]]) -> list[normalizers.Normalizer]:
-    """Rules one by one, the longest first; what one has made, no other sees."""
+    """Rules one by one, the longest first; none applies to the output of another."""
     rules = sorted(rules, key=lambda rule: -len(rule[0]))
     made = [chr(_PRIVATE_PLANE + number) for number in range(len(rules))]
     return [
@@ -319,7 +319,7 @@ def _replacements(rules: list[tuple[str, str]]) -> list[normalizers.Normalizer]:
 
 
 def _spelt() -> pre_tokenizers.PreTokenizer:
-    """Cuts texts such as "<0x41>" in two: the library would take them for the byte's piece."""
+    """Splits texts such as "<0x41>" in two: the library would take them for the byte's piece."""
     names = "|".join(piece.strip("[]") for piece in SPECIAL_PIECES)
     start = Regex(rf"[<\[](?=(?:0x[0-9A-F]{{2}}|{names})[>\]])")
     return pre_tokenizers.Split(start, "merged_with_previous")

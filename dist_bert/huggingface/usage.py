@@ -1,14 +1,14 @@
-"""Functions that model cards show: for what transformers has no pipeline, or one that differs.
+"""Functions shown in model cards, where transformers has no pipeline, or one that differs.
 
-Each stands alone with its imports, because cards hold its source; the export calls it and tells how
-often it answers as the run does. Not for: our own models (`dist_bert.finetuning.predict`).
+Each is self-contained, because cards contain its source; the export calls it and reports how often
+its answers equal the run's. Not for: our own models (`dist_bert.finetuning.predict`).
 """
 
 from typing import Any
 
 
 def tag_words(words: list[str], model: Any, tokenizer: Any) -> list[str]:
-    """The tag of each word: that of its first piece, the likeliest valid sequence of all."""
+    """The tag of each word: that of its first piece, in the likeliest valid sequence."""
     import re
 
     import numpy as np
@@ -18,7 +18,7 @@ def tag_words(words: list[str], model: Any, tokenizer: Any) -> list[str]:
     cjk = r"[\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # without spaces
     for before, word in zip(["", *words], words, strict=False):
         is_spaced = not (re.match(cjk, before[-1:]) and re.match(cjk, word))
-        text = word if is_spaced else tokenizer.mask_token + word  # then none is put before it
+        text = word if is_spaced else tokenizer.mask_token + word  # so no space is added before it
         pieces = tokenizer(text, add_special_tokens=False)["input_ids"][0 if is_spaced else 1 :]
         if len(ids) + max(1, len(pieces)) >= tokenizer.model_max_length:
             break
@@ -30,7 +30,7 @@ def tag_words(words: list[str], model: Any, tokenizer: Any) -> list[str]:
     tags = [model.config.id2label[i] for i in range(model.config.num_labels)]
     may_follow = np.array([[t[:2] != "I-" or t[2:] == b[2:] for t in tags] for b in tags])
     paths = np.where([t[:2] != "I-" for t in tags], 0.0, -np.inf)
-    origins: list[Any] = []  # of each word's tags: the best tag before
+    origins: list[Any] = []  # for each word's tags: the best previous tag
     for step in steps:
         best = np.where(may_follow, paths[:, None], -np.inf) if origins else paths[None]
         origins.append(best.argmax(0))
@@ -39,7 +39,7 @@ def tag_words(words: list[str], model: Any, tokenizer: Any) -> list[str]:
     for origin in origins[:0:-1]:
         found.append(int(origin[found[-1]]))
     told = [tags[i] for i in reversed(found)][: len(places)]
-    return told + ["O"] * (len(words) - len(told))  # behind the longest input
+    return told + ["O"] * (len(words) - len(told))  # words after the longest input
 
 
 def find_answer(
@@ -50,9 +50,9 @@ def find_answer(
     doc_stride: int,
     max_question_tokens: int,
     max_answer_tokens: int,
-    null_score_threshold: float | None,  # no answer must outscore one by more; None = never does
+    null_score_threshold: float | None,  # margin for no answer; None = always answer
 ) -> str:
-    """The answer as it stands in the context; empty if the model says that there is none."""
+    """The answer as spelled in the context; empty if the model finds none."""
     import numpy as np
     import torch
 
@@ -64,7 +64,7 @@ def find_answer(
     begins = np.arange(0, max(1, length - room + stride), stride)
     ends = np.minimum(begins + room, length)
     tokens = np.arange(length)
-    # An answer is looked for in the window that shows its first token with the most around it.
+    # Each answer is searched in the window with the most context around its first token.
     around = np.minimum(tokens - begins[:, None], ends[:, None] - 1 - tokens) * 100
     window_of_token = (around + (ends - begins)[:, None]).argmax(0)
     stretches = [

@@ -1,5 +1,5 @@
-"""The encoder and its pretraining heads, its operations, and its parameters' published names.
+"""The encoder, its pretraining heads and operations, and published parameter names.
 
-Not for: training it, or the heads of fine-tuning.
+Not for: training, or the heads of fine-tuning.
 Others mostly use `config.ModelConfig`, `bert.BertForPreTraining` and `micro_batches.to_device`.
 """

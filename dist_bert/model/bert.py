@@ -1,10 +1,10 @@
 """BERT, the whole model: encoder, pretraining heads, loss, and unpadding.
 
-The input is unpadded: the tokens of all samples of a micro-batch lie one after the other, and only
-attention knows where one sample ends and the next begins. Not for: optimizers, precision, devices.
+The input is unpadded: the tokens of all samples of a micro-batch are concatenated, and only
+attention uses the borders between samples. Not for: optimizers, precision, devices.
 
-Source: Devlin et al. 2019, "BERT" (https://arxiv.org/abs/1810.04805), and its code, from which the
-MLM head and the exact GELU are (google-research/bert, modeling.py and run_pretraining.py).
+Source: Devlin et al. 2019, "BERT" (https://arxiv.org/abs/1810.04805), and its code for the MLM head
+and the exact GELU (google-research/bert, modeling.py and run_pretraining.py).
 
 Shapes: T tokens of the micro-batch, B samples, P masked positions, H hidden, N heads, D head size,
 S padded length (the longest sample), V padded vocabulary.
@@ -34,16 +34,16 @@ METRIC_NAMES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
 
 
 class SampleLayout(NamedTuple):
-    """Where the samples lie among the T tokens: made once per forward, read by every attention.
+    """Positions of the samples among the T tokens: made once per forward, read by every attention.
 
     Attributes:
         cu_seqlens: (B+1,) int32, sample b is tokens cu_seqlens[b] to cu_seqlens[b+1] - 1.
         max_seqlen: S, tokens of the longest sample.
         is_varlen: attention reads `cu_seqlens` itself and needs no padded view.
-        groups: on CPU, the samples that are padded together; None elsewhere.
-        token_of_slot: (B*S,) token in each slot of the padded view; None where that is a reshape.
+        groups: on CPU, the samples that are padded together; None on GPU.
+        token_of_slot: (B*S,) token in each slot of the padded view; None if that is a reshape.
         slot_of_token: (T,) its inverse.
-        is_real_key: (B, 1, 1, S) False in slots behind the end of a sample.
+        is_real_key: (B, 1, 1, S) False in slots after the end of a sample.
     """
 
     cu_seqlens: Tensor
@@ -56,12 +56,12 @@ class SampleLayout(NamedTuple):
 
 
 def can_use_varlen_kernel(hidden: Tensor, head_size: int, dropout_p: float) -> bool:
-    """Whether FlashAttention's variable-length kernel can do the attention of this forward.
+    """Whether FlashAttention's variable-length kernel supports the attention of this forward.
 
     Args:
-        hidden: for device and dtype; torch.autocast overrules the dtype.
-        head_size: D; the kernel takes multiples of 8 up to 256.
-        dropout_p: dropout on attention weights; the kernel has none.
+        hidden: for device and dtype; torch.autocast overrides the dtype.
+        head_size: D; the kernel supports multiples of 8 up to 256.
+        dropout_p: dropout on attention weights, which the kernel does not support.
     """
     device = hidden.device
     if device.type != "cuda" or dropout_p > 0.0 or head_size % 8 or head_size > 256:
@@ -84,7 +84,7 @@ def locate_samples(
     tokens = torch.arange(num_tokens, dtype=ends.dtype, device=ends.device)  # (T,)
     sample_of_token = torch.searchsorted(ends, tokens, right=True)  # (T,)
     return layout._replace(
-        # A slot behind the end of a sample may hold any valid row: it is masked.
+        # A slot after the end of a sample may hold any valid row: it is masked.
         token_of_slot=token_of_slot.clamp(max=num_tokens - 1).flatten(),
         slot_of_token=sample_of_token * max_seqlen + tokens - starts[sample_of_token],
         is_real_key=(token_of_slot < ends[:, None])[:, None, None, :],
@@ -164,8 +164,8 @@ class BertLayer(nn.Module):
 class BertEncoder(nn.Module):
     """Embeddings and the stack of layers: token ids in, one vector per token out."""
 
-    # Whether a layer keeps its input alone and computes the rest again in the backward pass (Chen
-    # et al. 2016, https://arxiv.org/abs/1604.06174). Same numbers, dropout included.
+    # Whether a layer keeps only its input and recomputes the rest in the backward pass (Chen et al.
+    # 2016, https://arxiv.org/abs/1604.06174). Same numbers, including dropout.
     activation_checkpointing = False
 
     def __init__(self, config: ModelConfig) -> None:
@@ -193,7 +193,7 @@ class BertEncoder(nn.Module):
         Args:
             input_ids: (T,) int64, below `vocab_size`.
             token_type_ids: (T,) int64, the segment of each token.
-            position_ids: (T,) int64, the place of each token in its sample.
+            position_ids: (T,) int64, the position of each token in its sample.
             cu_seqlens: (B+1,) int32, [CLS] of sample b is token cu_seqlens[b]; no sample is empty.
             max_seqlen: tokens of the longest sample.
 
@@ -210,7 +210,7 @@ class BertEncoder(nn.Module):
         return hidden
 
     def compile_layers(self) -> None:
-        """Lets torch.compile fuse what lies between a layer's matrix products; names stay.
+        """Lets torch.compile fuse the operations between a layer's matrix products; keeps names.
 
         For any number of tokens; micro-batches round it up, so that few shapes occur.
         """
@@ -227,7 +227,7 @@ class BertEncoder(nn.Module):
         return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """What goes into the first layer: three times (T,) to (T, H)."""
+        """Input of the first layer: three times (T,) to (T, H)."""
         hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         hidden = self.embeddings_norm(hidden + self.position_embeddings(position_ids))
         return dropout(hidden, self.dropout_prob if self.training else 0.0)
@@ -236,7 +236,7 @@ class BertEncoder(nn.Module):
 class BertForPreTraining(nn.Module):
     """The encoder with the two heads of pretraining (section 3.1): masked LM, next sentence.
 
-    The weights come from torch's global generator: seed it alike on all ranks.
+    The weights come from torch's global generator: use the same seed on all ranks.
     """
 
     metric_names = METRIC_NAMES
@@ -254,7 +254,7 @@ class BertForPreTraining(nn.Module):
         self.apply(self._initialize)
 
     def _initialize(self, module: nn.Module) -> None:
-        """Weights normal, biases zero, as in BERT's code; torch's LayerNorm starts as 1 and 0."""
+        """Weights normal, biases zero, as in BERT's code; torch's LayerNorm starts with 1 and 0."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.initializer_range)
         if isinstance(module, nn.Linear):
@@ -264,8 +264,8 @@ class BertForPreTraining(nn.Module):
     def start_from_frequencies(self, piece_counts: Tensor) -> None:
         """Starts the MLM bias at the log frequencies of the pieces instead of zero.
 
-        So the first predictions are the unigram distribution, and the optimizer, which moves a bias
-        by no more than the lr in a step, need not find it.
+        So the first predictions are the unigram distribution. Otherwise the optimizer, which
+        changes a bias by at most the lr per step, must learn it.
 
         Args:
             piece_counts: (number of pieces,) occurrences in training text, at most `vocab_size`.
@@ -280,13 +280,13 @@ class BertForPreTraining(nn.Module):
     def mlm_decoder_inputs(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Transformed (P, H), the tied decoder's weight (V, H) and bias (V,)."""
         hidden = self.mlm_norm(self.mlm_activation(self.mlm_dense(hidden)))
-        # The tied decoder is read from the module that owns it: ZeRO-3 gathers it on this access.
+        # Reads the tied decoder from the module that owns it: ZeRO-3 gathers it on this access.
         decoder = self.encoder.word_embeddings.weight
         bias = F.pad(self.mlm_bias, (0, len(decoder) - len(self.mlm_bias)), value=-torch.inf)
         return hidden, decoder, bias
 
     def pool(self, cls_hidden: Tensor) -> Tensor:
-        """One vector for a whole sample, from its [CLS]: (B, H) to (B, H)."""
+        """One vector per sample, from its [CLS]: (B, H) to (B, H)."""
         return torch.tanh(self.pooler(cls_hidden))
 
     def nsp_logits(self, cls_hidden: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class BertForPreTraining(nn.Module):
         num_masked: int,
         num_samples: int,
     ) -> tuple[Tensor, Tensor]:
-        """This micro-batch's share of its global batch's loss: the shares of a global batch add up.
+        """This micro-batch's share of its global batch's loss; the shares sum to that loss.
 
         Args:
             input_ids: (T,) int64, this and the next four as in `BertEncoder.forward`.
@@ -320,7 +320,7 @@ class BertForPreTraining(nn.Module):
             masked_lm_labels: (P,) int64, the original pieces there; -100 leaves a position out.
                 None = return scores instead of losses.
             next_sentence_label: (B,) int64, 0 = B follows A, 1 = random, or 1 = both swapped; -100
-                leaves a sample out. Samples behind the first B are padding.
+                = sample ignored. Samples after the first B are padding.
             num_masked: masked positions of the global batch: all ranks, all accumulation steps.
             num_samples: samples of the global batch.
 

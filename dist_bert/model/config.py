@@ -1,10 +1,10 @@
-"""The architecture of a model: what a model JSON holds."""
+"""The architecture of a model: the contents of a model JSON."""
 
 import dataclasses
 
 from dist_bert.common.settings import raise_all, setting
 
-# Far beyond any BERT: a file that says more is wrong, and would fill memory or take for ever.
+# Far beyond any BERT: larger values are errors, and would fill the memory or never finish.
 _MOST = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 17,
@@ -20,7 +20,7 @@ _MOST = {
 class ModelConfig:
     """Architecture of encoder and pretraining heads. Defaults: BERT-base (Devlin et al. 2019)."""
 
-    vocab_size: int = setting(30_522, "number of pieces; the tokenizer may have fewer, never more")
+    vocab_size: int = setting(30_522, "number of pieces; at least those of the tokenizer")
     hidden_size: int = setting(768, "width of the residual stream")
     num_hidden_layers: int = setting(12, "number of encoder layers")
     num_attention_heads: int = setting(12, "attention heads; divides hidden_size")
@@ -32,14 +32,14 @@ class ModelConfig:
         ("gelu", "relu"),
     )
     max_position_embeddings: int = setting(
-        512, "longest sequence in tokens, special tokens included"
+        512, "longest sequence in tokens, including special tokens"
     )
     type_vocab_size: int = setting(2, "number of segments")
     hidden_dropout_prob: float = setting(
         0.1, "dropout on embeddings and sub-layer outputs, 0 to below 1"
     )
     attention_probs_dropout_prob: float = setting(
-        0.1, "dropout on attention weights, 0 to below 1; above 0 rules out the fast GPU kernel"
+        0.1, "dropout on attention weights, 0 to below 1; above 0 disables the fast GPU kernel"
     )
     layer_norm_eps: float = setting(1e-12, "epsilon of every LayerNorm")
     initializer_range: float = setting(0.02, "standard deviation of the initial weights")
@@ -65,7 +65,7 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding table: `vocab_size` up to a multiple of 64, for matrix units."""
+        """Rows of the embedding table: `vocab_size` rounded up to a multiple of 64, for speed."""
         return -(-self.vocab_size // 64) * 64
 
     @property

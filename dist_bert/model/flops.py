@@ -1,9 +1,9 @@
-"""How much arithmetic a step is, and how much the device could do: the two halves of MFU.
+"""Computes the FLOPs of a step and the peak of the device: the two terms of MFU.
 
-Model FLOPs (no recomputation counted), per real token, forward and backward (factor 3 of the
-forward): 6 for every weight of the encoder's matrices, 12 * hidden_size * layers for each pair of
-tokens that attend to each other, 6 for every weight of the MLM head and its decoder at each masked
-position. See docs/performance.md. Counting needs no torch.
+Model FLOPs (without recomputation), per real token, forward and backward (factor 3 of the forward):
+6 for every weight of the encoder's matrices, 12 * hidden_size * layers for each pair of tokens that
+attend to each other, 6 for every weight of the MLM head and its decoder at each masked position.
+See docs/performance.md. Counting does not need torch.
 """
 
 import re
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from dist_bert.common.device import has_bf16_instructions
 from dist_bert.model.config import ModelConfig
 
-if TYPE_CHECKING:  # torch takes seconds, and only the measuring needs it
+if TYPE_CHECKING:  # importing torch takes seconds, and only measuring needs it
     import torch
 
-# Dense bf16 peaks from the makers' data sheets, by whole words of the device's name.
+# Dense bf16 peaks from the manufacturers' data sheets, by whole words of the device's name.
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -43,9 +43,9 @@ def training_flops(
 
     Args:
         model: the architecture.
-        num_tokens: real tokens, padding not counted.
+        num_tokens: real tokens, without padding.
         num_token_pairs: sum of squared sequence lengths.
-        num_masked: masked positions that are predicted.
+        num_masked: masked positions to predict.
         num_segment_pairs: samples of two segments, for pooler and next-sentence head.
     """
     hidden, layers = model.hidden_size, model.num_hidden_layers
@@ -63,9 +63,9 @@ def training_flops(
 def peak_flops(device: "torch.device", precision: str) -> float:
     """Peak operations per second of one device, in the best precision that a run may use there.
 
-    The data sheet's for known GPUs in 16 bits. Elsewhere measured: a run computes in float32, and
-    in 16 bits where the device multiplies them faster, so no run exceeds the best of both. Takes
-    two seconds at most.
+    For known GPUs in 16 bits, from the data sheet. Otherwise measured: a run computes in float32,
+    and in 16 bits if the device multiplies them faster, so no run exceeds the best of both. Takes
+    at most two seconds.
 
     Args:
         device: of this process, with nothing else running on it.
@@ -98,9 +98,9 @@ def measured_matmul_flops(
     """Best operations per second over products of two square matrices, within a time limit.
 
     Args:
-        device: where.
+        device: to measure.
         dtype: of the matrices.
-        sizes: of the matrices, ascending; one whose products would pass the limit is left out.
+        sizes: of the matrices, ascending; skips sizes whose products would exceed the limit.
         seconds: the limit, divided among the sizes.
     """
     import torch
@@ -122,7 +122,7 @@ def measured_matmul_flops(
         deadline = time.perf_counter() + share
         # Some chips are faster with zeros and ones, so the values are random.
         matrix = torch.randn(size, size, device=device).to(dtype)
-        product_seconds(matrix)  # the first one pays for set-up
+        product_seconds(matrix)  # the first one includes set-up
         while time.perf_counter() < deadline or not best:
             best = max(best, 2.0 * size**3 / product_seconds(matrix))
     return best

@@ -1,6 +1,6 @@
-"""What torch's own operations do slowly on CPU or in too much memory: the same, faster.
+"""Replacements of torch operations that are slow on CPU or need too much memory.
 
-Plain torch, no compiler. Not for: anything that knows of the model's modules
+Plain torch, no compiler. Not for: code that depends on the model's modules
 (`dist_bert.model.bert`).
 
 Shapes: B samples, N heads, S padded length, D head size, P masked positions, H hidden, V padded
@@ -19,10 +19,10 @@ from torch import Tensor
 from dist_bert.model.products import converts, linear, matmul
 
 _CACHED_SCORES = 1 << 21  # attention scores computed at once on CPU: 4 MiB in bf16, a core's cache
-_CACHED_LOGITS = 1 << 20  # logits turned into gradients at once on CPU: 4 MiB in float32
-_LOGITS_AT_ONCE = 1 << 25  # elsewhere: 128 MiB, so that kernels are few and large
-_LENGTH_MULTIPLE = 16  # of padded lengths: matrix kernels are prepared anew for every shape
-_NO_LABEL = -100  # of a row that is left out
+_CACHED_LOGITS = 1 << 20  # logits converted to gradients at once on CPU: 4 MiB in float32
+_LOGITS_AT_ONCE = 1 << 25  # on GPU: 128 MiB, so that kernels are few and large
+_LENGTH_MULTIPLE = 16  # of padded lengths: matrix kernels are prepared again for every shape
+_NO_LABEL = -100  # of an ignored row
 _LANES = 4  # random numbers of 16 bits in one hash of 64
 # The finalizer of Stafford 2011, "Better bit mixing", variant 13, as used by splitmix64 (Steele et
 # al. 2014, "Fast splittable pseudorandom number generators").
@@ -33,9 +33,9 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64
 def dropout(values: Tensor, p: float) -> Tensor:
     """Zeroes each value with probability `p`, scales the others by 1 / (1 - p).
 
-    On CPU by `dropout_noise`, several times as fast as torch's generator, which draws one number
-    after the other. The seed comes from torch's global generator, so `torch.manual_seed` and
-    activation checkpointing work as with `F.dropout`.
+    On CPU with `dropout_noise`, several times as fast as torch's sequential generator. The seed
+    comes from torch's global generator, so `torch.manual_seed` and activation checkpointing work as
+    with `F.dropout`.
     """
     if p == 0.0 or values.device.type != "cpu":
         return F.dropout(values, p)
@@ -52,12 +52,12 @@ def dropout_noise(
         dtype: of the result.
         p: below 1, rounded to 1/32,768.
         seed: any 64 bits.
-        first: number of the first hash, each of which serves four values.
+        first: number of the first hash; each hash serves four values.
     """
     count = math.prod(shape)
     num_kept = round((1.0 - p) * (1 << 15))  # of the 32,768 values of a lane without its sign
     lanes = hashed_counters(-(-count // _LANES), seed, first).view(torch.int16)[:count]
-    # -1 where the value is below num_kept, else 0, by integers: comparing takes 4 times as long.
+    # -1 if the value is below num_kept, else 0, with integers: comparing takes 4 times as long.
     lanes.bitwise_and_((1 << 15) - 1).sub_(num_kept).bitwise_right_shift_(15)
     scale = torch.tensor((1 << 15) / num_kept, dtype=dtype)
     if dtype.itemsize == 2:  # all bits of the scale, or none
@@ -70,7 +70,7 @@ def hashed_counters(count: int, seed: int, first: int = 0) -> Tensor:
     bits = torch.arange(first + 1, first + count + 1).mul_(_GOLDEN).add_(seed)
     shifted = torch.empty_like(bits)
     for shift, factor in _MIX:
-        # torch shifts the sign in: without the mask the xor would lose a bit. (`>>` copies first.)
+        # torch's shift copies the sign: without the mask the xor loses a bit. (`>>` copies first.)
         torch.bitwise_right_shift(bits, shift, out=shifted)
         bits.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
     return bits
@@ -84,12 +84,12 @@ class SampleGroup(NamedTuple):
     """Consecutive samples whose attention on CPU is computed together, padded to one length.
 
     Attributes:
-        start: their first token of the T.
-        stop: behind their last one.
-        length: S, to which they are padded.
-        token_of_slot: (G*S,) token in each slot, from `start`; None where nothing is padded.
+        start: index of their first token among the T.
+        stop: index after their last token.
+        length: S, their padded length.
+        token_of_slot: (G*S,) token in each slot, from `start`; None if nothing is padded.
         slot_of_token: (stop - start,) its inverse.
-        is_padding: (G, 1, 1, S) True in slots behind the end of a sample.
+        is_padding: (G, 1, 1, S) True in slots after the end of a sample.
     """
 
     start: int
@@ -101,10 +101,10 @@ class SampleGroup(NamedTuple):
 
 
 def group_samples(cu_seqlens: Tensor, num_heads: int) -> list[SampleGroup]:
-    """Groups of consecutive samples whose attention scores stay in a core's cache together.
+    """Groups of consecutive samples whose attention scores fit in a core's cache together.
 
     Args:
-        cu_seqlens: (B+1,) on CPU; the nearer the lengths of neighbours, the less is padded.
+        cu_seqlens: (B+1,) on CPU; similar lengths of neighbours reduce the padding.
         num_heads: N.
     """
     bounds = cu_seqlens.tolist()
@@ -112,7 +112,7 @@ def group_samples(cu_seqlens: Tensor, num_heads: int) -> list[SampleGroup]:
     first = 0
     while first < len(bounds) - 1:
         longest = bounds[first + 1] - bounds[first]
-        last = first + 1  # behind the group
+        last = first + 1  # end of the group
         while last < len(bounds) - 1:
             longer = max(longest, bounds[last + 1] - bounds[last])
             if (last + 1 - first) * num_heads * _rounded(longer) ** 2 > _CACHED_SCORES:
@@ -144,10 +144,10 @@ def _group(bounds: Tensor, length: int) -> SampleGroup:
 def grouped_attention(
     qkv: Tensor, groups: list[SampleGroup], num_heads: int, dropout_p: float
 ) -> Tensor:
-    """Attention on CPU, sample group by sample group, as much at a time as stays in the cache.
+    """Attention on CPU, one sample group at a time, so that it fits in the cache.
 
-    Attention weights are not kept: the backward pass computes them again, dropout included (Dao et
-    al. 2022, "FlashAttention", https://arxiv.org/abs/2205.14135, section 3.1).
+    Attention weights are not kept: the backward pass recomputes them, including dropout (Dao et al.
+    2022, "FlashAttention", https://arxiv.org/abs/2205.14135, section 3.1).
 
     Args:
         qkv: (T, 3H), queries, keys and values, each with its heads side by side.
@@ -230,8 +230,8 @@ def _heads(
 ) -> list[Tensor]:
     """The group's rows of (T, parts * H) as (G*N, S, D) for each part.
 
-    Slots behind the end of a sample hold zeros, or any rows: keys there are masked. In float32
-    where products of the tokens' type are computed so: converted once, while they are in the cache.
+    Slots after the end of a sample hold zeros or any rows: keys there are masked. In float32 if
+    products of the tokens' type are computed in it: converted once, while they are in the cache.
     """
     rows = tokens[group.start : group.stop]
     if converts(rows.device, rows.dtype):
@@ -259,7 +259,7 @@ def _put_back(heads: Tensor, tokens: Tensor, group: SampleGroup) -> None:
 def _weights(
     query: Tensor, key: Tensor, group: SampleGroup, dropout_p: float, seed: int, first: int
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Attention weights before dropout, and its noise, for as many heads as stay in the cache."""
+    """Attention weights before dropout, and its noise, for as many heads as fit in the cache."""
     num_heads, length, head_size = query.shape  # of all samples: G*N
     size = num_heads if _num_samples(group) > 1 else max(1, _CACHED_SCORES // length**2)
     for begin in range(0, num_heads, size):
@@ -281,21 +281,21 @@ def _weights(
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of `F.linear(hidden, weight, bias)`, and how many are right.
+    """Sum of the cross-entropies of `F.linear(hidden, weight, bias)`, and number of correct ones.
 
     The logits are never kept in float32, only their gradient in the weights' type: a quarter of the
-    memory of `F.cross_entropy`, and each piece of the work stays in a core's cache. (torch 2.13 has
-    a function of this name; it does not count what is right, which takes the logits.)
+    memory of `F.cross_entropy`, and each piece of the work fits in a core's cache. (torch 2.13 has
+    a function of this name, but it does not count correct predictions, which needs the logits.)
 
     Args:
         hidden: (P, H).
         weight: (V, H).
-        bias: (V,), minus infinity for classes that are none.
-        labels: (P,) int64; -100 leaves a row out, as in `F.cross_entropy`.
+        bias: (V,), minus infinity for padding classes.
+        labels: (P,) int64; rows with -100 are ignored, as in `F.cross_entropy`.
 
     Returns:
-        Two float32 scalars: the sum in nats, and the number of rows whose largest logit is that of
-        the label (not differentiable).
+        Two float32 scalars: the sum in nats, and the number of rows whose largest logit is the
+        label's (not differentiable).
     """
     needs_gradient = torch.is_grad_enabled()
     loss, num_correct = _LinearCrossEntropy.apply(hidden, weight, bias, labels, needs_gradient)
@@ -335,9 +335,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, gradient = ctx.saved_tensors  # gradient: of the sum, by the logits
-        dtype = gradient.dtype  # under autocast not that of hidden and weight
-        # In float32, because the factor, rounded to bf16, would be another one for 3 ranks than 1.
+        hidden, weight, gradient = ctx.saved_tensors  # gradient: of the sum w.r.t. the logits
+        dtype = gradient.dtype  # under autocast, not the dtype of hidden and weight
+        # In float32: rounded to bf16, the factor would differ between 3 ranks and 1.
         scaled = (hidden.float() * loss_gradient).to(dtype)
         return (
             (matmul(gradient, weight.to(dtype)).float() * loss_gradient).to(hidden.dtype),

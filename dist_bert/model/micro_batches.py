@@ -1,4 +1,4 @@
-"""Micro-batches as tensors on a device, and the sum of a model's shares over many of them."""
+"""Moves micro-batches to a device, and sums a model's shares over many of them."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from dist_bert.data.batches import MicroBatch, StepBatch
 def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
     """Arrays of a micro-batch as tensors on the device; plain integers and None stay what they are.
 
-    From page-locked memory (`pinned`) the copies are only started, ahead of what needs them.
+    From page-locked memory (`pinned`), copies are asynchronous.
     """
     return {
         name: value
@@ -28,7 +28,7 @@ def to_device(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
 def pinned(steps: Iterator[StepBatch]) -> Iterator[StepBatch]:
     """Steps with their arrays as tensors in page-locked memory; run it in the prefetch thread.
 
-    The host, which is ahead of the GPU, then never waits for a copy.
+    The host, which runs ahead of the GPU, then never waits for a copy.
     """
     for step in steps:
         micro_batches = [

@@ -1,9 +1,9 @@
-"""Matrix products of bf16 tensors, at the speed of float32 where the CPU has no bf16 instructions.
+"""Matrix products of bf16 tensors, at the speed of float32 on CPUs without bf16 instructions.
 
-bf16 is a storage type everywhere. A product of bf16 matrices sums in float32 and rounds its result
-once, whatever computes it. Where the CPU lacks the instructions, oneDNN emulates them, up to 90
-times slower than float32; here the operands are converted, multiplied in float32, and the result is
-rounded: the same meaning for a tenth more time than float32 takes. On GPUs and on CPUs with bf16
+bf16 is a storage type on all devices. A product of bf16 matrices sums in float32 and rounds its
+result once, on any device. If the CPU lacks the instructions, oneDNN emulates them, up to 90 times
+slower than float32. Here, the operands are converted and multiplied in float32, and the result is
+rounded: the same definition in 10 % more time than float32. On GPUs and on CPUs with bf16
 instructions these are torch's own operations.
 
 Shapes: M rows, K summed, N columns.
@@ -28,7 +28,7 @@ def converts(device: torch.device, dtype: torch.dtype) -> bool:
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """(M, K) times (K, N), plus a bias of (N,) if given: (M, N), all of one type; not for autograd.
 
-    A few rows at a time, so that a large float32 result never exists as a whole.
+    Computes a few rows at a time, so that no large float32 result exists as a whole.
     """
     if not converts(a.device, a.dtype):
         return a @ b if bias is None else torch.addmm(bias, a, b)
@@ -62,7 +62,7 @@ class Linear(nn.Linear):
 
 
 class _ConvertedLinear(torch.autograd.Function):
-    """Keeps the bf16 operands, as `F.linear` would, not their float32 copies."""
+    """Saves the bf16 operands, like `F.linear`, not their float32 copies."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Converts state dicts to and from the published BERT parameter names.
 
-The published names are those of `transformers.BertForPreTraining`. One table says which published
-tensors make up each of ours, stacked along dimension 0. Not for: reading or writing files.
+The published names are those of `transformers.BertForPreTraining`. A table maps each of our names
+to the published tensors that form it, stacked along dimension 0. Not for: reading or writing files.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ TIED = {
     "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-# What published files may lack, as models saved for another task do: head -> how its names begin.
+# Heads that published files of models for other tasks may lack: head -> prefix of its names.
 HEADS = {
     "MLM head": "cls.predictions.",
     "pooler": "bert.pooler.",
@@ -33,7 +33,7 @@ PARAMETERS: Names = {
     "encoder.token_type_embeddings.weight": ("bert.embeddings.token_type_embeddings.weight",),
     "mlm_bias": ("cls.predictions.bias",),
 }
-MODULES: Names = {  # each with a weight and a bias, as those of a layer
+MODULES: Names = {  # each with a weight and a bias, like those of a layer
     "encoder.embeddings_norm": ("bert.embeddings.LayerNorm",),
     "mlm_dense": ("cls.predictions.transform.dense",),
     "mlm_norm": ("cls.predictions.transform.LayerNorm",),
@@ -76,7 +76,7 @@ HEAD_PARAMETERS = _parameters_of({"classifier": ("classifier",), "span": ("qa_ou
 def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
 
-    With a head of fine-tuning: as in transformers' model of its task. The tensors are views of
+    A head of fine-tuning is named as in transformers' model of its task. The tensors are views of
     those in `state_dict`, which may lack heads.
     """
     published = {
@@ -97,10 +97,10 @@ def from_published(
     """Published parameters as our state dict; the padded rows of the vocabulary are zero.
 
     Args:
-        state_dict: without the tied decoder or with it. Older files, such as bert-base-uncased, say
+        state_dict: with or without the tied decoder. Older files, such as bert-base-uncased, use
             gamma and beta for LayerNorm's weight and bias and add `position_ids`, a constant.
         config: the architecture that the parameters must fit.
-        without: how the names of heads begin that are in neither of the two state dicts.
+        without: prefixes of the names of heads that are in neither of the two state dicts.
 
     Raises:
         UserError: parameters are missing, unknown or of another shape, or the decoder is not tied.
@@ -113,7 +113,7 @@ def from_published(
     with torch.device("meta"):  # shapes without memory
         whole = to_published(BertForPreTraining(config).state_dict(), config)
     expected = {name: value for name, value in whole.items() if not name.startswith(without)}
-    for copy, original in TIED.items():  # a file may keep either of the two
+    for copy, original in TIED.items():  # a file may have either of the two
         if original not in given and copy in given:
             given[original] = given[copy]
     problems = [f"missing {name}" for name in expected if name not in given and name not in TIED]
@@ -125,7 +125,7 @@ def from_published(
     ]
     if not problems:
         problems = [
-            f"{copy} differs from {original}, to which this model ties it"
+            f"{copy} differs from {original}, but this model ties them"
             for copy, original in TIED.items()
             if copy in given and not torch.equal(given[copy], given[original])
         ]

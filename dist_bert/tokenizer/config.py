@@ -1,4 +1,4 @@
-"""The settings of a tokenizer's training; apart, so that `--help` does not load SentencePiece."""
+"""Settings for training a tokenizer; separate, so that `--help` does not load SentencePiece."""
 
 import dataclasses
 
@@ -11,23 +11,23 @@ SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are
 class TokenizerConfig:
     """Training of a tokenizer."""
 
-    vocab_size: int = setting(30_522, "number of pieces, special ones included")
-    model_type: str = setting("unigram", "how pieces are found", ("unigram", "bpe"))
+    vocab_size: int = setting(30_522, "number of pieces, including special ones")
+    model_type: str = setting("unigram", "algorithm that finds the pieces", ("unigram", "bpe"))
     lower_case: bool = setting(False, "fold case (an uncased model) on top of Unicode NFKC")
     normalization: str = setting(
         "auto",
-        "of text: nfkc = Unicode NFKC, and the zero-width non-joiner of Persian, Telugu, ... stays;"
-        " nmt_nfkc = SentencePiece's, in which it is a space; identity = none; FILE = rules as"
-        " SentencePiece has them (code points in hexadecimal, a tab, those they become); auto ="
-        " nfkc where the text has non-joiners inside words, else nmt_nfkc",
+        "of text: nfkc = Unicode NFKC, keeps the zero-width non-joiner of Persian, Telugu, ...;"
+        " nmt_nfkc = SentencePiece's, turns it into a space; identity = none; FILE = rules in"
+        " SentencePiece's format (code points in hexadecimal, a tab, their replacements); auto ="
+        " nfkc if the text has non-joiners inside words, else nmt_nfkc",
     )
     byte_fallback: bool = setting(
         False, "spell unknown characters as bytes; takes 256 of the pieces"
     )
     character_coverage: float = setting(
-        0.9995, "share of the text's characters that get a piece, above 0 to 1; the rest is unknown"
+        0.9995, "share of the text's characters with a piece, above 0 to 1; others are unknown"
     )
-    max_sentences: int = setting(500_000, "training sentences, chosen by hash; 0 = all of them")
+    max_sentences: int = setting(500_000, "training sentences, selected by hash; 0 = all")
 
     def __post_init__(self) -> None:
         problems = []
@@ -42,7 +42,7 @@ class TokenizerConfig:
             problems.append(f"max_sentences = {self.max_sentences}: must be at least 0")
         if self.lower_case and self.normalization not in ("auto", "nfkc", "nmt_nfkc"):
             problems.append(
-                f"lower_case = True: normalization = {self.normalization} does not fold case; leave"
-                " one of them out"
+                f"lower_case = True: normalization = {self.normalization} does not fold case; omit"
+                " one of them"
             )
         raise_all("tokenizer", problems)

@@ -1,8 +1,8 @@
-"""How a tokenizer that is trained here normalises text: rules of SentencePiece, or of a file.
+"""Selects how a tokenizer trained here normalises text: by rules of SentencePiece, or of a file.
 
-SentencePiece's own rules (nmt_nfkc: Unicode NFKC, all white space is a space, control characters
-are nothing) make a space of the zero-width non-joiner, which Persian, Kurdish, Urdu, Telugu and
-others write inside words. Ours (nfkc) are the same without that.
+SentencePiece's own rules (nmt_nfkc: Unicode NFKC, all white space becomes a space, control
+characters are removed) turn the zero-width non-joiner into a space, but Persian, Kurdish, Urdu,
+Telugu and others use it inside words. Ours (nfkc) are the same except for that.
 
 Source of the file format: https://github.com/google/sentencepiece/blob/master/doc/normalization.md.
 """
@@ -20,15 +20,15 @@ from dist_bert.tokenizer.config import TokenizerConfig
 JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner
 _NON_JOINER = JOINERS[0]
 _IN_WORD = re.compile(rf"\S{_NON_JOINER}\S")
-_LEAST_SHARE = 0.001  # of the sentences: a stray one, in a name of another language, is none
+_LEAST_SHARE = 0.001  # of the sentences: ignores stray ones in foreign names
 
 
 def chosen(sentences: Sequence[str], config: TokenizerConfig) -> str:
-    """The rules that the settings ask for; "auto" is resolved by the text.
+    """The rules of the settings; resolves "auto" by the text.
 
     Returns:
-        "nfkc" where at least one in a thousand sentences has a non-joiner inside a word, else
-        "nmt_nfkc"; or what the settings name.
+        For "auto", "nfkc" if at least one in a thousand sentences has a non-joiner inside a word,
+        else "nmt_nfkc"; otherwise the rules of the settings.
     """
     if config.normalization != "auto":
         return config.normalization
@@ -37,7 +37,7 @@ def chosen(sentences: Sequence[str], config: TokenizerConfig) -> str:
 
 
 def trainer_settings(normalization: str, lower_case: bool) -> dict[str, Any]:
-    """What SentencePiece's trainer takes for these rules.
+    """Arguments of SentencePiece's trainer for these rules.
 
     Args:
         normalization: as `chosen` returns it.
@@ -51,7 +51,7 @@ def trainer_settings(normalization: str, lower_case: bool) -> dict[str, Any]:
         return {"normalization_rule_name": folding}
     if normalization == "identity":
         return {"normalization_rule_name": "identity"}
-    sentencepiece.SetMinLogLevel(2)  # it tells of every table
+    sentencepiece.SetMinLogLevel(2)  # it logs every table
     if normalization == "nfkc":
         rules = sentencepiece.SentencePieceNormalizer(rule_name=folding).decompile()
         rules = [(source, target) for source, target in rules if _NON_JOINER not in source]
@@ -61,7 +61,7 @@ def trainer_settings(normalization: str, lower_case: bool) -> dict[str, Any]:
 
 
 def _read_rules(path: Path) -> list[tuple[str, str]]:
-    """The rules of a file: code points in hexadecimal, a tab, those they become."""
+    """The rules of a file: code points in hexadecimal, a tab, their replacements."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -81,12 +81,12 @@ def _read_rules(path: Path) -> list[tuple[str, str]]:
             key = value = ""
         if not key:
             raise UserError(
-                f"--normalization {path}: line {number} is no rule; it must be code points in"
-                " hexadecimal, a tab, and the code points that they become, as in 41<tab>61"
+                f"--normalization {path}: line {number} is not a rule; it must be code points in"
+                " hexadecimal, a tab, and their replacements, such as 41<tab>61"
             )
         rules[key] = value
     if not rules:
-        raise UserError(f"--normalization {path}: holds no rule; identity is the name for none")
+        raise UserError(f"--normalization {path}: contains no rule; give identity for none")
     return list(rules.items())
 
 

@@ -1,7 +1,7 @@
-"""Text cut into the pieces of a SentencePiece model, and the training of such a model.
+"""Encodes text with a SentencePiece model, and trains such a model.
 
 Training is deterministic: equal sentences in equal order give equal bytes. Not for: special ids or
-words (`dist_bert.tokenizer.tokenizer`, which alone uses this).
+words (`dist_bert.tokenizer.tokenizer`, the only user of this module).
 
 Letters: N texts of a batch, T ids of a text, V pieces, C code points of a normalised text.
 
@@ -24,18 +24,18 @@ from dist_bert.tokenizer.config import SPECIAL_PIECES, TokenizerConfig
 from dist_bert.tokenizer.normalization import JOINERS, chosen, trainer_settings
 
 SPACE = "\u2581"  # SentencePiece's mark for the space before a word
-# Unigram training sums its statistics per thread: another number would give other pieces.
+# Unigram training sums its statistics per thread: another number would yield other pieces.
 _TRAINING_THREADS = 8
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_STRANGER = "\ue000"  # private use: in no text, so in no piece
+_STRANGER = "\ue000"  # private use: occurs in no text, so in no piece
 
 
 class SentencePieces:
     """A trained SentencePiece model.
 
     Attributes:
-        names: the V pieces as SentencePiece writes them.
-        num_reserved: leading pieces that no text has: control, unknown and byte pieces.
+        names: the V pieces in SentencePiece's notation.
+        num_reserved: leading pieces that are not text: control, unknown and byte pieces.
     """
 
     def __init__(self, model: bytes, path: Path) -> None:
@@ -46,7 +46,7 @@ class SentencePieces:
             path: of the file, for messages.
 
         Raises:
-            UserError: it is no SentencePiece model.
+            UserError: it is not a SentencePiece model.
         """
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -64,7 +64,7 @@ class SentencePieces:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of N texts, on one core."""
-        # num_threads: the default is all cores, which belong to the other ranks.
+        # num_threads: the default is all cores, but other ranks use these.
         lists: list[list[int]] = self._processor.encode(texts, num_threads=1)
         return lists
 
@@ -73,26 +73,26 @@ class SentencePieces:
         return list(self._processor.encode(text))
 
     def encode_inside_word(self, text: str) -> list[int]:
-        """Ids of a text that no space precedes: read behind a character that no piece contains."""
+        """Ids of a text without a space before it: encodes it after a character of no piece."""
         before = self._processor.encode(_STRANGER, out_type=str)
         pieces = self._processor.encode(_STRANGER + text, out_type=str)
-        # Unknown characters in a row are one piece: the text's first ones may be in the stranger's.
+        # Adjacent unknown characters are one piece: the text's first ones may join the stranger.
         is_merged = pieces[len(before) - 1] != before[-1]
         return self.encode(_STRANGER + text)[len(before) - is_merged :]
 
     def encode_behind_mask(self, text: str) -> list[int]:
-        """Ids of what a text has behind a [MASK]: a space is before it only if it was typed."""
+        """Ids of the text after a [MASK]: with a space before it only if there is one."""
         return self.encode(text) if text[:1].isspace() else self.encode_inside_word(text)
 
     def encode_words(self, words: Sequence[str], spaces_before: Sequence[bool]) -> list[list[int]]:
-        """Ids of each word; none where normalisation leaves nothing of it."""
+        """Ids of each word; none if normalisation removes it."""
         return [
             self.encode(word) if is_spaced or place == 0 else self.encode_inside_word(word)
             for place, (word, is_spaced) in enumerate(zip(words, spaces_before, strict=True))
         ]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], NDArray[np.int64]]:
-        """Ids of one text and the stretch of it of each, (T, 2), as `Tokenizer` says."""
+        """Ids of one text and the range of each in it, (T, 2), as in `Tokenizer`."""
         ids, written = self.encode(text), self.written(text)
         if not ids:
             return [], np.zeros((0, 2), np.int64)
@@ -117,14 +117,14 @@ class SentencePieces:
         return str(self._processor.decode([int(i) for i in ids]))
 
     def text_of(self, index: int) -> str:
-        """What a piece adds to a text, the space before it included."""
+        """The text of a piece, including the space before it."""
         return self.names[index].replace(SPACE, " ")
 
     def starts_word(self, index: int) -> bool:
         """Whether a piece begins a word.
 
-        It begins with a space, an ideograph or kana (each its own word) or a punctuation mark or
-        symbol. Byte pieces begin one unless they continue a character.
+        It does if it starts with a space, an ideograph or kana (each its own word), a punctuation
+        mark or a symbol. Byte pieces begin a word unless they continue a character.
         """
         piece = self.names[index]
         if self._processor.is_byte(index):
@@ -134,7 +134,7 @@ class SentencePieces:
         return is_ideograph(piece[0]) or not (piece[0].isalnum() or is_accent(piece[0]))
 
     def written(self, text: str) -> list[bytes]:
-        """What each of a text's pieces stands for; together they are the normalised text."""
+        """The normalised text of each piece of a text; concatenated, the whole normalised text."""
         pieces = self._processor.encode(text, out_type=str)
         return [
             bytes([int(piece[3:5], 16)])
@@ -144,7 +144,7 @@ class SentencePieces:
         ]
 
     def _visible_neighbours(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of each place in a text: where the next visible character begins, the last one ended."""
+        """For each place in a text: start of the next visible character, end of the last one."""
         distinct = list(set(text))
         normalised = self._processor.normalize(distinct)
         blank = {c for c, left in zip(distinct, normalised, strict=True) if c.isspace() or not left}
@@ -165,7 +165,7 @@ def train(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
     """Trains a model on all of `sentences`, in their order; returns the bytes of its file.
 
     Raises:
-        UserError: there are no sentences, or `vocab_size` does not suit them; says what would. Or
+        UserError: there are no sentences, or `vocab_size` does not fit them; suggests a size. Or
             the file of normalization rules cannot be read.
     """
     pad, unk, cls, sep, mask = SPECIAL_PIECES
@@ -199,27 +199,27 @@ def train(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
 
 
 def is_ideograph(character: str) -> bool:
-    """Whether a character is of a script without spaces: an ideograph or kana."""
+    """Whether a character belongs to a script without spaces: an ideograph or kana."""
     return bool(_CJK.match(character))
 
 
 def is_accent(character: str) -> bool:
-    """Whether a character belongs to the letter before: an accent, vowel sign or joiner."""
+    """Whether a character belongs to the letter before it: an accent, vowel sign or joiner."""
     return character in JOINERS or unicodedata.category(character).startswith("M")
 
 
 def _source_stretches(
     normalised: str, places: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which stretch of a text each code point of the normalised text was made from.
+    """The range of a text that each code point of the normalised text was made from.
 
     Args:
-        normalised: with SentencePiece's marks for spaces, the first of which stands for nothing.
-        places: where what it was made from begins, and where that of the last one ends, (C + 1,).
+        normalised: with SentencePiece's marks for spaces, the first of which corresponds to none.
+        places: where the source of each begins, and where that of the last one ends, (C + 1,).
 
     Returns:
         begins and ends, (C,); those of spaces are the text's end and its beginning, so that they
-        count for nothing in a minimum of begins or a maximum of ends.
+        do not affect a minimum of begins or a maximum of ends.
     """
     starts, groups = np.unique(places[:-1], return_inverse=True)
     is_text = np.array([character != SPACE for character in normalised], np.bool_)
@@ -230,7 +230,7 @@ def _source_stretches(
 
 
 def _training_problem(message: str, config: TokenizerConfig) -> str:
-    """SentencePiece's complaint in words that name the flag, the rule and the remedy."""
+    """Converts SentencePiece's error to a message that names the flag, the rule and the remedy."""
     flag = f"--vocab_size {config.vocab_size}"
     if found := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
         most = found[1]

@@ -1,12 +1,11 @@
-"""BERT's special pieces put into a SentencePiece model that was made elsewhere.
+"""Adds BERT's special pieces to a SentencePiece model from another project.
 
 Other projects have other special pieces and ids: `<unk> <s> </s>` at 0 to 2 by default, T5 `<pad>
-</s> <unk>`, ALBERT `<pad> <unk> [CLS] [SEP] [MASK]`. Those that mean the same are renamed and
-moved to the front, missing ones are added. Pieces of text keep their scores and their order, and
-the rules of normalising stay, so every text is cut into the same pieces; only their ids change.
+</s> <unk>`, ALBERT `<pad> <unk> [CLS] [SEP] [MASK]`. Those with the same meaning are renamed and
+moved to the front, missing ones are added. Text pieces keep their scores and their order, and the
+normalisation rules are unchanged, so every text is cut into the same pieces; only their ids change.
 
-Not for: weights that were trained with the old ids (`dist_bert.huggingface.import_model` moves
-their rows).
+Not for: weights trained with the old ids (`dist_bert.huggingface.import_model` moves their rows).
 
 Source of the format: https://github.com/google/sentencepiece, src/sentencepiece_model.proto.
 """
@@ -24,7 +23,7 @@ from dist_bert.tokenizer.config import SPECIAL_PIECES
 # Kinds of pieces and of models in SentencePiece's protocol.
 NORMAL, _UNKNOWN, _CONTROL, USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 UNIGRAM, _BPE = 1, 2
-# Control pieces that mean the same, the best first. XLNet has <cls> and <s>.
+# Control pieces with the same meaning, best first. XLNet has <cls> and <s>.
 _OTHER_NAMES = {
     "[PAD]": ("<pad>",),
     "[CLS]": ("<cls>", "<s>"),
@@ -40,15 +39,15 @@ class Renumbered(NamedTuple):
     """A model with BERT's special pieces at the ids 0 to 4."""
 
     content: bytes  # of the model's file
-    changes: tuple[str, ...]  # lines that say what became of every special piece
+    changes: tuple[str, ...]  # lines that describe the change of every special piece
 
 
 def with_special_pieces(model: bytes, path: Path) -> Renumbered:
-    """Renames, moves and adds special pieces; the same model gives the same bytes.
+    """Renames, moves and adds special pieces; the same model yields the same bytes.
 
-    A control piece that means nothing here is left out, as no text has it, and so is a second piece
-    of a special one's name. Byte pieces follow the special ones, so that all pieces that are not
-    text come first.
+    A control piece without a meaning here is removed, as it occurs in no text; so is a second piece
+    with the name of a special one. Byte pieces follow the special ones, so that all pieces that are
+    not text come first.
 
     Args:
         model: a file that SentencePiece loads.
@@ -84,17 +83,17 @@ def with_special_pieces(model: bytes, path: Path) -> Renumbered:
     _describe(renumbered.trainer_spec, len(pieces))
     missing = ", ".join(missing_for_export(renumbered))
     changes = (
-        f"{path}: was made elsewhere; its special pieces get the ids of BERT's",
+        f"{path}: is from another project; its special pieces get BERT's ids",
         *(_change(proto, name, sources[name]) for name in SPECIAL_PIECES),
-        *([f"  left out: {_named(proto, left_out)}: no text here"] if left_out else []),
-        f"  the other {len(kept):,} pieces follow, those of text in their order",
-        *([f"  launch/export_model.py will refuse it: it is without {missing}"] if missing else []),
+        *([f"  removed: {_named(proto, left_out)}: not in texts"] if left_out else []),
+        f"  the other {len(kept):,} pieces follow; text pieces keep their order",
+        *([f"  launch/export_model.py will reject it: it lacks {missing}"] if missing else []),
     )
     return Renumbered(renumbered.SerializeToString(deterministic=True), changes)
 
 
 def missing_for_export(proto: Any) -> list[str]:
-    """What a model lacks that `dist_bert.huggingface.tokenizer` needs to make the same ids."""
+    """Properties that a model lacks for `dist_bert.huggingface.tokenizer` to make the same ids."""
     normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
     is_unigram = trainer.model_type == UNIGRAM
     symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
@@ -114,7 +113,7 @@ def missing_for_export(proto: Any) -> list[str]:
 
 
 def _keeps(spec: Any, symbols: Sequence[str]) -> bool:
-    """Whether symbols, which SentencePiece does not normalise, are in no way changed by it."""
+    """Whether normalisation would leave the symbols, which SentencePiece excludes, unchanged."""
     rules = SentencePieceNormalizer(normalizer_spec=spec)
     return all(
         _SPACE not in symbol and rules.normalize(f"a{symbol}a").endswith(f"a{symbol}a")
@@ -133,23 +132,23 @@ def _check(proto: Any, path: Path) -> None:
     }
     if missing := [name for name, is_so in facts.items() if not is_so]:
         raise UserError(
-            f"--tokenizer {path}: is a SentencePiece model without {', '.join(missing)}, by which"
-            " the beginnings of words are known; train it with SentencePiece's defaults, or make"
-            " one with `python launch/train_tokenizer.py --output_dir DIR`"
+            f"--tokenizer {path}: is a SentencePiece model without {', '.join(missing)} to mark"
+            " the beginnings of words; train it with SentencePiece's defaults, or make one with"
+            " `python launch/train_tokenizer.py --output_dir DIR`"
         )
     unused = [i for i, piece in enumerate(proto.pieces) if piece.type == _UNUSED]
     if unused and trainer.model_type != UNIGRAM:
         raise UserError(
-            f"--tokenizer {path}: has unused pieces ({_named(proto, unused)}), which only unigram"
-            " models can have here; give the model from before they were marked so"
+            f"--tokenizer {path}: has unused pieces ({_named(proto, unused)}), which are supported"
+            " in unigram models only; give the model from before they were marked unused"
         )
 
 
 def _source(proto: Any, name: str) -> int | None:
     """The id of the piece that becomes a special one.
 
-    A piece of BERT's own name may be of any kind. One of another name must be a control piece:
-    text that someone made a piece, as "<s>" of HTML, stays text.
+    A piece with BERT's name may be of any kind. One with another name must be a control piece: a
+    text piece such as "<s>" of HTML stays text.
     """
     pieces, trainer = list(enumerate(proto.pieces)), proto.trainer_spec
     if name == _UNKNOWN_NAME:
@@ -164,13 +163,13 @@ def _source(proto: Any, name: str) -> int | None:
 
 
 def _change(proto: Any, name: str, source: int | None) -> str:
-    """The line that says where a special piece comes from."""
+    """The line that describes the origin of a special piece."""
     label = f"  {name:<6} {SPECIAL_PIECES.index(name)}"
     if source is None:
         return f"{label}  added"
     piece = proto.pieces[source]
     was_text = piece.type not in (_UNKNOWN, _CONTROL, _UNUSED)
-    spelt = "; a text that spells it no longer gets its id" if was_text else ""
+    spelt = "; text that spells it no longer gets its id" if was_text else ""
     return f"{label}  was {piece.piece} {source}{spelt}"
 
 
@@ -181,7 +180,7 @@ def _named(proto: Any, places: list[int]) -> str:
 
 
 def _describe(trainer: Any, num_pieces: int) -> None:
-    """Makes the model's own account of its special pieces true."""
+    """Updates the model's own record of its special pieces."""
     pad, unk, cls, sep, mask = SPECIAL_PIECES
     trainer.pad_piece, trainer.unk_piece, trainer.bos_piece, trainer.eos_piece = pad, unk, cls, sep
     trainer.pad_id, trainer.unk_id, trainer.bos_id, trainer.eos_id = range(4)

@@ -1,4 +1,4 @@
-"""The tokenizer that both halves share: pieces of text, with BERT's special ones.
+"""The tokenizer that both halves share: text pieces and BERT's special pieces.
 
 Text can never produce a special id. The pieces are SentencePiece's, trained here, or WordPiece's of
 an imported model; which, the file itself tells. Not for: reading corpora (`data_prep.readers`) or
@@ -36,7 +36,7 @@ _MASK_TEXT = SPECIAL_PIECES[MASK_ID]
 
 
 class WordPlace(NamedTuple):
-    """Where a word stands among the ids of a text."""
+    """Place of a word among the ids of a text."""
 
     begin: int
     end: int  # its ids are those from begin to end - 1
@@ -48,11 +48,11 @@ class Tokenizer:
 
     Attributes:
         path: of the file.
-        content: the bytes to write wherever it is kept: the file's, or the renumbered model's.
-        changes: lines that say what renumbering did; none where nothing had to be done.
+        content: the bytes to store: the file's, or the renumbered model's.
+        changes: lines that describe the renumbering; none if it was not needed.
         fingerprint: SHA-256 of `content`.
         vocab_size: V.
-        num_reserved_pieces: leading ids that are no piece of text: special, byte, unused pieces.
+        num_reserved_pieces: leading ids that are not text pieces: special, byte, unused ones.
         has_word_pieces: whether it is an imported WordPiece vocabulary, a tokenizer.json.
     """
 
@@ -61,12 +61,12 @@ class Tokenizer:
 
         Args:
             path: of the file.
-            may_renumber: gives the special pieces of a SentencePiece model made elsewhere their
-                ids. Only for new data: weights and shards mean the ids that they were made with.
+            may_renumber: renumbers the special pieces of a SentencePiece model from another
+                project. Only for new data: weights and shards depend on their original ids.
 
         Raises:
-            UserError: it is missing, holds no tokenizer, or its first pieces are not BERT's special
-                ones and may not, or cannot, be made so.
+            UserError: it is missing, is not a tokenizer, or its first pieces are not BERT's special
+                ones and may not, or cannot, be renumbered.
         """
         self.path = Path(path)
         self.content = _read(self.path)
@@ -79,7 +79,7 @@ class Tokenizer:
         )
         if may_renumber and not self.has_word_pieces and not _has_special_pieces(self._pieces):
             from dist_bert.tokenizer.special_pieces import (
-                with_special_pieces,  # and protobuf: seldom
+                with_special_pieces,  # and protobuf: rarely needed
             )
 
             self.content, self.changes = with_special_pieces(self.content, self.path)
@@ -105,7 +105,7 @@ class Tokenizer:
         """Ids of many texts, without special ids, on one core.
 
         Returns:
-            ids (T,) of all texts, and offsets (N + 1,) of which text i has the i-th and the next.
+            ids (T,) of all texts, and offsets (N + 1,): text i is ids[offsets[i]:offsets[i + 1]].
         """
         lengths, ids = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
         for begin in range(0, len(texts), _ENCODE_TEXTS):
@@ -120,38 +120,38 @@ class Tokenizer:
         return self._pieces.encode(text)
 
     def encode_inside_word(self, text: str) -> list[int]:
-        """Ids of a text that no space precedes, but a letter."""
+        """Ids of a text that follows a letter, without a space."""
         return self._pieces.encode_inside_word(text)
 
     def encode_words(self, words: Sequence[str], spaces_before: Sequence[bool]) -> list[list[int]]:
         """Ids of each word of a sentence, at least one of each.
 
-        Joined they are the ids of the sentence as a text, unless one of its pieces would hold parts
-        of two words. A word that normalisation leaves nothing of is unknown.
+        Joined, they are the ids of the sentence as a text, unless one of its pieces would contain
+        parts of two words. A word that normalisation removes is unknown.
 
         Args:
             words: without spaces in them.
-            spaces_before: whether a word stands behind a space; the first one counts as if it did,
-                as in every text.
+            spaces_before: whether a space precedes each word; for the first one it is implied, as
+                in every text.
         """
         encoded = self._pieces.encode_words(words, spaces_before)
         return [ids or [UNK_ID] for ids in encoded]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], NDArray[np.int64]]:
-        """Ids of one text, and the stretch of it that each stands for.
+        """Ids of one text, and the range of the text that each represents.
 
-        A stretch has no white space around it, nor characters that normalisation removes; that of a
-        piece of white space is empty. Where several pieces spell one character, as bytes or as the
-        parts of a ligature, each of them has the whole character.
+        A range excludes surrounding white space and characters that normalisation removes; that of
+        a piece of white space is empty. If several pieces spell one character, as bytes or as parts
+        of a ligature, each of them has the whole character.
 
         Returns:
-            ids as of `encode`, (T,), and code points [begin, end) of the text as given, (T, 2),
+            ids as from `encode`, (T,), and code points [begin, end) of the original text, (T, 2),
             both ascending.
         """
         return self._pieces.encode_with_offsets(text)
 
     def encode_with_mask(self, text: str) -> list[int]:
-        """Ids of a text whose literal "[MASK]" become mask ids: no other text can reach them."""
+        """Ids of a text whose literal "[MASK]" become mask ids, which no other method produces."""
         first, *others = text.split(_MASK_TEXT)
         ids = self.encode(first)
         for part in others:
@@ -160,14 +160,14 @@ class Tokenizer:
         return ids
 
     def find_word(self, text: str, word: str) -> WordPlace | None:
-        """Which ids of `encode(text)` hold the first occurrence of a word.
+        """The ids of `encode(text)` that contain the first occurrence of a word.
 
-        Text and word are compared as this tokenizer normalises them: with an uncased one, "Bank" is
-        "bank". It must be a whole word, but a piece may hold a neighbour too where words are not
+        Text and word are compared after normalisation: with an uncased tokenizer, "Bank" equals
+        "bank". It must be a whole word, but a piece may also contain a neighbour if words are not
         separated by spaces.
 
         Returns:
-            None where the text does not have it.
+            None if the word is not in the text.
         """
         written = self._pieces.written(text)
         joint = b"".join(written).decode()
@@ -186,15 +186,15 @@ class Tokenizer:
         return WordPlace(int(first), int(last) + 1, (before, inside, after))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids except the unknown one leave no trace."""
+        """Text of ids; omits special ids except the unknown one."""
         return self._pieces.decode(ids)
 
     def piece(self, index: int) -> str:
-        """The piece of an id as its kind writes it: a space before as "▁", or none as "##"."""
+        """The piece of an id in its own notation: "▁" for a space before it, or "##" for none."""
         return self._pieces.names[index]
 
     def text_of(self, index: int) -> str:
-        """What the piece of an id adds to a text, the space before it included."""
+        """The text of an id's piece, including the space before it."""
         return self._pieces.text_of(index)
 
     @property
@@ -208,11 +208,11 @@ class Tokenizer:
         return np.array([self._pieces.starts_word(i) for i in range(self.vocab_size)], np.bool_)
 
     def masking_vocabulary(self, whole_words: bool, mean_span_length: float) -> MaskingVocabulary:
-        """What masking needs of this tokenizer.
+        """The properties of this tokenizer that masking needs.
 
         Args:
             whole_words: masks all pieces of a word together.
-            mean_span_length: masks runs of this many tokens on average; 0 = no runs.
+            mean_span_length: masks spans with this mean number of tokens; 0 = no spans.
         """
         return MaskingVocabulary(
             mask_id=MASK_ID,
@@ -224,23 +224,23 @@ class Tokenizer:
 
 
 def choose_normalization(sentences: Sequence[str], config: TokenizerConfig) -> TokenizerConfig:
-    """The settings with the rules of normalising that suit the text, where they leave it open."""
+    """The settings, with "auto" normalization resolved by the text."""
     return dataclasses.replace(config, normalization=chosen(sentences, config))
 
 
 def train_tokenizer(
     sentences: Iterable[str], output_dir: str | Path, config: TokenizerConfig
 ) -> Path:
-    """Trains a model on all of `sentences`, in their order, and writes it whole.
+    """Trains a model on all of `sentences`, in their order, and writes it atomically.
 
-    Equal sentences and settings give equal bytes, wherever it is written (`max_sentences` is for
-    the caller, who chooses the sentences).
+    Equal sentences and settings give equal bytes, at any path (`max_sentences` is for the caller,
+    who selects the sentences).
 
     Returns:
-        Path of `tokenizer.model` in `output_dir`, which is made if it is missing.
+        Path of `tokenizer.model` in `output_dir`, which is created if missing.
 
     Raises:
-        UserError: there are no sentences, or `vocab_size` does not suit them; says what would.
+        UserError: there are no sentences, or `vocab_size` does not fit them; suggests a size.
     """
     model = train(sentences, config)
     path = Path(output_dir) / "tokenizer.model"
@@ -255,14 +255,14 @@ def _has_special_pieces(pieces: "SentencePieces | WordPieces") -> bool:
 
 
 def _is_whole_word(text: str, begin: int, end: int) -> bool:
-    """Whether no letter, digit or accent outside a stretch of normalised text goes on with it."""
+    """Whether no letter, digit or accent continues a range of normalised text on either side."""
     for outside, inside in ((begin - 1, begin), (end, end - 1)):
         if (
             not 0 <= outside < len(text)
             or is_ideograph(text[outside])
             or is_ideograph(text[inside])
         ):
-            continue  # an ideograph is a word of its own
+            continue  # an ideograph is a separate word
         if (text[outside].isalnum() and text[inside].isalnum()) or is_accent(text[outside]):
             return False
     return True
@@ -279,11 +279,11 @@ def _read(path: Path) -> bytes:
 
 
 def _word_pieces(content: bytes, path: Path) -> "WordPieces":
-    try:  # an optional package, which tokenizers that are trained here do without
+    try:  # an optional package, not needed by tokenizers trained here
         from dist_bert.tokenizer.word_pieces import WordPieces
     except ImportError as error:
         raise UserError(
-            f"--tokenizer {path}: holds word pieces, which the package {error.name} reads; pip"
+            f"--tokenizer {path}: contains word pieces, which need the package {error.name}: pip"
             " install -c constraints.txt -e '.[huggingface]'"
         ) from None
     return WordPieces(content, path)

@@ -1,9 +1,9 @@
-"""Text cut into the pieces of an imported WordPiece vocabulary, by the `tokenizers` library.
+"""Encodes text with an imported WordPiece vocabulary, using the `tokenizers` library.
 
 The file is a `tokenizer.json` whose pieces have been renumbered
-(`dist_bert.huggingface.tokenizer`). What it says of special tokens in texts, padding and cutting is
-left aside: here no text can produce a special id, and batches are made elsewhere. Not for: words or
-special ids (`dist_bert.tokenizer.tokenizer`).
+(`dist_bert.huggingface.tokenizer`). Its settings of special tokens in texts, padding and truncation
+are ignored: here no text can produce a special id, and batches are made elsewhere. Not for: words
+or special ids (`dist_bert.tokenizer.tokenizer`).
 
 Source: Devlin et al. 2019, "BERT" (https://arxiv.org/abs/1810.04805), section 3; its code,
 google-research/bert, tokenization.py.
@@ -24,9 +24,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from dist_bert.common.errors import UserError
 from dist_bert.tokenizer.config import SPECIAL_PIECES
 
-CONTINUES = "##"  # before a piece that goes on with a word
+CONTINUES = "##"  # before a piece that continues a word
 _UNKNOWN_ID = SPECIAL_PIECES.index("[UNK]")
-_UNUSED = re.compile(r"\[unused\d+\]")  # room that published vocabularies leave
+_UNUSED = re.compile(r"\[unused\d+\]")  # placeholders in published vocabularies
 
 
 class WordPieces:
@@ -34,7 +34,7 @@ class WordPieces:
 
     Attributes:
         names: the V pieces.
-        num_reserved: leading pieces that no text has: special and unused ones.
+        num_reserved: leading pieces that are not text: special and unused ones.
     """
 
     def __init__(self, model: bytes, path: Path) -> None:
@@ -45,28 +45,28 @@ class WordPieces:
             path: of the file, for messages.
 
         Raises:
-            UserError: it is none, or not of BERT's kind.
+            UserError: it is not a tokenizer.json, or not of BERT's kind.
         """
-        # Read at every call of the library: all cores otherwise, which belong to the other ranks.
+        # Read at every call of the library; the default is all cores, but other ranks use these.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             whole = FastTokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises nothing more special
-            raise UserError(f"--tokenizer {path}: is no tokenizer.json ({error})") from None
+        except Exception as error:  # the library raises no specific class
+            raise UserError(f"--tokenizer {path}: is not a tokenizer.json ({error})") from None
         check_kind(whole, f"--tokenizer {path}")
         self._fast = FastTokenizer(whole.model)
         self._fast.normalizer, self._fast.pre_tokenizer = whole.normalizer, whole.pre_tokenizer
         self._ids = self._fast.get_vocab()
         self.names = sorted(self._ids, key=self._ids.__getitem__)
         if list(self._ids[name] for name in self.names) != list(range(len(self.names))):
-            raise UserError(f"--tokenizer {path}: its ids must be all from 0 on; import the model")
+            raise UserError(f"--tokenizer {path}: its ids must be 0, 1, 2, ...; import the model")
         is_text = (
             index
             for index, name in enumerate(self.names)
             if index >= len(SPECIAL_PIECES) and not _UNUSED.fullmatch(name)
         )
         self.num_reserved = next(is_text, len(self.names))
-        self._goes_on: dict[str, bool] = {}  # character -> whether it can go on with a word
+        self._goes_on: dict[str, bool] = {}  # character -> whether it can continue a word
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of N texts, on one core."""
@@ -77,7 +77,7 @@ class WordPieces:
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
     def encode_inside_word(self, text: str) -> list[int]:
-        """Ids of a text that stands behind a letter."""
+        """Ids of a text that follows a letter."""
         first = next(iter(self._words(text)), "")
         encoded = self._fast.encode(text, add_special_tokens=False)
         if text[:1].isspace() or not self._can_go_on(first[:1]):
@@ -86,11 +86,11 @@ class WordPieces:
         return self._continuation(first) + others
 
     def encode_behind_mask(self, text: str) -> list[int]:
-        """Ids of what a text has behind a [MASK]: a word of its own, as in transformers."""
+        """Ids of the text after a [MASK]: a separate word, as in transformers."""
         return self.encode(text)
 
     def encode_words(self, words: Sequence[str], spaces_before: Sequence[bool]) -> list[list[int]]:
-        """Ids of each word; none where normalisation leaves nothing of it."""
+        """Ids of each word; none if normalisation removes it."""
         encoded, last = [], ""  # the last character before a word, normalised
         for word, is_spaced in zip(words, spaces_before, strict=True):
             is_inside = not is_spaced and self._can_go_on(last)
@@ -101,27 +101,27 @@ class WordPieces:
         return encoded
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], NDArray[np.int64]]:
-        """Ids of one text and the stretch of it of each, (T, 2), as `Tokenizer` says.
+        """Ids of one text and the range of each in it, (T, 2), as in `Tokenizer`.
 
-        A word with a letter that is in no piece is unknown as a whole: one stretch.
+        A word with a letter that is in no piece is unknown as a whole: one range.
         """
         encoded = self._fast.encode(text, add_special_tokens=False)
         offsets = np.array(encoded.offsets, np.int64).reshape(-1, 2)
         ends, following = offsets[:, 1], np.append(offsets[1:, 0], len(text))
-        for place in np.flatnonzero(ends < following):  # accents are removed: they belong to it
+        for place in np.flatnonzero(ends < following):  # removed accents belong to it
             while ends[place] < following[place] and _is_accent(text[ends[place]]):
                 ends[place] += 1
         return list(encoded.ids), offsets
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; the spaces that it had are not known, so they stand before words."""
+        """Text of ids; the original spaces are unknown, so one is put before each word."""
         texts = (self.text_of(int(i)) for i in ids if i == _UNKNOWN_ID or i >= len(SPECIAL_PIECES))
         return "".join(texts).strip()
 
     def text_of(self, index: int) -> str:
-        """What a piece adds to a text, the space before it included.
+        """The text of a piece, including the space before it.
 
-        There is one where without it the piece would be read as part of a word before it.
+        There is a space if the piece would otherwise be read as part of the word before it.
         """
         name = self.names[index]
         if name.startswith(CONTINUES) and name != CONTINUES:
@@ -129,11 +129,11 @@ class WordPieces:
         return f" {name}" if index == _UNKNOWN_ID or self._can_go_on(name[:1]) else name
 
     def starts_word(self, index: int) -> bool:
-        """Whether a piece begins a word; an ideograph and a punctuation mark is one by itself."""
+        """Whether a piece begins a word; an ideograph or a punctuation mark is a word by itself."""
         return not self.names[index].startswith(CONTINUES)
 
     def written(self, text: str) -> list[bytes]:
-        """What each of a text's pieces stands for, with the space before it where there is one."""
+        """The normalised text of each piece of a text, with the space before it if there is one."""
         ids, offsets = self.encode_with_offsets(text)
         written, last = [], 0
         for index, (begin, end) in zip(ids, offsets.tolist(), strict=True):
@@ -149,7 +149,7 @@ class WordPieces:
         return [word for word, _ in self._fast.pre_tokenizer.pre_tokenize_str(normalised)]
 
     def _can_go_on(self, character: str) -> bool:
-        """Whether a character can go on with a word: it is no punctuation mark, no ideograph."""
+        """Whether a character can continue a word: it is not a punctuation mark or ideograph."""
         if character not in self._goes_on:
             self._goes_on[character] = bool(character) and len(self._words(f"a{character}")) == 1
         return self._goes_on[character]
@@ -173,19 +173,19 @@ def _is_accent(character: str) -> bool:
 
 
 def check_kind(fast: FastTokenizer, name: str) -> None:
-    """Refuses tokenizers that are not cut as BERT's are.
+    """Rejects tokenizers that do not split words as BERT's do.
 
     Raises:
-        UserError: of what kind it is instead; begins with `name`.
+        UserError: it does not; names its kind, and begins with `name`.
     """
     model, cutter = fast.model, fast.pre_tokenizer
     if not isinstance(model, WordPiece) or model.continuing_subword_prefix != CONTINUES:
         kind = type(model).__name__
-        raise UserError(f"{name}: is of kind {kind}, only WordPiece with {CONTINUES} can be read")
-    # It cuts at all punctuation: so no text has "[MASK]" for a word.
+        raise UserError(f"{name}: is of kind {kind}, must be WordPiece with {CONTINUES}")
+    # It splits at all punctuation, so "[MASK]" is never a word of a text.
     if not isinstance(cutter, BertPreTokenizer):
         raise UserError(
-            f"{name}: cuts words by {type(cutter).__name__}, only BertPreTokenizer can be read"
+            f"{name}: splits words with {type(cutter).__name__}, must be BertPreTokenizer"
         )
     if model.unk_token != SPECIAL_PIECES[_UNKNOWN_ID]:
         raise UserError(f"{name}: its unknown piece is {model.unk_token!r}, must be '[UNK]'")

@@ -168,7 +168,7 @@ def test_a_killed_rank_ends_the_job_everywhere(
     os.kill(int(rank), signal.SIGKILL)
     wait_until_gone(slurm, run)
     output = job.ended("FAILED")
-    assert "lost another rank: its own error stands above, unless it was killed" in output
+    assert "lost another rank: its own error is above, unless it was killed" in output
     assert "not done" not in output and "MAX_RESTARTS = 0 are over" in output
     assert job.facts["ExitCode"] == "137:0"
 

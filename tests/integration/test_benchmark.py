@@ -179,7 +179,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for flags, told in (
         (["--input", tmp_path / "none-*"], "none-*: no file matches"),
         (["--tokenizer", tokenizer, "--input", __file__], f"--tokenizer {tokenizer}: cannot be"),
-        (["--tokenizer", __file__, "--input", __file__], "read as a SentencePiece model, beside"),
+        (["--tokenizer", __file__, "--input", __file__], "read as a SentencePiece model, with"),
         (["--rounds", "0"], "argument --rounds: '0': must be a whole number of at least 1"),
         (["--json", tmp_path / "none" / "figures.json"], "its folder does not exist"),
         (["--zeal"], "unknown argument --zeal; known flags: --debug --dry_run --help --input"),

@@ -214,14 +214,14 @@ def test_a_relu_head_on_gelu_layers_is_left_out_and_said(
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
     reason = (
-        "its activation is relu (mlm_hidden_act), that of the layers gelu (hidden_act), and"
-        " transformers has one for both, with which it would give other answers"
+        "its activation is relu (mlm_hidden_act), that of the layers gelu (hidden_act),"
+        " but transformers uses one for both, with which it would predict differently"
     )
     assert f"\nno MLM head: {reason}\n" in made.stdout
     assert "\noutputs    hidden states, pooled, NSP logits: largest difference" in made.stdout
     assert "\nonnx       logits of onnxruntime" in made.stdout
     card = (tmp_path / "new/README.md").read_text(encoding="utf-8")
-    assert f"The masked LM's head is not in it: {reason}.\n" in card
+    assert f"It lacks the masked LM head: {reason}.\n" in card
     assert "pipeline_tag: feature-extraction\n" in card and "fill-mask" not in card
     config = json.loads((tmp_path / "new/config.json").read_text())
     assert config["architectures"] == ["BertForNextSentencePrediction"]
@@ -243,7 +243,7 @@ def test_a_relu_head_on_gelu_layers_is_left_out_and_said(
 def test_mistakes_are_one_line(exported: Exported, tmp_path: Path) -> None:
     for flags, problem in (
         ((tmp_path, tmp_path / "new"), "has no latest checkpoint"),
-        ((exported.run_dir, exported.folder), "is there already and not an empty folder"),
+        ((exported.run_dir, exported.folder), "exists and is not an empty folder"),
     ):
         made = run_script(*SCRIPT, "--checkpoint", flags[0], "--output_dir", flags[1])
         assert_one_line_error(made, problem)

@@ -124,7 +124,7 @@ def test_ranks_end_soon_after_their_launcher(start: Start) -> None:
     output = finish(process).stdout  # which the ranks hold open, too
     assert process.returncode == -signal.SIGKILL
     wait_until(lambda: not members_of(process.pid), "the end of all ranks")
-    assert "error: rank 1: the launcher is gone" in output
+    assert "error: rank 1: the launcher has exited" in output
 
 
 def members_of(session: int) -> list[str]:
@@ -371,7 +371,7 @@ def test_skipped_steps_leave_no_trace(data_set: Path, tmp_path: Path) -> None:
 
 def test_the_time_limit_may_end_before_the_first_step(start: Start, tmp_path: Path) -> None:
     (output,) = ended(start(NO_FAULT, "run", "--max_minutes", "0.001", num_ranks=1), 85)
-    reason = "stopped at step 0 of 14: max_minutes are over"
+    reason = "stopped at step 0 of 14: max_minutes reached"
     assert reason in output and "step 1/14" not in output
     assert (tmp_path / "run/interrupted").read_text() == f"{reason}\n"
     assert not (tmp_path / "run/checkpoints").exists()

@@ -105,7 +105,7 @@ def test_pairs_by_the_script_with_onnx(tokenizer: Path, sets: Path, tmp_path: Pa
     (runs / "summary.json").write_text('{"best_run": "lr-1/seed-2"}')
     made = run_script(*SCRIPT, "--checkpoint", runs, "--output_dir", folder, "--onnx", "true")
     assert made.returncode == 0 and made.stderr == "", made.stdout + made.stderr
-    assert "pipeline answers 32 of 32 examples alike" in made.stdout
+    assert "pipeline agrees on 32 of 32 examples" in made.stdout
     assert "logits of onnxruntime: largest difference" in made.stdout
     model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, output_loading_info=True, trust_remote_code=False
@@ -142,7 +142,7 @@ def test_several_labels(
         run_dir, tokenizer, MODEL, task, facts, sets / "texts.tsv", label_separator=","
     )
     folder = tmp_path / "new"
-    assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
+    assert "pipeline agrees on 32 of 32 examples" in exported(run_dir, folder)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     assert config.problem_type == "multi_label_classification"
     (printed,) = run_card(folder, monkeypatch)
@@ -158,7 +158,7 @@ def test_numbers(
     examples = sets / ("rated.tsv" if task == "pair_regression" else "texts.tsv")
     run_dir, folder = tmp_path / "run", tmp_path / "new"
     head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, examples)
-    assert "pipeline answers 32 of 32 examples alike" in exported(run_dir, folder)
+    assert "pipeline agrees on 32 of 32 examples" in exported(run_dir, folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, trust_remote_code=False
     )
@@ -180,7 +180,7 @@ def test_tags(tokenizer: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.M
     head = write_finetuned_run(run_dir, tokenizer, MODEL, task, facts, sets / "words.jsonl")
     folder = tmp_path / "new"
     said = exported(run_dir, folder)
-    assert "tag_words answers 32 of 32 examples alike" in said
+    assert "tag_words agrees on 32 of 32 examples" in said
     assert "pipeline answers 32 of 32" not in said and " here, [('" in said, "as the card says"
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         folder, trust_remote_code=False
@@ -214,7 +214,7 @@ def test_questions(
     answers = [told["answer"] for told in FineTunedModel.load(run_dir).answers(examples)]
     assert 3 < answers.count("") < 13 and len(set(answers)) > 3
     folder = tmp_path / "new"
-    assert "find_answer answers 16 of 16 examples alike" in exported(run_dir, folder)
+    assert "find_answer agrees on 16 of 16 examples" in exported(run_dir, folder)
     kind = "TokenClassification" if as_token_classes else "QuestionAnswering"
     model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
         folder, trust_remote_code=False

@@ -31,16 +31,16 @@ def test_a_model_of_t5_prepares_shards_and_is_exported(tmp_path: Path) -> None:
     made = prepare_shards(2, *common, "--output_dir", shards, "--sequence_length", "53")
     assert made.returncode == 0, made.stderr
     said = made.stdout.splitlines()
-    begin = said.index(f"{foreign}: was made elsewhere; its special pieces get the ids of BERT's")
+    begin = said.index(f"{foreign}: is from another project; its special pieces get BERT's ids")
     assert said[begin + 1 : begin + 7] == [
         "  [PAD]  0  was <pad> 0",
         "  [UNK]  1  was <unk> 2",
         "  [CLS]  2  added",
         "  [SEP]  3  was </s> 1",
         "  [MASK] 4  added",
-        "  the other 594 pieces follow, those of text in their order",
+        "  the other 594 pieces follow; text pieces keep their order",
     ]
-    assert made.stdout.count("was made elsewhere") == 1, "by one rank"
+    assert made.stdout.count("is from another project") == 1, "by one rank"
 
     tokenizer = Tokenizer(shards / "tokenizer.model")
     manifest = Manifest.load(shards)

@@ -105,7 +105,7 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "run", tmp_path / "new", "has no checkpoint yet"),
         (tmp_path / "roberta", tmp_path / "new", "model_type = 'roberta': only 'bert' fits"),
         (published / "model.safetensors", tmp_path / "new", "is a run or a single file"),
-        (published, folder / "imported", "is there already and not an empty folder"),
+        (published, folder / "imported", "exists and is not an empty folder"),
     ):
         made = run_script(*SCRIPT, "--input", source, "--output_dir", new)
         assert_one_line_error(made, problem)

@@ -136,10 +136,10 @@ def test_a_damaged_token_store_is_mended(prepared: Prepared, tmp_path: Path) -> 
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert (
-        f"token store: 2 units are damaged, and are encoded again: {flipped}/ids.npy has changed"
+        f"token store: 2 units are damaged and are encoded again: {flipped}/ids.npy has changed"
         f" since it was written (sha256); {cut}/ids.npy has changed"
     ) in made.stdout
-    assert "token store: 1 units cannot be used, and are encoded again: " in made.stdout
+    assert "token store: 1 units cannot be used and are encoded again: " in made.stdout
     assert files_of(store) == files_of(prepared.shards / "token_store")
     assert files_of(tmp_path / "out").items() <= files_of(prepared.shards).items()
 
@@ -410,7 +410,7 @@ def test_a_finished_data_set_is_left_alone(prepared: Prepared) -> None:
         ({"a.txt": b"One.\n\nTwo.\n\nThree."}, ["--input", "*.txt", "--format", "lines"],
          "every document is a single sentence"),
         ({"a.txt": b"One is here\nTwo is there\n" * 9}, ["--input", "*.txt"],
-         "--format sentences if it has one sentence a line"),
+         "--format sentences if it has one sentence per line"),
         ({"a.txt": b"One. Two.", "b.txt": b"One. \xff", "c.txt": b"x. \xff"}, ["--input", "*.txt"],
          ".txt: byte "),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--tokenizer", "none"], "none: cannot be read"),
@@ -477,7 +477,7 @@ def test_a_list_of_sentences_is_told(prepared: Prepared, tmp_path: Path) -> None
         2, "--input", "a.txt", "--tokenizer", prepared.tokenizer, "--output_dir", "out",
         cwd=tmp_path,
     )  # fmt: skip
-    assert "a.txt: looks like one sentence a line without documents" in made.stdout
+    assert "a.txt: looks like one sentence per line without documents" in made.stdout
     assert_one_line_error(made, "--format sentences")
 
 
@@ -577,7 +577,8 @@ def test_the_default_corpus_is_the_installed_documentation(
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert (
-        "no --input given: reads the documentation of the installed Python packages" in made.stdout
+        "no --input given: reading the documentation of the installed Python packages"
+        in made.stdout
     )
     manifest = Manifest.load(tmp_path / "out")
     assert [Path(i["path"]).name for i in manifest.inputs if i["documents"]] == [

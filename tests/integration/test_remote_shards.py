@@ -103,7 +103,7 @@ def test_a_shard_that_is_damaged_behind_its_url_ends_the_run_with_a_line(
     )  # fmt: skip
     assert ended.returncode == 1
     (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
-    assert line.startswith(f"error: rank 0: {shown}/{file}: is damaged, also when fetched")
+    assert line.startswith(f"error: rank 0: {shown}/{file}: is damaged, even after")
     assert "Traceback" not in ended.stderr
     assert PASSWORD not in ended.stdout + ended.stderr
     assert shown in (tmp_path / "run/logs/rank-00000.log").read_text()

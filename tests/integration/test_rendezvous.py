@@ -97,7 +97,7 @@ def test_a_second_run_at_the_port_of_a_training_leaves_it_alone(
         wait_for_steps(seen + 2, tmp_path / "first.txt", first)  # it trains on
     for output in outputs:
         (line,) = mistakes(output.read_text())
-        assert f"port {port} of the ranks: another program" in line
+        assert f"MASTER_PORT = {port}: is in use by another program" in line
         assert re.search(r"deepspeed --master_port \d+ launch/", line)
         assert not (output.with_suffix("") / "checkpoints").exists()
     with started(
@@ -128,7 +128,7 @@ def test_of_two_runs_that_start_at_once_one_trains(
         loser = next(index for index, run in enumerate(runs) if run.poll() is not None)
         assert runs[loser].returncode == 2, outputs[loser].read_text()
         (line,) = mistakes(outputs[loser].read_text())
-        assert f"port {port} of the ranks" in line
+        assert f"MASTER_PORT = {port}:" in line
         wait_for_steps(3, outputs[1 - loser], runs[1 - loser])
 
 
@@ -162,5 +162,5 @@ def test_every_script_tells_in_one_line_that_the_port_is_taken(
             monkeypatch.setenv(name, str(value))
         made = run_script(BIN / "python", *words, timeout=MINUTES)
     (line,) = mistakes(made.stderr)
-    assert made.returncode == 2 and f"port {port} of the ranks: another program" in line
+    assert made.returncode == 2 and f"MASTER_PORT = {port}: is in use by another program" in line
     assert re.search(r"export MASTER_PORT=\d+ before srun$", line)

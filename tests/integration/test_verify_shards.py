@@ -169,11 +169,11 @@ def swap_document(block: Block) -> None:
         (put(9, lambda block: int(block["num_tokens"][ROW]) - 1), "segments end with"),
         (put(3, unmasked_place), "no other token is"),
         (put(4, unmasked_place), "no other token is"),
-        (put(701, unmasked_place), "pieces lie below vocab_size"),
+        (put(701, unmasked_place), "pieces are below vocab_size"),
         (dirty_padding, "padding is 0"),
         (unmask, "something is masked"),
         (set_item("num_masked", 99), "something is masked"),
-        (set_item("masked_lm_positions", 99), "masked positions lie inside"),
+        (set_item("masked_lm_positions", 99), "masked positions are inside"),
         (swap_positions, "masked positions ascend"),
         (mask_the_separator, "no special token is masked"),
         (set_item("next_sentence_label", 2), "next_sentence_label is 0 or 1"),
@@ -277,7 +277,7 @@ def test_counts_splits_and_tokenizer_must_be_those_of_the_manifest(copy: Path) -
     with pytest.raises(UserError, match=rf"block 0: document {held_out} is in both splits"):
         silently(copy)
     (copy / "tokenizer.model").write_bytes(b"another")
-    with pytest.raises(UserError, match=r"tokenizer.model: is missing or not the one"):
+    with pytest.raises(UserError, match=r"tokenizer.model: is missing, or is not the tokenizer"):
         silently(copy)
 
 

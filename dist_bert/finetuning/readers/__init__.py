@@ -1,4 +1,4 @@
-"""Labelled sets out of files: one kind of example per task, whatever the layout.
+"""Reads labelled sets from files: one kind of example per task, for all layouts.
 
     file --source: unpacked, decoded--> its layout's rows --> examples of the task
 
@@ -23,16 +23,16 @@ __all__ = ["Labelled", "ReadConfig", "read_examples"]
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """The examples of a file and how it was read.
+    """The examples of a file and information on how it was read.
 
     Attributes:
         examples: of one kind, in the order of the file.
-        layout: what the file was read as, such as "CSV with header text,category".
-        label_names: of the label list, in its order (of words: their tags in IOB2); None without.
+        layout: how the file was read, such as "CSV with header text,category".
+        label_names: of the label list, in its order (for words: tags in IOB2); None without list.
         num_rows: examples, bad rows and those left out for their several labels.
-        bad_rows: reason -> rows that were left out because they could not be read.
-        notes: reason -> how often something was mended, or left out because that was asked for.
-        first_bad: the first ten of them, the bad rows first: "FILE, line 17: what is wrong".
+        bad_rows: reason -> number of rows skipped because they could not be read.
+        notes: reason -> number of corrections, or of omissions due to a setting.
+        first_bad: the first ten of them, bad rows first: "FILE, line 17: problem".
     """
 
     examples: list[TextExample] | list[QuestionExample] | list[WordsExample]
@@ -44,7 +44,7 @@ class Labelled:
     first_bad: list[str]
 
     def summary(self) -> list[str]:
-        """Lines that say what was read, what was left out and what was mended."""
+        """Lines that report what was read, skipped and corrected."""
         lines = [f"{len(self.examples):,} examples of {self.num_rows:,} rows; {self.layout}"]
         lines += [f"bad rows, {reason}: {number:,}" for reason, number in self.bad_rows.items()]
         lines += [f"note, {reason}: {number:,}" for reason, number in self.notes.items()]
@@ -58,11 +58,11 @@ def read_examples(task: str, path: str, config: ReadConfig, is_labelled: bool = 
         task: one of `examples.TASKS`.
         path: of a file, packed or not; of parallel files, their paths joined by commas.
         config: how to read it.
-        is_labelled: False where labels are to be predicted: they may be absent, and are ignored.
+        is_labelled: False if labels are to be predicted: they may be absent, and are ignored.
 
     Raises:
-        UserError: a file cannot be read, is of no known layout, holds no example, or more of it is
-            bad than `config.max_bad_share` allows.
+        UserError: a file cannot be read, has no known layout or no examples, or more of it is bad
+            than `config.max_bad_share` allows.
     """
     assert task in TASKS, task
     check_task(task, config)
@@ -79,7 +79,7 @@ def read_examples(task: str, path: str, config: ReadConfig, is_labelled: bool = 
     tally.check(config.max_bad_share)
     if not examples:
         told = "".join(f"; {reason}: {number:,}" for reason, number in tally.notes.items())
-        raise UserError(f"{path}: holds no example (read as {layout}{told}); give another file")
+        raise UserError(f"{path}: has no examples (read as {layout}{told}); give another file")
     return Labelled(
         examples, layout, label_names, tally.num_rows, tally.bad, tally.notes, tally.first_bad
     )

@@ -1,6 +1,6 @@
-"""Which column of a table plays which part: by settings, by the names of a header, by position.
+"""Assigns the columns of a table to parts: by settings, by names in a header, by position.
 
-Names count before positions, and a first column of running numbers is an index and plays none.
+Names take precedence over positions. A first column of consecutive numbers is an index, not a part.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from dist_bert.finetuning.readers.source import shown
 
 TEXT, TEXT_B, LABEL = "text_column", "text_b_column", "label_column"  # parts, as settings call them
 
-# Names that public sets give their columns, in order of preference.
+# Column names of public data sets, in order of preference.
 _TEXT_NAMES = (
     *("text", "sentence", "text_a", "sentence1", "content", "review", "question"),
     *("utterance", "query", "tweet", "comment", "comment_text", "title", "document", "excerpt"),
@@ -38,17 +38,17 @@ _CLASS_NAMES = (
     *("label", "gold_label", "labels", "category", "class", "intent", "emotion", "sentiment"),
     *("target", "topic", "is_duplicate", "label_text"),
 )
-# Of regression the numbers count first; of classes they may be ratings, and last.
+# For regression, numeric names come first; for classes, last, since they may be ratings.
 _SCORE_NAMES = (*_NUMBER_NAMES, *_CLASS_NAMES)
 _LABEL_NAMES = (*_CLASS_NAMES, *_NUMBER_NAMES)
 _ID_NAMES = ("id", "idx", "index", "guid", "uid")  # neither text nor label
-_NAMELESS = re.compile(r"(Unnamed: \d+)?")  # as pandas writes an index, and reads it
-_ENOUGH_ROWS = 20  # to tell that a name stands in the first row alone
+_NAMELESS = re.compile(r"(Unnamed: \d+)?")  # as pandas writes and reads an index
+_ENOUGH_ROWS = 20  # to see that a name is only in the first row
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """The parts that an example needs."""
+    """The parts of an example."""
 
     is_pair: bool
     is_labelled: bool
@@ -56,7 +56,7 @@ class Wanted:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """By the names of their settings: the texts first, the label last."""
+        """Names of the parts' settings: texts first, label last."""
         texts = (TEXT, TEXT_B) if self.is_pair else (TEXT,)
         return (*texts, LABEL) if self.is_labelled else texts
 
@@ -66,9 +66,9 @@ class Columns:
     """The columns of a table.
 
     Attributes:
-        has_header: the first row names them.
-        is_named: each part has its column by a setting or a usual name, none by position.
-        names: of all columns; their numbers where there is no header.
+        has_header: whether the first row has their names.
+        is_named: whether each part's column is from a setting or a usual name, none by position.
+        names: of all columns; their numbers if there is no header.
         index_of: part -> number of its column.
     """
 
@@ -78,12 +78,12 @@ class Columns:
     index_of: dict[str, int]
 
     def told(self) -> str:
-        """The parts with their columns, for people."""
+        """The parts with their columns, as readable text."""
         return told(self.index_of, [self.names[index] for index in self.index_of.values()])
 
 
 def told(parts: Iterable[str], columns: Iterable[str]) -> str:
-    """Parts with the names of their columns, for people."""
+    """Parts with the names of their columns, as readable text."""
     return ", ".join(
         f"{part.removesuffix('_column')}: {shown(name)}"
         for part, name in zip(parts, columns, strict=True)
@@ -93,22 +93,22 @@ def told(parts: Iterable[str], columns: Iterable[str]) -> str:
 def find_columns(
     rows: Sequence[Sequence[str]], num_columns: int, wanted: Wanted, config: ReadConfig, path: str
 ) -> Columns:
-    """The columns of a table without bad rows.
+    """Finds the columns of a table without bad rows.
 
     Args:
         rows: all of them; the first one may be a header.
-        num_columns: that most rows have.
-        wanted: what is needed.
+        num_columns: of most rows.
+        wanted: the parts needed.
         config: settings that name columns.
         path: of the file.
 
     Raises:
-        UserError: a column is not there, or no rule says which one is meant.
+        UserError: a column is missing, or no rule identifies it.
     """
     names = [name.strip() for name in rows[0]] if rows else []
     body = [row for row in rows[1:] if len(row) == num_columns]
     if len(names) == num_columns - 1 and _are_whole_numbers(body):
-        names = ["", *names]  # as R writes row names: its header has none for them
+        names = ["", *names]  # R's row names: they have no header field
     if _has_header(names, body, wanted, config):
         has_index = bool(names) and _is_index_name(names[0]) and _are_whole_numbers(body)
         index_of, is_named = columns_by_name(names, wanted, config, path, has_index)
@@ -123,20 +123,20 @@ def find_columns(
 def columns_by_name(
     names: Sequence[str], wanted: Wanted, config: ReadConfig, path: str, has_index: bool = False
 ) -> tuple[dict[str, int], bool]:
-    """Part -> number of its column, by settings and usual names; else the only one that is left.
+    """Part -> number of its column, by settings and usual names; else the only one left.
 
     Args:
         names: of the columns, in their order.
-        wanted: what is needed.
+        wanted: the parts needed.
         config: settings that name columns.
         path: of the file.
-        has_index: the first column is an index.
+        has_index: whether the first column is an index.
 
     Returns:
         The columns, and whether each was named by a setting or a usual name.
 
     Raises:
-        UserError: a column is not there, two have its name, or no rule says which one is meant.
+        UserError: a column is missing, two have its name, or no rule identifies it.
     """
     usual = _usual_columns(names, wanted)
     columns: dict[str, int] = {}
@@ -174,14 +174,14 @@ def columns_by_name(
 
 
 def has_usual_names(names: Sequence[str], wanted: Wanted) -> bool:
-    """Whether a row has the usual names of all parts, as a header has."""
+    """Whether a row has the usual names of all parts, like a header."""
     return _usual_columns([name.strip() for name in names], wanted).keys() >= set(wanted.parts)
 
 
 def _has_header(
     names: Sequence[str], body: Sequence[Sequence[str]], wanted: Wanted, config: ReadConfig
 ) -> bool:
-    """Whether the first row names the columns: as told, or because its cells are usual names."""
+    """Whether the first row names the columns: by the setting, or if its cells are usual names."""
     if config.header != "auto":
         return config.header == "true"
     chosen = {part: value for part in wanted.parts if (value := getattr(config, part))}
@@ -192,7 +192,7 @@ def _has_header(
         return True
     if names and _is_index_name(names[0]) and len(names) > 1 and _are_whole_numbers(body):
         return True
-    # Some names alone: a class may be called so, too, but then it stands in other rows.
+    # Only some names: a class may have such a name, but then it also occurs in other rows.
     is_alone = all(row[index].strip() != names[index] for row in body for index in usual.values())
     is_telling = TEXT in usual or len(body) >= _ENOUGH_ROWS
     return bool(usual) and is_telling and is_alone and len(body) > 1
@@ -201,7 +201,7 @@ def _has_header(
 def _usual_columns(names: Sequence[str], wanted: Wanted) -> dict[str, int]:
     """Part -> number of its column, for those parts that have one of the usual names.
 
-    The label too, where it is not wanted: its column is no text.
+    Includes the label even if it is not needed: its column is not a text.
     """
     lower = [name.lower() for name in names]
     texts = tuple(part for part in wanted.parts if part != LABEL)
@@ -217,7 +217,7 @@ def _usual_columns(names: Sequence[str], wanted: Wanted) -> dict[str, int]:
 def _columns_by_position(
     num_columns: int, wanted: Wanted, config: ReadConfig, path: str, has_index: bool
 ) -> dict[str, int]:
-    """Part -> number of its column, by settings, or the first free one: of labels, behind."""
+    """Part -> number of its column, by settings, or the first free one; labels come after texts."""
     columns: dict[str, int] = {}
     for part in wanted.parts:
         if value := getattr(config, part):
@@ -230,9 +230,8 @@ def _columns_by_position(
         ]
         if not free:
             raise UserError(
-                f"{path}: has no header of usual names, and of its columns (there are"
-                f" {num_columns}) none is left for --{part}; give --format, --separator, --header"
-                " or its number"
+                f"{path}: has no header with usual names, and none of its {num_columns} columns is"
+                f" left for --{part}; give --format, --separator, --header or its number"
             )
         behind = [index for index in free if index > max(columns.values(), default=-1)]
         columns[part] = (behind if part == LABEL and behind else free)[0]
@@ -244,10 +243,10 @@ def _is_index_name(name: str) -> bool:
 
 
 def _are_whole_numbers(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first cells are numbers, as in an index of pandas that was shuffled."""
+    """Whether the first cells are whole numbers, as in a shuffled index of pandas."""
     return bool(rows) and all(row and row[0].strip().isdecimal() for row in rows)
 
 
 def _are_different_numbers(rows: Sequence[Sequence[str]]) -> bool:
-    """The same, each of them once: what has no header and no labels in front."""
+    """The same, all different: an index in a table without header, not labels."""
     return len(rows) > 1 and _are_whole_numbers(rows) and len({r[0] for r in rows}) == len(rows)

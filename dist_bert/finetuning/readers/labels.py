@@ -1,4 +1,4 @@
-"""Labels as they stand in a file, and the names that they mean."""
+"""Converts labels of a file to names of classes."""
 
 import dataclasses
 import json
@@ -15,10 +15,10 @@ from dist_bert.finetuning.readers.tally import RowError, Tally
 
 
 def read_label_list(path: str) -> tuple[str, ...]:
-    """The names of a label list: one a line, or a JSON list.
+    """The names of a label list: one per line, or a JSON list.
 
     Raises:
-        UserError: it cannot be read, or holds something else, an empty name or one name twice.
+        UserError: it cannot be read, has other contents, an empty name or a name twice.
     """
     text = read_text(path)
     if text.lstrip().startswith(("[", "{")):
@@ -28,7 +28,7 @@ def read_label_list(path: str) -> tuple[str, ...]:
             raise UserError(f"{path}: is not valid JSON ({error})") from None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(
-                f"{path}: must be a JSON list of names, or have one name a line (--labels)"
+                f"{path}: must be a JSON list of names, or have one name per line (--labels)"
             )
     else:
         names = lines_of(text)
@@ -44,23 +44,23 @@ def read_label_list(path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-# What writers of tables put where there is nothing; "none" and "NA" are classes of public sets.
+# How programs write missing values; "none" and "NA" are classes of public data sets.
 _NOTHING = frozenset({"nan", "NaN", "null", "NULL", "<NA>", "\\N"})
 _NO_GOLD = "-"  # SNLI: the annotators did not agree
 _NO_GOLD_NUMBER = -1.0  # the same in converted sets; also every label of a test set
 _NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?")
 _WHOLE = re.compile(r"([-+]?\d{1,15})\.0*")
-_MAX_DIGITS = 9  # of a number that counts in a label list
+_MAX_DIGITS = 9  # of a number that is an index into a label list
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelRule:
-    """How the label of a row is read, given all labels of the file."""
+    """How to read the label of a row, given all labels of the file."""
 
     names: tuple[str, ...] | None  # of the label list
-    separator: str  # between several labels; empty = there is one
-    missing: frozenset[str]  # that mean that there is none
-    are_whole: bool  # 1.0 is the class 1, as of whole numbers that passed through floats
+    separator: str  # between several labels; empty = one label
+    missing: frozenset[str]  # values that mean no label
+    are_whole: bool  # 1.0 is the class 1: whole numbers that were converted to floats
 
     @classmethod
     def of(
@@ -73,10 +73,10 @@ class LabelRule:
         """The rule of a file.
 
         Args:
-            values: its labels as they stand there.
+            values: its labels as written.
             names: of the label list, if there is one.
             separator: between several labels of a field.
-            is_score: labels are numbers to be predicted; what is none is bad, whatever it is.
+            is_score: labels are numbers to predict; anything else is bad.
         """
         texts = set(_parts_of(values, separator))
         if is_score:
@@ -90,21 +90,21 @@ class LabelRule:
         return cls(None, separator, missing, are_whole)
 
     def is_missing(self, value: Any) -> bool:
-        """Whether a field says that there is no label."""
+        """Whether a field means that there is no label."""
         return not self.missing.isdisjoint(_parts_of([value], self.separator))
 
     def is_float(self, value: Any) -> bool:
-        """Whether a field holds a whole number that is written as 1.0."""
+        """Whether a field contains a whole number written as 1.0."""
         return any(_WHOLE.fullmatch(text) for text in _parts_of([value], self.separator))
 
     def labels_of(self, value: Any) -> tuple[str, ...]:
-        """The names that a field holds; () where it may hold several and holds none.
+        """The names in a field; () if several are allowed and it has none.
 
         Args:
             value: a field's text, or a JSON value: a name, a number, or a list of them.
 
         Raises:
-            RowError: it is no label, or none that the list knows.
+            RowError: it is not a label, or not in the label list.
         """
         if isinstance(value, list):
             values = [_class_text(v) for v in value]
@@ -118,7 +118,7 @@ class LabelRule:
         return tuple(dict.fromkeys(map(self._name_of, values)))
 
     def label_of(self, value: Any) -> str:
-        """The one name that a field holds, as `labels_of` reads it."""
+        """The single name in a field, read like `labels_of`."""
         text = _class_text(value)
         if not text:
             raise RowError("empty label")
@@ -145,14 +145,14 @@ class LabelRule:
 
 
 def missing_of(texts: AbstractSet[str], has_names: bool) -> frozenset[str]:
-    """Which of the labels of a file mean that there is none.
+    """The labels of a file that mean a missing label.
 
-    "-" does, unless "+" is a label, too. -1 does where the others are names, or numbers of which
-    none is negative: only beside 0 and 1 alone it may be the third of three classes.
+    "-" does, unless "+" is also a label. -1 does if the others are names or non-negative numbers,
+    except if they are just 0 and 1: then it may be the third class.
 
     Args:
         texts: all labels of the file, as texts.
-        has_names: there is a label list, in which numbers count from 0.
+        has_names: whether there is a label list, with indices from 0.
     """
     missing = {text for text in texts if text in _NOTHING}
     if "+" not in texts:
@@ -168,10 +168,10 @@ def missing_of(texts: AbstractSet[str], has_names: bool) -> frozenset[str]:
 
 
 def number_of(value: Any) -> float:
-    """The number that a field holds.
+    """The number in a field.
 
     Raises:
-        RowError: it holds none, or no finite one.
+        RowError: it has no number, or not a finite one.
     """
     text = _text_of(value)
     if not text:
@@ -180,7 +180,7 @@ def number_of(value: Any) -> float:
         hint = (
             "; write it with a decimal point" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
         )
-        raise RowError("score is no number", f"score {text!r} is no number{hint}")
+        raise RowError("score is no number", f"score {text!r} is not a number{hint}")
     return float(text)
 
 
@@ -192,7 +192,7 @@ def are_scores(labels: Iterable[str]) -> bool:
 
 
 def note_alike(labels: Iterable[str], path: str, tally: Tally) -> None:
-    """Notes labels that differ only in case or blanks: two classes, where one may be meant."""
+    """Notes labels that differ only in case or blanks: they may be one class by intention."""
     counts = Counter(labels)
     groups = defaultdict(list)
     for name in counts:
@@ -200,7 +200,7 @@ def note_alike(labels: Iterable[str], path: str, tally: Tally) -> None:
     for names in groups.values():
         if len(names) > 1:
             told = ", ".join(f"{name!r} ({counts[name]:,})" for name in sorted(names))
-            detail = f"labels {told} differ only in case or blanks and are classes of their own"
+            detail = f"labels {told} differ only in case or blanks and are separate classes"
             tally.note("labels that differ only in case or blanks", path, detail)
 
 
@@ -209,7 +209,7 @@ def _folded(label: str) -> str:
 
 
 def _parts_of(values: Iterable[Any], separator: str) -> Iterator[str]:
-    """All labels of a file as texts, those that are none left out."""
+    """All labels of a file as texts, without missing ones."""
     for value in values:
         for item in value if isinstance(value, list) else [value]:
             try:
@@ -226,7 +226,7 @@ def _class_text(value: Any) -> str:
     if isinstance(value, float) and not (value.is_integer() or math.isnan(value)):
         raise RowError(
             "label is no name",
-            f"label {value!r} is neither a name nor a whole number; numbers to be predicted are for"
+            f"label {value!r} is neither a name nor a whole number; to predict numbers, give"
             " --task sentence_regression or pair_regression",
         )
     return _text_of(value)
@@ -236,7 +236,7 @@ def _text_of(value: Any) -> str:
     if isinstance(value, str):
         return whole_characters(value).strip()
     if isinstance(value, bool):
-        return str(value).lower()  # as JSON writes it
+        return str(value).lower()  # as in JSON
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):

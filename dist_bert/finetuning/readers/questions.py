@@ -1,8 +1,8 @@
-"""Questions on a text that may hold the answer: SQuAD 1.1 and 2.0, CMRC 2018 and JSON lines.
+"""Reads questions on texts with the answers: SQuAD 1.1 and 2.0, CMRC 2018 and JSON lines.
 
-Offsets count code points, as Python does. An answer that does not stand at its offset is moved to
-the nearest place where it does; one that stands nowhere keeps its text, by which a model is scored,
-and has no offset, so nothing is learnt from it.
+Offsets count code points, as in Python. An answer that is not at its offset is moved to its nearest
+occurrence. An answer that does not occur keeps its text, for scoring, but has no offset, so it is
+not used for training.
 """
 
 import json
@@ -23,10 +23,10 @@ from dist_bert.finetuning.readers.source import (
 from dist_bert.finetuning.readers.tally import RowError, Tally
 
 _WANTED = (
-    'wanted are {"data": [{"paragraphs": ...}]} (SQuAD), [{"context_text": ..., "qas": ...}] (CMRC)'
+    'expected {"data": [{"paragraphs": ...}]} (SQuAD), [{"context_text": ..., "qas": ...}] (CMRC)'
     ' or rows of {"question": ..., "context": ..., "answers": ...}, as JSON lines or a list'
 )
-# What the layouts call a thing, SQuAD's names first.
+# Names of fields in the layouts, SQuAD's first.
 _CONTEXT = ("context", "context_text")
 _QUESTION = ("question", "query_text")
 _ID = ("id", "query_id")
@@ -43,11 +43,11 @@ def read_questions(
     Args:
         path: of a file.
         config: how to read it.
-        is_labelled: whether answers are wanted.
-        tally: counts what is bad and what was mended.
+        is_labelled: whether to read answers.
+        tally: counts bad rows and corrections.
 
     Returns:
-        The examples, and what the file was read as.
+        The examples, and the layout that was read.
     """
     rows, layout = _rows(path, config.format)
     examples: dict[str, QuestionExample] = {}
@@ -56,7 +56,7 @@ def read_questions(
         try:
             example = _example(place, row, path, is_labelled, tally)
             if example.id in examples:
-                raise RowError("id stands twice", f"id {example.id!r} stands twice")
+                raise RowError("id stands twice", f"id {example.id!r} occurs twice")
         except RowError as bad:
             tally.count_bad(place, bad)
             continue
@@ -67,7 +67,7 @@ def read_questions(
 
 
 def _rows(path: str, layout: str) -> tuple[Iterator[tuple[str, Question]], str]:
-    """Questions with their contexts, each with its place, and what the file is read as."""
+    """Questions with their contexts, each with its place, and the layout of the file."""
     text = read_text(path)
     lines = first_lines(text)
     firsts = [record for line in lines if (record := json_object(line)) is not None]
@@ -86,7 +86,7 @@ def _rows(path: str, layout: str) -> tuple[Iterator[tuple[str, Question]], str]:
         is_cmrc = any(isinstance(item, dict) and "context_text" in item for item in value)
         kinds = [kind for item in value if (kind := _kind_of(item)) is not None]
         if is_cmrc and layout != "squad":
-            told = "CMRC 2018, answers where they first stand in the text"
+            told = "CMRC 2018, answers at their first occurrence in the text"
             return _items(value, f"{path}, "), told
         if kinds and layout in ("auto", "squad") and not is_cmrc:
             told = "SQuAD's questions as rows" if kinds[0] == "row" else f"a list of {kinds[0]}s"
@@ -100,7 +100,7 @@ def _rows(path: str, layout: str) -> tuple[Iterator[tuple[str, Question]], str]:
 
 
 def _kind_of(item: Any) -> str | None:
-    """What an item of a list is: article, paragraph or row, or none of them."""
+    """Kind of an item of a list: article, paragraph or row; None for others."""
     if _list_in(item, "paragraphs") is not None:
         return "article"
     if _list_in(item, "qas") is not None:
@@ -109,7 +109,7 @@ def _kind_of(item: Any) -> str | None:
 
 
 def _is_row(item: Any) -> bool:
-    """Whether something is a question with its context."""
+    """Whether an item is a question with its context."""
     return isinstance(item, dict) and _has(item, _CONTEXT) and _has(item, _QUESTION)
 
 
@@ -177,7 +177,7 @@ def _text(row: dict[str, Any], names: tuple[str, str]) -> str:
     value = next((row[name] for name in names if name in row), None)
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"empty {names[0]}", f"has no {names[0]}, or an empty one")
-    return whole_characters(value)  # of the same length, so offsets stay right
+    return whole_characters(value)  # of the same length, so offsets stay valid
 
 
 def _answers(row: dict[str, Any], context: str, name: str, tally: Tally) -> tuple[Answer, ...]:
@@ -201,7 +201,7 @@ def _answers(row: dict[str, Any], context: str, name: str, tally: Tally) -> tupl
 
 
 def _given_answers(value: Any) -> list[_Given]:
-    """Answers as they stand: objects, plain strings, or an object of a list of each field."""
+    """Answers as given: objects, plain strings, or an object with a list for each field."""
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
         if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
@@ -217,20 +217,20 @@ def _given_answers(value: Any) -> list[_Given]:
         if not isinstance(text, str):
             raise RowError("answer without text", f"answer {answer!r} has no text")
         if isinstance(start, float) and start.is_integer():
-            start = int(start)  # whole numbers that passed through floats
+            start = int(start)  # whole numbers that were converted to floats
         given.append((whole_characters(text), start if start is None or type(start) is int else -1))
     return given
 
 
 def _placed(text: str, start: int | None, context: str, name: str, tally: Tally) -> Answer:
-    """An answer without the white space around it, at its offset or where it stands next to it.
+    """An answer without surrounding white space, at its offset or at its nearest occurrence.
 
     Args:
         text: of the answer.
-        start: its offset as the file has it; -1 where that is bad, None where the layout has none.
-        context: that it is in.
+        start: its offset in the file; -1 if invalid, None if the layout has no offsets.
+        context: that contains it.
         name: of the question.
-        tally: counts answers that are moved or stand nowhere.
+        tally: counts answers that are moved or do not occur.
     """
     stripped = text.strip()
     wanted = -1 if start is None or start < 0 else start + len(text) - len(text.lstrip())
@@ -242,19 +242,19 @@ def _placed(text: str, start: int | None, context: str, name: str, tally: Tally)
         tally.note(
             "answer is not in its text: scored by, not learnt from",
             name,
-            f"{told} does not stand in the text; it is scored by, and not learnt from",
+            f"{told} is not in the text; it is used for scoring, not for training",
         )
     elif start is not None:
         tally.note(
             "answer_start does not fit: moved to where the answer stands",
             name,
-            f"{told} does not stand at answer_start {start}; taken at {found}",
+            f"{told} is not at answer_start {start}; moved to {found}",
         )
     return Answer(stripped, found)
 
 
 def _nearest(text: str, wanted: int, context: str) -> int | None:
-    """Where a text stands next to an offset, or first if that is negative; None if nowhere."""
+    """Occurrence of a text nearest to an offset, or the first if that is negative; None if none."""
     behind = context.find(text, max(wanted, 0))
     before = context.rfind(text, 0, wanted + len(text)) if wanted >= 0 else -1
     places = [place for place in (before, behind) if place >= 0]

@@ -1,4 +1,4 @@
-"""The settings of reading a labelled set. Not for: what is learnt from it."""
+"""Settings for reading a labelled set. Not for: training on it."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import raise_all, setting
 
 _TEXT_FORMATS = ("tsv", "csv", "jsonl", "parallel")
-# Task -> layouts that hold its examples.
+# Task -> layouts for its examples.
 FORMATS_OF = {
     "pair_classification": _TEXT_FORMATS,
     "pair_regression": _TEXT_FORMATS,
@@ -17,7 +17,7 @@ FORMATS_OF = {
 }
 FORMATS = ("auto", *dict.fromkeys(name for names in FORMATS_OF.values() for name in names))
 
-# What stands between columns, as --separator calls it.
+# Column separators, by their names for --separator.
 SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|"}
 _CONTRARY = {("tsv", name) for name in SEPARATORS if name != "tab"} | {("csv", "tab")}
 
@@ -33,7 +33,7 @@ _OF_TEXTS = (
 )
 _OF_CLASSES = ("label_separator", "drop_several_labels", "labels")
 _OF_WORDS = ("token_column", "tag_column", "tag_scheme")
-# Task -> settings that say nothing about it.
+# Task -> settings without effect on it.
 _UNUSED = {
     "pair_classification": _OF_WORDS,
     "pair_regression": (*_OF_CLASSES, *_OF_WORDS),
@@ -46,19 +46,19 @@ _UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class ReadConfig:
-    """How the files of a labelled set become examples; training and scoring share it."""
+    """How to read examples from the files of a labelled set, for training and scoring."""
 
     format: str = setting(
         "auto",
-        "layout: tsv, csv = a row an example; jsonl = a JSON object a line; parallel = files of"
-        " equal numbers of lines, given as texts,labels or first,second,labels; squad, cmrc ="
-        " question answering; conll = a word and its tag a line; iob2 = the same behind a number,"
+        "layout: tsv, csv = one example per row; jsonl = one JSON object per line; parallel = files"
+        " of equal numbers of lines, given as texts,labels or first,second,labels; squad, cmrc ="
+        " question answering; conll = a word and its tag per line; iob2 = the same after a number,"
         " with comments (Universal NER); auto = by content",
         FORMATS,
     )
     separator: str = setting(
         "auto",
-        "what stands between the columns of a table; auto = by content",
+        "column separator of a table; auto = by content",
         ("auto", *SEPARATORS),
     )
     header: str = setting(
@@ -66,48 +66,48 @@ class ReadConfig:
     )
     quoting: str = setting(
         "auto",
-        "whether quotes around a field are no part of it; auto = in CSV, not in TSV",
+        "whether to remove quotes around fields; auto = in CSV, not in TSV",
         ("auto", "true", "false"),
     )
     text_column: str = setting(
         "",
-        "the text (of pairs, the first), by its name in the header, or its number from 0; empty ="
-        " by the usual names, or the first column",
+        "column of the text (of pairs, the first), by its name in the header, or its number from 0;"
+        " empty = by the usual names, or the first column",
     )
     text_b_column: str = setting(
-        "", "pairs: the second text, likewise; empty = by the usual names, or the second column"
+        "", "pairs: column of the second text; empty = by the usual names, or the second column"
     )
     label_column: str = setting(
-        "", "the label, likewise; empty = by the usual names, or the column behind the texts"
+        "", "column of the label; empty = by the usual names, or the column after the texts"
     )
     label_separator: str = setting(
         "",
-        "what stands between the labels of an example that may have several (JSON lines: they may"
-        " be a list, too); empty = it has one",
+        "separator of labels if an example may have several (in JSON lines, a list is also"
+        " possible); empty = one label",
     )
     drop_several_labels: bool = setting(
-        False, "leave out examples with more than one label, for a task of single labels"
+        False, "skip examples with more than one label, for a task with single labels"
     )
     labels: str = setting(
         "",
-        "file that lists the labels, one a line or as a JSON list: numbers in the data count in it"
-        " from 0, other labels are bad; for words it lists tags",
+        "file that lists the labels, one per line or as a JSON list: numbers in the data are"
+        " indices from 0, other labels are bad; for words it lists tags",
     )
     token_column: str = setting(
-        "", "words: the column of the word, a number from 0 (JSON lines: a name); empty = the usual"
+        "", "words: column of the word, a number from 0 (JSON lines: a name); empty = the usual"
     )
     tag_column: str = setting(
-        "", "words: the column of the tag, likewise; empty = the last (iob2: the third)"
+        "", "words: column of the tag, likewise; empty = the last (iob2: the third)"
     )
     tag_scheme: str = setting(
         "auto",
-        "words: how tags mark where a name begins: iob2 = B- at each beginning, iob1 = B- only"
-        " between two neighbours of a type, bioes = with ends and singles, BILOU and BMES too;"
+        "words: scheme of the tags: iob2 = B- at the start of each name, iob1 = B- only between"
+        " adjacent names of a type, bioes = also marks ends and single words (or BILOU, BMES);"
         " auto = by all tags of the file",
         ("auto", "iob1", "iob2", "bioes"),
     )
     max_bad_share: float = setting(
-        0.01, "share of rows that may be bad, 0 to 1: they are left out, counted and named"
+        0.01, "share of rows that may be bad, 0 to 1: they are skipped, counted and reported"
     )
 
     def __post_init__(self) -> None:
@@ -136,11 +136,11 @@ def check_task(task: str, config: ReadConfig) -> None:
     problems = []
     if config.format not in ("auto", *FORMATS_OF[task]):
         problems.append(
-            f"format = {config.format}: {task} is read from {', '.join(FORMATS_OF[task])}"
+            f"format = {config.format}: must be one of {', '.join(FORMATS_OF[task])} for {task}"
         )
     fields = {field.name: field for field in dataclasses.fields(ReadConfig)}
     problems += [
-        f"{name} = {getattr(config, name)}: does nothing for {task}"
+        f"{name} = {getattr(config, name)}: has no effect on {task}; leave it out"
         for name in _UNUSED[task]
         if getattr(config, name) != fields[name].default
     ]
@@ -148,10 +148,10 @@ def check_task(task: str, config: ReadConfig) -> None:
 
 
 def column_number(name: str, value: str, num_columns: int, path: str) -> int:
-    """The column that a setting names by its number.
+    """The column of a setting's column number.
 
     Raises:
-        UserError: it is no number, or the file has fewer columns.
+        UserError: it is not a number, or the file has fewer columns.
     """
     if not value.isdecimal() or int(value) >= num_columns:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A labelled file as text: unpacked, decoded, with plain line ends.
+"""Reads a labelled file as text: unpacked, decoded, with plain line ends.
 
 Labelled sets fit into memory. Not for: pretraining text, which does not (`data_prep.readers`).
 """
@@ -29,7 +29,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # escapes can write one, UTF-8 
 def read_text(path: str) -> str:
     r"""The text of a file, with "\n" at the end of a line, without byte-order marks.
 
-    A carriage return alone ends a line where most lines end so; elsewhere it is part of a text.
+    A lone carriage return ends a line if most lines end so; otherwise it is part of a text.
 
     Raises:
         UserError: it cannot be read, is cut off, is too large, is not UTF-8 or is empty.
@@ -38,7 +38,7 @@ def read_text(path: str) -> str:
     told = next((kind for magic, kind in _NO_TEXT.items() if data.startswith(magic)), None)
     if told is not None:
         raise UserError(f"{path}: is {told}; write its rows as CSV or JSON lines")
-    data = data.rstrip(b"\0")  # what a copy that was cut off is padded with
+    data = data.rstrip(b"\0")  # padding of an incomplete copy
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -53,7 +53,7 @@ def read_text(path: str) -> str:
     text = text.replace("\r\n", "\n")
     if text.count("\r") > text.count("\n"):
         text = text.replace("\r", "\n")
-    return text.replace("\n\ufeff", "\n")  # of files that were joined
+    return text.replace("\n\ufeff", "\n")  # of concatenated files
 
 
 def _unpacked_bytes(path: str) -> bytes:
@@ -88,24 +88,24 @@ def _unpacked_bytes(path: str) -> bytes:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text; the end of the last one makes no further line."""
-    lines = text.split("\n")  # not `splitlines`: U+2028 and its like stand inside of texts
+    """The lines of a text; a line end at the end of the text adds no empty line."""
+    lines = text.split("\n")  # not `splitlines`: U+2028 and the like occur inside texts
     return lines if lines[-1] else lines[:-1]
 
 
 def suffix_of(path: str) -> str:
-    """The suffix that tells a file's layout: ".csv" of "train.csv.gz"."""
+    """The suffix that shows a file's layout: ".csv" of "train.csv.gz"."""
     suffixes = [s for s in Path(path).suffixes if s not in _PACKED_SUFFIXES]
     return suffixes[-1].lower() if suffixes else ""
 
 
 def first_lines(text: str) -> list[str]:
-    """The lines that tell a layout: the first ones that are more than white space."""
+    """The lines that show a layout: the first ones that are not blank."""
     return list(itertools.islice(filter(str.strip, lines_of(text)), _NUM_TELLING))
 
 
 def is_json(text: str, path: str) -> bool:
-    """Whether a text holds JSON objects, by most of its first lines or by the name of the file."""
+    """Whether a text contains JSON objects, by most of its first lines or by the file name."""
     lines = first_lines(text)
     if suffix_of(path) == ".jsonl" or 2 * sum(map(_is_object, lines)) > len(lines):
         return True
@@ -113,9 +113,9 @@ def is_json(text: str, path: str) -> bool:
 
 
 def json_records(text: str, path: str) -> list[tuple[str, dict[str, Any] | None]]:
-    """Objects of a file with their places: one a line, a list of them, or {"data": [of them]}.
+    """Objects of a file with their places: one per line, a list, or {"data": [...]}.
 
-    What is no object is None.
+    Anything other than an object is None.
     """
     rows = _whole_rows(text)
     if rows is not None:
@@ -128,7 +128,7 @@ def json_records(text: str, path: str) -> list[tuple[str, dict[str, Any] | None]
 
 
 def json_object(line: str) -> dict[str, Any] | None:
-    """The JSON object that a line holds, None if it holds something else."""
+    """The JSON object of a line, None if it has other contents."""
     try:
         return _object(json.loads(line))
     except (ValueError, RecursionError):
@@ -136,12 +136,12 @@ def json_object(line: str) -> dict[str, Any] | None:
 
 
 def whole_characters(text: str) -> str:
-    """Text that UTF-8 can write, of the same length: halves of characters are replaced."""
+    """Text valid in UTF-8, of the same length: lone surrogates are replaced."""
     return _HALF_CHARACTER.sub("\ufffd", text)
 
 
 def shown(text: str) -> str:
-    """A name from a file as a message shows it: on one line, and its beginning if it is long."""
+    """A name from a file for messages: on one line, and only its beginning if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST_SHOWN else line[:_LONGEST_SHOWN] + "..."
 
@@ -157,7 +157,7 @@ def _object(value: Any) -> dict[str, Any] | None:
 
 
 def _whole_rows(text: str) -> list[Any] | None:
-    """The rows of a text that is one JSON value: a list of objects, or an object with such data."""
+    """The rows of a text that is one JSON value: a list of objects, or an object with these."""
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:

@@ -1,6 +1,6 @@
-"""Rows of TSV, CSV and JSON, as fields by the part that they play.
+"""Reads rows of TSV, CSV and JSON as fields by part.
 
-Which column plays which part is said by `columns`. Not for: what a label means (`labels`).
+`columns` assigns columns to parts. Not for: the meaning of labels (`labels`).
 """
 
 import csv
@@ -32,7 +32,7 @@ from dist_bert.finetuning.readers.tally import RowError, Tally, wrong_columns
 Row = dict[str, Any] | RowError  # part -> field
 _Cells = list[str] | RowError
 
-_LONGEST_FIELD = 1 << 30  # characters; the csv module allows 131,072 unless it is told
+_LONGEST_FIELD = 1 << 30  # characters; the csv module's default is 131,072
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?=\n)', re.IGNORECASE)  # the first one, for Excel
 _QUOTED_PART = re.compile(r'"(?:[^"]|"")*"')
 _ESCAPED_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
@@ -41,9 +41,9 @@ _ENOUGH_INNER_ROWS = 3  # lines in a field that look like rows: a quote is missi
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows with their places, and what they were read as.
+    """Rows with their places, and the layout that was read.
 
-    `is_named`: each part has its field by a setting or a usual name, none by position.
+    `is_named`: each part's field is from a setting or a usual name, none by position.
     """
 
     rows: list[tuple[str, Row]]
@@ -52,10 +52,10 @@ class Table:
 
 
 def separator_of(text: str, path: str, wanted: Wanted, config: ReadConfig) -> str | None:
-    """What stands between the columns of a table; None where lines seem to have one column.
+    """The column separator of a table; None if lines seem to have one column.
 
     Raises:
-        UserError: two may be meant.
+        UserError: it is ambiguous.
     """
     if config.separator != "auto":
         return SEPARATORS[config.separator]
@@ -66,7 +66,7 @@ def separator_of(text: str, path: str, wanted: Wanted, config: ReadConfig) -> st
     if config.format != "csv" and 2 * sum("\t" in line for line in lines) > len(lines):
         return "\t"
     if not (len(wanted.parts) > 1 or is_comma):
-        return None  # a comma alone tells nothing of lines that may be a text each
+        return None  # a lone comma is not evidence: each line may be a text
     lines = _QUOTED_PART.sub("", "\n".join(lines)).split("\n")
     candidates = [
         separator
@@ -78,7 +78,7 @@ def separator_of(text: str, path: str, wanted: Wanted, config: ReadConfig) -> st
     named = [c for c in candidates if has_usual_names(lines[0].split(c), wanted)]
     if len(named) == 1:
         return named[0]
-    # Of commas in texts, lines have now one and now two.
+    # Commas in texts vary in number between lines.
     regular = [c for c in candidates if len({line.count(c) for line in lines}) == 1]
     if len(regular) == 1:
         return regular[0]
@@ -94,11 +94,11 @@ def table(
     """Rows of fields with a separator between them.
 
     Raises:
-        UserError: a column is not there, or a quote is not closed.
+        UserError: a column is missing, or a quote is not closed.
     """
     is_quoted = config.quoting == "true" or (config.quoting == "auto" and separator != "\t")
     if line_of_excel := _SEPARATOR_LINE.match(text):
-        text = text[line_of_excel.end() :]  # leaves a blank line, so places stay right
+        text = text[line_of_excel.end() :]  # leaves a blank line, so line numbers stay correct
     kind = {"\t": "TSV", ",": "CSV"}.get(separator, f"CSV with {separator!r}")
     if is_quoted:
         lines, how = _unquoted(text, separator, path)
@@ -131,7 +131,7 @@ def table(
 
 
 def json_rows(text: str, path: str, wanted: Wanted, config: ReadConfig) -> Table:
-    """JSON objects: one a line, or a list of them.
+    """JSON objects: one per line, or a list of them.
 
     Raises:
         UserError: no object has a field for a part.
@@ -146,7 +146,7 @@ def json_rows(text: str, path: str, wanted: Wanted, config: ReadConfig) -> Table
     for place, record in records:
         if record is None:
             rows.append((place, RowError("no JSON object")))
-        else:  # null means that there is none; a field that lacks is empty
+        else:  # null means no value; a missing field is empty
             rows.append((place, {part: record.get(name, "") for part, name in fields.items()}))
     is_list = bool(records) and records[0][0].endswith("]")
     kind = "JSON list" if is_list else "JSON lines"
@@ -173,13 +173,13 @@ def _plain(text: str, separator: str) -> Iterator[tuple[int, _Cells]]:
 
 
 def _unquoted(text: str, separator: str, path: str) -> tuple[list[tuple[int, _Cells]], str]:
-    r"""Rows of CSV, whose quotes are escaped by doubling them (RFC 4180), or else by backslashes.
+    r"""Rows of CSV with quotes escaped by doubling (RFC 4180), or else by backslashes.
 
     Returns:
-        The rows, and what is unusual about them.
+        The rows, and a description of unusual escapes.
     """
     readings = [(text, "")]
-    if '\\"' in text:  # whichever makes fewer bad rows; a text may end in a backslash, too
+    if '\\"' in text:  # uses the one with fewer bad rows; a text may end in a backslash
         escaped = _ESCAPED_QUOTE.sub(r'\1""', text)
         readings.append((escaped, " whose quotes are escaped by backslashes"))
     problem: UserError | None = None
@@ -201,13 +201,13 @@ def _unquoted(text: str, separator: str, path: str) -> tuple[list[tuple[int, _Ce
 
 
 def _quoted(text: str, separator: str, path: str) -> list[tuple[int, _Cells]]:
-    """Rows of CSV with the lines at which they begin.
+    """Rows of CSV with the numbers of their first lines.
 
     Raises:
         UserError: a quote is never closed.
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    # A carriage return is white space inside of a text, and an error to the csv module.
+    # A carriage return is white space inside a text, but an error for the csv module.
     lines = [f"{line}\n" for line in lines_of(text.rstrip("\n").replace("\r", " "))]
     rows: list[tuple[int, _Cells]] = []
     begin = 0  # line from 0 at which the reader began
@@ -223,17 +223,17 @@ def _quoted(text: str, separator: str, path: str) -> list[tuple[int, _Cells]]:
             last_line = begin + reader.line_num
             if "unexpected end of data" in str(error):
                 raise UserError(
-                    f"{path}, line {first_line}: a quote that is opened here is never closed; mend"
-                    " it, or give --quoting false where quotes are literal"
+                    f"{path}, line {first_line}: a quote that is opened here is never closed; close"
+                    " it, or give --quoting false if quotes are literal"
                 ) from None
-            detail = f"lines {first_line} to {last_line} are no row of CSV ({error})"
+            detail = f"lines {first_line} to {last_line} are not a row of CSV ({error})"
             rows.append((first_line, RowError("quotes do not match", detail)))
-            begin = first_line  # the line behind: a quote that is missing takes one row, not more
+            begin = first_line  # the next line: a missing quote costs only one row
     return rows
 
 
 def _note_swallowed_rows(cells: Sequence[str], separator: str, place: str, tally: Tally) -> None:
-    """Notes a field with lines that look like rows of the file: what a missing quote makes."""
+    """Notes a field with lines that look like rows of the file, which a missing quote causes."""
     for cell in cells:
         inner = cell.split("\n")[1:-1]  # the first and the last line may be of this row
         if len(inner) >= _ENOUGH_INNER_ROWS and all(
@@ -243,5 +243,5 @@ def _note_swallowed_rows(cells: Sequence[str], separator: str, place: str, tally
                 "a quoted field holds lines that look like rows",
                 place,
                 f"a quoted field holds {len(inner):,} lines that look like rows; is a quote"
-                " missing? Where quotes are literal, give --quoting false",
+                " missing? If quotes are literal, give --quoting false",
             )

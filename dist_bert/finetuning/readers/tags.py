@@ -1,7 +1,7 @@
-"""Tags of words: the schemes in which sets mark names, all made into IOB2.
+"""Converts tags of words from the schemes of data sets to IOB2.
 
-IOB2 has B- at every beginning and I- behind it. IOB1 has B- only where a name follows another of
-its type at once. BIOES (BILOU, BMES) has other letters for ends and for names of one word.
+IOB2 has B- at the start of every name and I- after it. IOB1 has B- only if a name directly follows
+another of its type. BIOES (BILOU, BMES) has other letters for ends and for names of one word.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,10 +17,10 @@ _LETTERS = {"iob1": "BI", "iob2": "BI", "bioes": "BIM" + _ENDS + _SINGLES}
 
 
 def parse_tag(text: str) -> Tag:
-    """Letter and type of a tag; the type may hold hyphens.
+    """Letter and type of a tag; the type may contain hyphens.
 
     Raises:
-        RowError: it is none.
+        RowError: it is not a tag.
     """
     if text == "O":
         return OUTSIDE
@@ -33,8 +33,8 @@ def parse_tag(text: str) -> Tag:
 
 
 def scheme_of(sentences: Iterable[Sequence[Tag]]) -> str:
-    """The scheme that all tags of a file are in: iob1, iob2 or bioes."""
-    num_bare_begins = num_needless_begins = 0  # what IOB2 and what IOB1 does not have
+    """The scheme of all tags of a file: iob1, iob2 or bioes."""
+    num_bare_begins = num_needless_begins = 0  # invalid in IOB2, and in IOB1
     for tags in sentences:
         kind_before = ""
         for letter, kind in tags:
@@ -49,24 +49,24 @@ def scheme_of(sentences: Iterable[Sequence[Tag]]) -> str:
 def to_iob2(tags: Sequence[Tag], scheme: str) -> tuple[list[str], list[int]]:
     """Tags of a sentence in IOB2.
 
-    What the scheme does not allow is read as conlleval reads it: a tag that continues nothing of
-    its type begins a name, and a name without its end has ended.
+    Tags that the scheme does not allow are read as in conlleval: a tag that does not continue a
+    name of its type begins one, and a name without its end tag has ended.
 
     Args:
         tags: of its words.
-        scheme: that they are in.
+        scheme: of the tags.
 
     Returns:
-        The tags, and the indices of those that the scheme does not allow where they stand.
+        The tags, and the indices of those that the scheme does not allow at their place.
 
     Raises:
-        RowError: a tag's letter is none of the scheme.
+        RowError: a tag's letter is not in the scheme.
     """
     converted, faults = [], set()
-    kind_open = ""  # of a name that may go on
+    kind_open = ""  # of a name that may continue
     for index, (letter, kind) in enumerate(tags):
         if letter not in _LETTERS[scheme] + "O":
-            raise RowError("unknown tag", f"tag {letter}-{kind} is none of the scheme {scheme}")
+            raise RowError("unknown tag", f"tag {letter}-{kind} is not in the scheme {scheme}")
         goes_on = letter not in _BEGINS and kind != "" and kind == kind_open
         is_bare = not goes_on and letter not in _BEGINS + "O" and scheme != "iob1"
         lacks_end = scheme == "bioes" and kind_open != "" and not goes_on

@@ -1,4 +1,4 @@
-"""What was bad in a file, what was mended, and where."""
+"""Counts bad rows and corrections of a file, with their places."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ _NUM_NAMED = 10
 
 
 class RowError(Exception):
-    """A row that is no example: a reason to count by, and what is wrong with this one."""
+    """A row that is not an example: a reason for counting, and the problem of this row."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -17,7 +17,7 @@ class RowError(Exception):
 
 
 def wrong_columns(number: int, usual: int) -> RowError:
-    """A row that has another number of columns than the file."""
+    """A row whose number of columns differs from the file's."""
     detail = f"number of columns is {number}, that of the file is {usual}"
     return RowError("wrong number of columns", detail)
 
@@ -25,7 +25,7 @@ def wrong_columns(number: int, usual: int) -> RowError:
 class Tally:
     """Counts of one file.
 
-    A row is what may be an example: a line, a record, a question, a sentence of words.
+    A row may be an example: a line, a record, a question, a sentence of words.
     """
 
     def __init__(self, path: str) -> None:
@@ -37,29 +37,29 @@ class Tally:
         self._first_notes: list[str] = []
 
     def count_bad(self, place: str, row: RowError) -> None:
-        """Counts a row that is left out because it is bad.
+        """Counts a row that is skipped because it is bad.
 
         Args:
-            place: where it is: "FILE, line 17".
-            row: what is wrong with it.
+            place: such as "FILE, line 17".
+            row: its problem.
         """
         self.bad[row.reason] += 1
         if len(self._first_bad) < _NUM_NAMED:
             self._first_bad.append(f"{place}: {row.detail}")
 
     def note(self, reason: str, place: str, detail: str = "") -> None:
-        """Counts something that was mended, or left out because that was asked for."""
+        """Counts a correction, or an omission due to a setting."""
         self.notes[reason] += 1
         if len(self._first_notes) < _NUM_NAMED:
             self._first_notes.append(f"{place}: {detail or reason}")
 
     @property
     def first_bad(self) -> list[str]:
-        """The first ten places, those of bad rows first."""
+        """The first ten places, bad rows first."""
         return (self._first_bad + self._first_notes)[:_NUM_NAMED]
 
     def check(self, max_bad_share: float) -> None:
-        """Ends the count.
+        """Checks the final counts.
 
         Raises:
             UserError: more rows are bad than allowed.
@@ -68,5 +68,5 @@ class Tally:
         if num_bad > max_bad_share * self.num_rows:
             raise UserError(
                 f"{self._first_bad[0]} ({num_bad:,} of {self.num_rows:,} rows of {self._path} are"
-                f" bad, --max_bad_share {max_bad_share:g} allows fewer)"
+                f" bad, more than --max_bad_share {max_bad_share:g} allows)"
             )

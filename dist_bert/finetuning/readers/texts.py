@@ -1,4 +1,4 @@
-"""One or two texts with labels: tables, JSON lines and parallel files."""
+"""Reads one or two texts with labels: tables, JSON lines and parallel files."""
 
 import os
 from collections import Counter
@@ -20,7 +20,7 @@ from dist_bert.finetuning.readers.source import (
 from dist_bert.finetuning.readers.tables import Row, Table, json_rows, separator_of, table
 from dist_bert.finetuning.readers.tally import RowError, Tally
 
-_ENOUGH_ROWS = 20  # to tell whether what stands in a column is labels
+_ENOUGH_ROWS = 20  # to detect whether a column has labels
 
 
 def read_texts(
@@ -31,18 +31,18 @@ def read_texts(
     is_labelled: bool,
     tally: Tally,
 ) -> tuple[list[TextExample], str]:
-    """Reads the examples of a classification or regression of texts.
+    """Reads the examples of a text classification or regression task.
 
     Args:
-        task: that of one or two texts.
+        task: with one or two texts.
         path: of a file, or of parallel files, joined by commas.
         config: how to read it.
         names: of the label list, if there is one.
-        is_labelled: whether labels are wanted.
-        tally: counts what is bad.
+        is_labelled: whether to read labels.
+        tally: counts bad rows.
 
     Returns:
-        The examples, and what the file was read as.
+        The examples, and the layout that was read.
     """
     is_score = task in REGRESSION_TASKS
     wanted = Wanted(task in PAIR_TASKS, is_labelled, is_score)
@@ -81,7 +81,7 @@ def _rows(path: str, wanted: Wanted, config: ReadConfig, tally: Tally) -> Table:
     """The rows of one file.
 
     Raises:
-        UserError: it is in no layout of texts.
+        UserError: it has no layout of texts.
     """
     text = read_text(path)
     if config.format == "jsonl" or (config.format == "auto" and is_json(text, path)):
@@ -97,7 +97,7 @@ def _rows(path: str, wanted: Wanted, config: ReadConfig, tally: Tally) -> Table:
 
 
 def _parallel(paths: Sequence[str], wanted: Wanted) -> Table:
-    """A line of each file is an example.
+    """Reads files where line i of each forms an example.
 
     Raises:
         UserError: there are too many or too few files, or their lines differ in number.
@@ -107,7 +107,7 @@ def _parallel(paths: Sequence[str], wanted: Wanted) -> Table:
     if len(paths) != len(parts) and not has_ignored_labels:
         told = ",".join({TEXT: "TEXTS", TEXT_B: "SECOND_TEXTS", LABEL: "LABELS"}[p] for p in parts)
         raise UserError(
-            f"{','.join(paths)}: {len(paths)} parallel files are given, {len(parts)} are wanted:"
+            f"{','.join(paths)}: {len(paths)} parallel files are given, {len(parts)} are expected:"
             f" {told}"
         )
     columns = [lines_of(read_text(path)) for path in paths]
@@ -151,7 +151,7 @@ def _labels(value: Any, rule: LabelRule, is_single: bool) -> tuple[str, ...]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str | None):
-        raise RowError("text is no string", f"text {value!r} is no string")
+        raise RowError("text is no string", f"text {value!r} is not a string")
     text = whole_characters(value or "").strip()
     if not text:
         raise RowError("empty text")
@@ -165,15 +165,15 @@ def _note_labels(
     values: Sequence[Any],
     tally: Tally,
 ) -> None:
-    """Notes labels that were read otherwise than they stand there, or may be meant otherwise."""
+    """Notes labels that were converted, or may have another meaning."""
     names = [name for example in examples for name in example.labels or ()]
     note_alike(names, path, tally)
     if rule.names is None and {"0", "1", "-1"} == set(names):
         tally.note(
             "-1 is taken for a class",
             path,
-            "label -1, beside 0 and 1, is taken for a class; if it means that there is none, name"
-            " the two classes in a file (--labels)",
+            "label -1, next to 0 and 1, is taken for a class; if it means no label, list the two"
+            " classes in a file (--labels)",
         )
     if rule.names is None and rule.are_whole:
         num_floats = sum(map(rule.is_float, values))
@@ -184,7 +184,7 @@ def _note_labels(
 def _check_labels(
     examples: Sequence[TextExample], path: str, config: ReadConfig, is_named: bool
 ) -> None:
-    """Refuses what looks like a header, texts, scores or several labels, taken for a label."""
+    """Rejects labels that look like a header, texts, scores or several labels."""
     counts = Counter(label for example in examples for label in example.labels or ())
     if are_scores(counts):
         shown = next(label for label in counts if are_scores([label]))
@@ -198,7 +198,7 @@ def _check_labels(
     joined = [n for n in counts if "," in n and all(p.strip() in counts for p in n.split(","))]
     if joined and not config.label_separator:
         raise UserError(
-            f"{path}: label {joined[0]!r} is made of other labels; give --label_separator , or list"
+            f"{path}: label {joined[0]!r} joins other labels; give --label_separator , or list"
             " all labels in a file (--labels) if it is one"
         )
     if is_named or config.header == "false":
@@ -206,17 +206,17 @@ def _check_labels(
     texts = {(example.text_a, example.text_b) for example in examples}
     if not config.text_column and 10 * len(texts) < len(examples):
         raise UserError(
-            f"{path}: what was taken for texts repeats itself ({len(texts):,} different in"
+            f"{path}: the column read as texts has many repetitions ({len(texts):,} different in"
             f" {len(examples):,} rows); give --text_column"
         )
     if not config.label_column and 2 * len(counts) > len(examples):
         raise UserError(
-            f"{path}: what was taken for labels hardly repeats itself ({len(counts):,} different in"
+            f"{path}: the column read as labels has few repetitions ({len(counts):,} different in"
             f" {len(examples):,} rows); give --label_column and --text_column"
         )
     rare = [label for label, number in counts.items() if number == 1]
     if len(rare) == 1 and examples[0].labels == (rare[0],):
         raise UserError(
-            f"{examples[0].name}: its label {rare[0]!r} stands in no other row; give"
-            " --header true if this row names the columns, else --header false"
+            f"{examples[0].name}: its label {rare[0]!r} is in no other row; give"
+            " --header true if this row names the columns, otherwise --header false"
         )

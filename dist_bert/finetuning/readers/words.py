@@ -1,4 +1,4 @@
-"""Sentences in words, each with a tag: CoNLL, UNER's iob2 and JSON lines."""
+"""Reads sentences of tagged words: CoNLL, UNER's iob2 and JSON lines."""
 
 import dataclasses
 import itertools
@@ -26,9 +26,9 @@ from dist_bert.finetuning.readers.tally import RowError, Tally, wrong_columns
 _TOKEN_FIELDS = ("tokens", "words")  # of JSON lines, in order of preference
 _TAG_FIELDS = ("ner_tags", "tags", "labels")
 _DOCUMENT = "-DOCSTART-"
-# What stands between columns without tabs; a no-break space may stand inside of a word.
+# Column separator in files without tabs; a no-break space may be inside a word.
 _BLANKS = re.compile(r"[ \t]+")
-_NUMBER = re.compile(r"\d+([-.]\d+)?")  # 1-2 spans the words 1 and 2, 1.1 is no word of the text
+_NUMBER = re.compile(r"\d+([-.]\d+)?")  # 1-2 spans the words 1 and 2, 1.1 is not a word of the text
 Row = list[tuple[str, Any, Any]] | RowError  # place, word and tag of each word
 
 
@@ -36,12 +36,12 @@ Row = list[tuple[str, Any, Any]] | RowError  # place, word and tag of each word
 class _Sentence:
     name: str
     words: list[str]
-    tags: list[Tag]  # none where they are not wanted
+    tags: list[Tag]  # empty if not requested
     places: list[str]  # of each word
 
 
 def tag_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The tags in IOB2 that the tags of a label list are made into, O first."""
+    """The tags of a label list converted to IOB2, O first."""
     kinds = dict.fromkeys(kind for name in names if (kind := _listed_tag(name)[1]))
     return ("O", *(f"{letter}-{kind}" for kind in kinds for letter in "BI"))
 
@@ -50,7 +50,7 @@ def _listed_tag(name: str) -> Tag:
     try:
         return parse_tag(name)
     except RowError as bad:
-        raise UserError(f"--labels: {bad.detail}; for words it lists their tags") from None
+        raise UserError(f"--labels: {bad.detail}; for words, list their tags") from None
 
 
 def read_words(
@@ -65,12 +65,12 @@ def read_words(
     Args:
         path: of a file.
         config: how to read it.
-        names: the tags that a label list has, if there is one.
-        is_labelled: whether tags are wanted.
-        tally: counts what is bad and what was mended.
+        names: the tags of the label list, if there is one.
+        is_labelled: whether to read tags.
+        tally: counts bad rows and corrections.
 
     Returns:
-        The examples, and what the file was read as.
+        The examples, and the layout that was read.
     """
     text = read_text(path)
     layout = _layout_of(text, path) if config.format == "auto" else config.format
@@ -102,7 +102,7 @@ def read_words(
 
 
 def _layout_of(text: str, path: str) -> str:
-    """jsonl, iob2 or conll, by the first lines."""
+    """Layout by the first lines: jsonl, iob2 or conll."""
     if is_json(text, path):
         return "jsonl"
     rows = [_cells(line, has_tabs=False) for line in first_lines(text) if not _is_comment(line)]
@@ -111,15 +111,15 @@ def _layout_of(text: str, path: str) -> str:
 
 
 def _is_comment(line: str) -> bool:
-    """Of iob2: elsewhere a word may begin so."""
+    """Whether a line is a comment of iob2; in other layouts, a word may begin so."""
     return line.startswith("#") and "\t" not in line
 
 
 def _column_rows(
     lines: Sequence[str], path: str, is_iob2: bool, config: ReadConfig, is_labelled: bool
 ) -> tuple[list[tuple[str, Row]], str]:
-    """Sentences of lines that are a word each, their columns separated by tabs, or else spaces."""
-    # A comment stands in front of a sentence: it ends the one before, as a blank line does.
+    """Sentences with one word per line, columns separated by tabs, or else spaces."""
+    # A comment precedes a sentence: it ends the previous one, like a blank line.
     blocks = [
         list(block)
         for is_border, block in itertools.groupby(
@@ -159,7 +159,7 @@ def _column_rows(
 
 
 def _is_border(line: str) -> bool:
-    """Whether a line stands between sentences: it is white space, or begins a document."""
+    """Whether a line separates sentences: it is white space, or begins a document."""
     return not line.strip() or _cells(line, has_tabs=False)[0] == _DOCUMENT
 
 
@@ -173,7 +173,7 @@ def _cells(line: str, has_tabs: bool) -> list[str]:
 def _json_rows(
     text: str, path: str, config: ReadConfig, is_labelled: bool
 ) -> tuple[list[tuple[str, Row]], str]:
-    """Sentences that are a JSON object each, with a list of words and one of tags."""
+    """Sentences from JSON objects with a list of words and one of tags."""
     records = json_records(text, path)
     fields = next((list(record) for _, record in records if record is not None), [])
     token = _field("token_column", config.token_column, _TOKEN_FIELDS, fields, path)
@@ -186,7 +186,7 @@ def _json_rows(
         words = record.get(token)
         tags = words if tag is None else record.get(tag)
         if not (isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)):
-            told = f"{token} is no list" if tag is None else f"{token}, {tag}: no lists of one size"
+            told = f"{token} is not a list" if tag is None else f"{token}, {tag}: not equal lists"
             rows.append((place, RowError("no list of words, or of as many tags", told)))
         else:
             rows.append((place, [(place, *pair) for pair in zip(words, tags, strict=True)]))
@@ -210,7 +210,7 @@ def _sentence(place: str, row: Row, rule: LabelRule, is_labelled: bool, tally: T
     words, tags, places = [], [], []
     for word_place, word, tag in row:
         if not isinstance(word, str):
-            raise RowError("word is no string", f"word {word!r} is no string")
+            raise RowError("word is no string", f"word {word!r} is not a string")
         word = whole_characters(word).strip()
         if not word:
             tally.note("empty word, left out", word_place)
@@ -229,7 +229,7 @@ def _tag(text: str, rule: LabelRule) -> Tag:
         raise RowError(
             "tag is a number",
             f"tag {text!r} is a number; list the tags in the order of their numbers in a file"
-            " (--labels), or choose another column (--tag_column)",
+            " (--labels), or give another column (--tag_column)",
         )
     return parse_tag(text)
 
@@ -241,7 +241,7 @@ def _example(sentence: _Sentence, scheme: str, tally: Tally) -> WordsExample:
         tally.note(
             f"tag against its scheme, read as in {scheme.upper()}",
             sentence.places[index],
-            f"tag {letter}-{kind} of {sentence.words[index]!r} begins or ends no name by"
+            f"tag {letter}-{kind} of {sentence.words[index]!r} is not valid here in"
             f" {scheme.upper()}; read as {tags[index]}",
         )
     return WordsExample(tuple(sentence.words), tuple(tags), sentence.name)

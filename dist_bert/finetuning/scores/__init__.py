@@ -1,7 +1,7 @@
-"""Scores of answers to labelled examples: one result type for all tasks, its text and picture.
+"""Scores of predictions for labelled examples: one result type for all tasks, as text and picture.
 
-All scores are fractions from 0 to 1, correlations (-1 to 1) and errors of numbers apart. Not for:
-how sure one can be of them (`dist_bert.inference.confidence`), or where the answers come from.
+All scores are fractions from 0 to 1, except correlations (-1 to 1) and errors of numbers. Not for:
+confidence intervals (`dist_bert.inference.confidence`), or making the predictions.
 """
 
 from dist_bert.finetuning.scores.answers import answer_scores, language_of, score_answer

@@ -1,12 +1,12 @@
-"""Scores of answers to questions: exact match and F1, as the official evaluations define them.
+"""Scores of answers to questions: exact match and F1, as defined by the official evaluations.
 
-English is scored by words as SQuAD 1.1 and 2.0 do (Rajpurkar et al. 2016, 2018). Chinese is scored
-by characters as CMRC 2018 does (Cui et al. 2019), all Chinese sets alike: DRCD (Shao et al. 2018)
-was published without a script. A question's score is the best over its answers, a set's the mean
-over its questions.
+English is scored by words, as in SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018). Chinese is scored
+by characters, as in CMRC 2018 (Cui et al. 2019), for all Chinese sets: DRCD (Shao et al. 2018) was
+published without a script. A question's score is the best over its answers, a set's the mean over
+its questions.
 
-The words between Chinese characters come from nltk in CMRC's script; here a rule of one line stands
-for it, which divides at the same marks and leaves English contractions whole.
+CMRC's script splits the words between Chinese characters with nltk. A rule of one line replaces it,
+which splits at the same marks and keeps English contractions whole.
 """
 
 import re
@@ -22,12 +22,12 @@ Language = Literal["en", "zh"]
 
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII alone, as in SQuAD
-# What CMRC leaves out: not all that is punctuation, and exactly these.
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII only, as in SQuAD
+# Characters that CMRC removes: exactly these, not all punctuation.
 _NO_MARKS = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-_CHARACTER = "[\u4e00-\u9fa5]"  # what CMRC takes for a Chinese one
+_CHARACTER = "[\u4e00-\u9fa5]"  # Chinese characters in CMRC
 _WORD = r"""[^\s一-龥!-/:-@\[-`{-~–—«»“”‘’„]"""
-# A Chinese character; a word, with points in it, and commas before digits; any other mark.
+# A Chinese character; a word, with points inside, and commas before digits; any other mark.
 _SEGMENT = re.compile(rf"{_CHARACTER}|{_WORD}+(?:(?:['.]|,(?=\d)){_WORD}+)*|\S")
 
 
@@ -36,13 +36,13 @@ def answer_scores(
 ) -> Scores:
     """Scores of a set of questions.
 
-    Where it has questions without an answer, these are right if "" was predicted, scores of both
-    kinds of question are given apart, and the rules of SQuAD 2.0 are those of all its questions.
+    If it has questions without an answer, these are correct if "" was predicted, scores of both
+    kinds of question are also given separately, and the rules of SQuAD 2.0 apply to all questions.
 
     Args:
-        gold: id -> the texts of a question's answers; () = its text holds none. At least one.
-        predicted: id -> the predicted text, of the same questions; "" = there is no answer.
-        language: by whose rules texts are compared.
+        gold: id -> texts of a question's answers; () = no answer in its text. Not empty.
+        predicted: id -> predicted text, for the same questions; "" = no answer.
+        language: whose rules to compare texts by.
     """
     assert gold.keys() == predicted.keys() and gold
     may_lack_answers = not all(gold.values())
@@ -66,11 +66,12 @@ def score_answer(
     """Exact match and F1 of one question.
 
     Args:
-        answers: texts of its answers; () = there is none.
-        predicted: the predicted text; "" = there is none.
-        language: by whose rules texts are compared.
-        may_lack_answers: whether the set has questions without an answer: then a text of which the
-            rules leave nothing counts as none (SQuAD 2.0), else it only equals its like (1.1).
+        answers: texts of its answers; () = none.
+        predicted: the predicted text; "" = none.
+        language: whose rules to compare texts by.
+        may_lack_answers: whether the set has questions without an answer: then a text that the
+            rules reduce to nothing counts as none (SQuAD 2.0), else it only equals another such
+            text (1.1).
     """
     normal, parts = (_words, _words) if language == "en" else (_without_marks, _segments)
     texts = list(answers)
@@ -87,13 +88,13 @@ def score_answer(
             num_common = (Counter(of_answer) & Counter(of_predicted)).total()
         else:
             num_common = _longest_common_stretch(of_answer, of_predicted)
-        if num_common:  # 2PR / (P + R), of P and R with one numerator
+        if num_common:  # 2PR / (P + R), with the common numerator of P and R
             f1 = max(f1, 2 * num_common / (len(of_answer) + len(of_predicted)))
     return float(exact_match), f1
 
 
 def language_of(texts: Iterable[str]) -> Language:
-    """Chinese where more than half of the texts hold a Chinese character, else English."""
+    """Chinese if more than half of the texts contain a Chinese character, else English."""
     has_ideograph = [_IDEOGRAPH.search(text) is not None for text in texts]
     return "zh" if 2 * sum(has_ideograph) > len(has_ideograph) else "en"
 
@@ -118,5 +119,5 @@ def _segments(text: str) -> list[str]:
 
 
 def _longest_common_stretch(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest run of neighbours that both have: no subsequence with gaps."""
+    """Length of the longest contiguous run that both have, without gaps."""
     return SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size

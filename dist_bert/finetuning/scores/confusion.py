@@ -1,4 +1,4 @@
-"""The confusion matrix of a classification as a picture."""
+"""Draws the confusion matrix of a classification."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ from dist_bert.finetuning.scores.text import printable
 
 
 def write_confusion(path: str | Path, title: str, scores: Scores) -> list[str]:
-    """Draws what is true (rows) against what was predicted (columns), as a PNG file.
+    """Draws true classes (rows) against predicted ones (columns), as a PNG file.
 
-    Colours are shares of a row, numbers are counts. Where there are more classes than a picture
-    shows, it has those with the most mistakes.
+    Colours are shares of a row, numbers are counts. If there are more classes than a picture can
+    show, it has those with the most errors.
 
     Args:
         path: of the PNG file.
-        title: stands above all.
-        scores: those of a classification with one label.
+        title: shown above the picture.
+        scores: of a classification with one label.
 
     Returns:
-        Lines that say what the picture does not show as it is: classes that are left out, and the
-        names that no installed font has, for which their numbers stand.
+        Lines about omissions of the picture: classes that are left out, and names that no installed
+        font has, which are replaced by their numbers.
     """
     assert scores.confusion is not None
     counts, notes = scores.confusion, []
@@ -32,15 +32,15 @@ def write_confusion(path: str | Path, title: str, scores: Scores) -> list[str]:
         num_mistakes = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
         shown = np.sort(np.argsort(-num_mistakes, kind="stable")[:MAX_ROWS])
         notes.append(
-            f"{path}: shows the {MAX_ROWS} classes with the most mistakes, of {len(names):,}"
+            f"{path}: shows the {MAX_ROWS} classes with the most errors, of {len(names):,}"
         )
     lacking = set(lacking_characters("".join(names)))
     unknown = [index for index in shown if lacking & set(names[index])]
     if unknown:
         told = ", ".join(f"{index + 1} = {names[index]}" for index in unknown)
         notes.append(
-            f"{path}: no installed font has all characters of {len(unknown)} names, numbers stand"
-            f" for them: {told}; a font for Chinese comes with apt-get install fonts-noto-cjk"
+            f"{path}: no installed font has all characters of {len(unknown)} names, shown as"
+            f" numbers: {told}; install a font, for Chinese e.g. apt-get install fonts-noto-cjk"
         )
     labels = [str(i + 1) if i in unknown else names[i] for i in shown]
     totals = counts.sum(axis=1)

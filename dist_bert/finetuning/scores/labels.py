@@ -1,7 +1,7 @@
-"""Scores of classification, with one label or several for an example; by scikit-learn.
+"""Scores of classification, with one or several labels per example; by scikit-learn.
 
-Macro means are over the classes that occur among what is true or what was predicted: a class that
-a small held-out set lacks says nothing about the model.
+Macro means are over the classes that occur among the true or the predicted labels: a class that a
+small held-out set lacks says nothing about the model.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from dist_bert.finetuning.scores.result import ClassScores, Scores
 def classification_scores(
     gold: NDArray[np.integer], predicted: NDArray[np.integer], label_names: Sequence[str]
 ) -> Scores:
-    """Scores where every example is of exactly one class.
+    """Scores if every example has exactly one class.
 
     Args:
         gold: (N,) the classes of the examples, N at least 1.
-        predicted: (N,) what was predicted.
+        predicted: (N,) the predicted classes.
         label_names: (C,) of the classes.
     """
     assert len(gold) == len(predicted) > 0
     classes = np.arange(len(label_names))
-    is_one_class = len(np.union1d(gold, predicted)) == 1  # no correlation: 0, as by definition
+    is_one_class = len(np.union1d(gold, predicted)) == 1  # no correlation: 0 by definition
     values = {
         "accuracy": float(accuracy_score(gold, predicted)),
         "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
@@ -48,17 +48,17 @@ def classification_scores(
 def multi_label_scores(
     gold: NDArray[np.bool_], predicted: NDArray[np.bool_], label_names: Sequence[str]
 ) -> Scores:
-    """Scores where any number of classes may apply to an example.
+    """Scores if any number of classes may apply to an example.
 
     Args:
         gold: (N, C) whether a class applies, N at least 1.
-        predicted: (N, C) whether it was predicted to.
+        predicted: (N, C) whether it was predicted.
         label_names: (C,) of the classes.
     """
     assert gold.shape == predicted.shape == (len(gold), len(label_names)) and len(gold)
     exact_match = float((gold == predicted).all(axis=1).mean())
     occurring = np.flatnonzero((gold | predicted).any(axis=0))
-    # A column more, of no class: scikit-learn would take a single one for two classes.
+    # An extra column without a class: scikit-learn would treat a single one as two classes.
     truth, told = (np.pad(a.astype(np.int64), ((0, 0), (0, 1))) for a in (gold, predicted))
     values = {}
     for average in ("micro", "macro"):

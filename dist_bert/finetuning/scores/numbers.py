@@ -12,13 +12,13 @@ from dist_bert.finetuning.scores.result import Scores
 
 
 def regression_scores(gold: NDArray[np.floating], predicted: NDArray[np.floating]) -> Scores:
-    """Scores where every example has a number.
+    """Scores if every example has a number.
 
-    A correlation with numbers that are all the same is not defined, and 0 here.
+    A correlation with constant numbers is undefined, and 0 here.
 
     Args:
         gold: (N,) the numbers of the examples, N at least 1.
-        predicted: (N,) what was predicted.
+        predicted: (N,) the predicted numbers.
     """
     assert gold.shape == predicted.shape == (len(gold),) and len(gold)
     is_defined = np.ptp(gold) > 0 and np.ptp(predicted) > 0

@@ -1,4 +1,4 @@
-"""What scoring a set gives, whatever the task."""
+"""The result of scoring a set, for all tasks."""
 
 import dataclasses
 from typing import Any
@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True)
 class ClassScores:
-    """How well one class, or one type of entity, is told from all others."""
+    """Scores of one class, or one type of entity, against all others."""
 
     name: str
-    precision: float  # 0 where nothing was predicted to be of the class
-    recall: float  # 0 where nothing is of it
+    precision: float  # 0 if the class was never predicted
+    recall: float  # 0 if the class does not occur
     f1: float
-    support: int  # examples, or entities, that are of the class
+    support: int  # number of examples, or entities, of the class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Scores:
     """The scores of a set.
 
     Attributes:
-        values: by name, the most telling one first.
+        values: by name, the most informative one first.
         per_class: one for each class; none for questions.
-        confusion: (C, C) counts, row = what is true, column = what was predicted; None where an
-            example is not of exactly one class.
-        main: names the value by which the best model is chosen.
+        confusion: (C, C) counts, row = true class, column = predicted class; None if examples do
+            not have exactly one class.
+        main: name of the value that selects the best model.
     """
 
     values: dict[str, float]

@@ -1,7 +1,7 @@
 """Scores of words' tags, by whole entities; by seqeval in its strict mode.
 
-An entity is right where its type, its first and its last word are. Strict: an I- that continues
-nothing of its type is no part of any entity; the script of CoNLL 2003 would let it begin one.
+An entity is correct if its type, first and last word are. Strict: an I- that does not continue an
+entity of its type belongs to none; in the script of CoNLL 2003, it would begin one.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ def tag_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
     """Scores of sentences in words.
 
     Args:
-        gold: the tags of each sentence, in IOB2; at least one word in all. A type is what stands
-            behind the first hyphen.
-        predicted: what was predicted, of the same lengths.
+        gold: the tags of each sentence, in IOB2; at least one word in total. The type is the part
+            after the first hyphen.
+        predicted: the predicted tags, of the same lengths.
     """
     gold, predicted = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     pairs = [
@@ -29,7 +29,7 @@ def tag_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
         for pair in zip(of_gold, of_predicted, strict=True)
     ]
     report = {}
-    if any(tag.startswith("B-") for pair in pairs for tag in pair):  # else there is no entity
+    if any(tag.startswith("B-") for pair in pairs for tag in pair):  # otherwise there is no entity
         report = classification_report(
             gold, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0
         )

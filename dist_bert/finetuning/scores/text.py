@@ -1,4 +1,4 @@
-"""Scores as tables for people, on a terminal and in Markdown. Not for: figures that they lack."""
+"""Formats scores as tables, for terminals and in Markdown. Not for: computing figures."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ _CLASS_HEAD = ["class", "precision", "recall", "f1", "support"]
 
 
 def scores_as_text(scores: Scores) -> str:
-    """The values, and below them the classes, as a terminal shows them."""
+    """The values, and below them the classes, for a terminal."""
     tables = [aligned(rows) for rows in _tables(scores)]
     return "\n\n".join(tables)
 
 
 def scores_as_markdown(scores: Scores) -> str:
-    """The same as tables of Markdown."""
+    """The same as Markdown tables."""
     return "\n\n".join(markdown_table(rows) for rows in _tables(scores))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown.
+    """A Markdown table.
 
     Args:
-        rows: of equal length, the first one names the columns; all but the first column are
+        rows: of equal length; the first one names the columns; all columns except the first are
             figures.
     """
     head, *others = ([cell.replace("|", "\\|") for cell in row] for row in rows)
@@ -44,10 +44,10 @@ def _tables(scores: Scores) -> list[list[list[str]]]:
 
 
 def form(value: float) -> str:
-    """A score as it is shown everywhere."""
+    """A score in the format used everywhere."""
     return f"{value:.4f}"
 
 
 def printable(text: str) -> str:
-    """A name on one line: what a terminal would obey, or lays out right to left, is a space."""
+    """A name on one line: control and right-to-left formatting characters become spaces."""
     return "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)

@@ -33,7 +33,7 @@ def test_a_damaged_line_is_left_out_and_told_of(
     path.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:], b'{"step": 6, "lo']))
     kept = [GOOD[0], GOOD[1], GOOD[3], GOOD[4]]
     assert read_rows(path, only_numbers=True) == kept
-    told = f"{path}: 1 damaged lines are left out, the first is line 3"
+    told = f"{path}: 1 damaged lines are skipped, the first is line 3"
     assert [record.getMessage() for record in caplog.records] == [told]
     drop_rows_after(path, 4, only_numbers=True)
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == kept[:3]

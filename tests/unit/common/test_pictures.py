@@ -60,7 +60,7 @@ def test_large_tables_have_no_numbers_and_huge_ones_are_refused(
     texts = drawn_texts(monkeypatch)
     draw(tmp_path / "a.png", values=np.full((25, 2), 0.77))
     assert "row 24 $1 & $2" in texts and "0.77" not in texts
-    with pytest.raises(UserError, match=rf"b\.png: 101 rows or columns, .* at most {MAX_ROWS}"):
+    with pytest.raises(UserError, match=rf"b\.png: 101 rows or columns: .* at most {MAX_ROWS}"):
         draw(tmp_path / "b.png", values=np.ones((101, 2)))
     assert not (tmp_path / "b.png").exists()
 

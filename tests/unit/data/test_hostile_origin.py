@@ -34,7 +34,7 @@ except UserError as error:
     print(error)
 """
 MANIFEST, TOKENIZER, SHARD = "manifest.json", "tokenizer.model", "train-00000.tar"
-TOO_MUCH = "has more than 67,108,864 bytes, which no data set's has: check the address"
+TOO_MUCH = "has more than 67,108,864 bytes, too many for a data set's file: check the address"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_file_that_trickles_in_ends_the_start(
     monkeypatch.setattr("dist_bert.data.shard_source.START_SECONDS", 0.5)
     server.trickling = {file}
     source = ShardSource(server.url, str(tmp_path))
-    message = rf"{file}: cannot be read \(TimeoutError: not complete after 2 s\); given up after"
+    message = rf"{file}: cannot be read \(TimeoutError: not complete after 2 s\); gave up after"
     with pytest.raises(NodeError, match=message):
         source.tokenizer_path(data_set.manifest if file == TOKENIZER else source.manifest())
 
@@ -104,7 +104,7 @@ def test_a_shard_that_trickles_in_ends_with_the_patience(
     monkeypatch.setattr("dist_bert.data.shard_cache.PATIENCE_SECONDS", 2.0)
     server.trickling = {SHARD}
     source = ShardSource(server.url, str(tmp_path))
-    with pytest.raises(NodeError, match=rf"{SHARD}: cannot be read .* given up after 2 s without"):
+    with pytest.raises(NodeError, match=rf"{SHARD}: cannot be read .* gave up after 2 s without"):
         source.open(data_set.manifest.splits["train"][0], data_set.manifest.field_types)
 
 

@@ -244,7 +244,7 @@ def test_nothing_in_use_is_evicted_and_the_oldest_goes_first(
     assert sorted(kept) == sorted(f"{r.sha256}.tar" for r in (first, second, fourth))
     maps = [mapped, source.open(second, types), source.open(fourth, types)]
     monkeypatch.setattr("dist_bert.data.shard_cache.PATIENCE_SECONDS", 1.0)
-    with pytest.raises(NodeError, match=r"no room for train-00002.tar, running jobs use all of"):
+    with pytest.raises(NodeError, match=r"no room for train-00002.tar: running jobs use all of"):
         source.open(third, types)
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == sorted(kept)
     for shard in maps:
@@ -259,7 +259,7 @@ def test_a_limit_below_what_is_needed_at_once_is_refused(data_set: DataSet, tmp_
     source = ShardSource(data_set.folder, str(tmp_path), 2.0)
     assert source.room_problems(data_set.manifest, 2 * GIB) == []
     (problem,) = source.room_problems(data_set.manifest, 3 * GIB)
-    assert "local_cache_gib = 2: is below the 3 GiB of shards" in problem
+    assert "local_cache_gib = 2: must be at least 3 GiB, the shards" in problem
     assert ShardSource(data_set.folder).room_problems(data_set.manifest, 3 * GIB) == []
 
 
@@ -281,7 +281,7 @@ def test_a_disk_that_is_too_small_is_told_beforehand(
     assert source.room_problems(data_set.manifest, 0) == []
     free(total - 1)
     (problem,) = source.room_problems(data_set.manifest, 0)
-    assert "of shards are not there yet" in problem
+    assert "of shards are not cached yet" in problem
     source.open(records[0], data_set.manifest.field_types)
     assert source.room_problems(data_set.manifest, 0) == []
 
@@ -326,7 +326,7 @@ def test_a_damaged_copy_is_fetched_again_once(
     with pytest.raises(NodeError) as caught:
         cache.open(record, _quiet)
     for part in (
-        f"{server.url}/{record.file}: is damaged, also when fetched again",
+        f"{server.url}/{record.file}: is damaged, even after fetching it again",
         files.sha256_of_file(wrong / record.file),
         record.sha256,
     ):
@@ -378,7 +378,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_from_there(
     assert starts == [0, CHUNK, CHUNK, *range(2 * CHUNK, record.bytes, CHUNK)]
     (line,) = caplog.messages
     assert line.startswith(f"{server.url}/{record.file}: cannot be read (Client")
-    assert line.endswith("; trying again for up to 300 s")
+    assert line.endswith("; retrying for up to 300 s")
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(
@@ -406,7 +406,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(
     for one, other in zip(got, expected, strict=True):
         assert_equal(one.micro_batches[1], other.micro_batches[1])
     assert len(caplog.messages) == 1, "the first failure is told, and not every one"
-    assert re.search(r"cannot be read \(.*; trying again for up to 300 s", caplog.messages[0])
+    assert re.search(r"cannot be read \(.*; retrying for up to 300 s", caplog.messages[0])
     assert sum("0 of" in beat for beat in beats) >= 3, "every attempt is a sign of life"
 
 
@@ -430,8 +430,8 @@ def test_a_server_that_stays_down_ends_it_with_one_line(
     assert time.monotonic() - start > 0.9
     problem = r"is missing" if is_missing else r"cannot be read \(ClientConnectorError: .*\)"
     assert re.fullmatch(
-        rf"{server.url}/train-00000\.tar: {problem}; given up after 1 s without progress; the same"
-        " command goes on from where it was",
+        rf"{server.url}/train-00000\.tar: {problem}; gave up after 1 s without progress; the same"
+        " command resumes",
         str(caught.value),
     )
     if not is_missing:
@@ -554,10 +554,10 @@ def test_addresses_that_hold_no_data_set_are_told_at_once(
 ) -> None:
     with pytest.raises(UserError, match=r"--shards s3://b/shards: give --local_cache DIR"):
         ShardSource("s3://b/shards")
-    with pytest.raises(UserError, match=r"gopher://b: is no address that fsspec can read"):
+    with pytest.raises(UserError, match=r"gopher://b: is not an address that fsspec can read"):
         ShardSource("gopher://b", str(tmp_path))
     server.folder = tmp_path
-    with pytest.raises(UserError, match=r"has no data set, or an unfinished one \(http.*missing"):
+    with pytest.raises(UserError, match=r"has no data set or an unfinished one \(http.*missing"):
         ShardSource(server.url, str(tmp_path)).manifest()
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json: is not valid JSON"):
@@ -567,7 +567,7 @@ def test_addresses_that_hold_no_data_set_are_told_at_once(
         ShardSource(server.url, str(tmp_path)).tokenizer_path(data_set.manifest)
     monkeypatch.setattr("dist_bert.data.shard_source.START_SECONDS", 0.2)
     server.stop()
-    with pytest.raises(NodeError, match=r"manifest\.json: cannot be read .* given up after 0 s"):
+    with pytest.raises(NodeError, match=r"manifest\.json: cannot be read .* gave up after 0 s"):
         ShardSource(server.url, str(tmp_path)).manifest()
     server.start()
     monkeypatch.setitem(sys.modules, "fsspec", None)

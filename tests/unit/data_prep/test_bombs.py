@@ -114,13 +114,13 @@ def test_a_member_with_holes_is_read(tmp_path: Path) -> None:
     [
         (sparse(4 << 30, [(0, 4)], b"text"), "member holes.txt is longer than 256 MiB"),
         (sparse(1 << 40, [(0, 4)], b"text"), "member holes.txt is longer than 256 MiB"),
-        (sparse(-1, [(0, 4)], b"text"), "no tar file"),
-        (pax({"GNU.sparse.map": "a,b"}) + GOOD, "no tar file: bad header"),
-        (pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + GOOD, "no tar file"),
-        (pax({"GNU.sparse.size": "many"}) + GOOD, "no tar file: bad header"),
-        (pax({"size": "-5"}) + GOOD, "no tar file"),
+        (sparse(-1, [(0, 4)], b"text"), "not a tar file"),
+        (pax({"GNU.sparse.map": "a,b"}) + GOOD, "not a tar file: bad header"),
+        (pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + GOOD, "not a tar file"),
+        (pax({"GNU.sparse.size": "many"}) + GOOD, "not a tar file: bad header"),
+        (pax({"size": "-5"}) + GOOD, "not a tar file"),
         (pax({"size": str(1 << 90)}) + GOOD, "longer than 256 MiB"),
-        (header("a.bin", 1 << 62) + GOOD, "no tar file: it ends inside of a member"),
+        (header("a.bin", 1 << 62) + GOOD, "not a tar file: it ends inside a member"),
         (pax({"comment": "x"}) * 5_000 + GOOD, "a member has more than 16 headers"),
         ((header("x", 9, tarfile.GNUTYPE_LONGNAME) + padded(b"long name")) * 5_000 + GOOD,
          "a member has more than 16 headers"),
@@ -159,7 +159,7 @@ def test_the_longest_member_is_read(tmp_path: Path) -> None:
         (b"", b"".join(pax({f"k{n}": "x" * 9_000}, tarfile.XGLTYPE) + GOOD for n in range(200)),
          "headers for all members take too much"),
         (header("{}.json", 100 * MIB), (MUCH + b"    ")[:MIB] * 100 + header("{}.json", 100 * MIB),
-         "what belongs to"),
+         "the data of"),
     ],
     ids=["long name", "attributes", "attributes of all", "one key"],
 )  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_long_record_is_refused(tmp_path: Path) -> None:
 )
 def test_headers_without_end_are_refused(tmp_path: Path, head: bytes) -> None:
     found = read_within(pack(tmp_path / "a", [(head, 1), (b"x" * MIB, 300)]), "wet", SMALL)
-    assert "is cut off or no WET file: the headers of a record are longer" in found.problem
+    assert "is cut off or not a WET file: the headers of a record are longer" in found.problem
 
 
 # MediaWiki
@@ -226,7 +226,7 @@ def test_entities_do_not_grow(tmp_path: Path) -> None:
     dump = f'<!DOCTYPE mediawiki [<!ENTITY e0 "word ">{entities}]>\n'.encode() + PAGE + b"&e11;"
     path = pack(tmp_path / "a", [(dump + b"</text></revision></page></mediawiki>", 1)])
     found = read_within(path, "auto", SMALL)
-    assert "is cut off or no well-formed XML: limit on input amplification" in found.problem
+    assert "is cut off or not well-formed XML: limit on input amplification" in found.problem
 
 
 # Lines and texts

@@ -25,7 +25,7 @@ def checked(num_lost: int = 0, num_random: int = 0, limits: Any = (), **settings
 def test_lost_tokens_end_a_preparation() -> None:
     checked(50)
     with pytest.raises(
-        UserError, match=r"^out: 5\.1% of the tokens .* allowed are 5\.0%.*pair_objective none"
+        UserError, match=r"^out: 5\.1% of the tokens .* at most 5\.0%.*pair_objective none"
     ) as caught:
         checked(51, pair_objective="sop")
     assert "--allow_lost_tokens 0.06" in str(caught.value)
@@ -33,14 +33,14 @@ def test_lost_tokens_end_a_preparation() -> None:
     checked(200, truncate_pairs=True)
     with pytest.raises(UserError, match=r"20\.1%.* leave out --truncate_pairs.*_tokens 0\.21"):
         checked(201, truncate_pairs=True)
-    with pytest.raises(UserError, match=r"0\.1% of the tokens .* allowed are 0\.0%"):
+    with pytest.raises(UserError, match=r"0\.1% of the tokens .* at most 0\.0%"):
         checked(1, limits=(0.0,))
 
 
 def test_too_many_random_pairs_end_a_preparation() -> None:
     checked(num_random=650, balance_pairs=False)
     with pytest.raises(
-        UserError, match=r"^out: 65\.1% of the pairs .* allowed are 65\.0%.*--balance_pairs true, "
+        UserError, match=r"^out: 65\.1% of the pairs .* at most 65\.0%.*--balance_pairs true, "
     ) as caught:
         checked(num_random=651, balance_pairs=False)
     assert "--allow_random_next 0.66" in str(caught.value)

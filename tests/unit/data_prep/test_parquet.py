@@ -34,7 +34,7 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
     assert read(path)[0] == ["a", "b"]
     path = write(tmp_path / "b", [("text", ["a"]), ("text", ["b"]), ("body", ["c"])])
     for layout in ("auto", "lines"):
-        with pytest.raises(UserError, match="b: has 2 columns of the name text; rename all but on"):
+        with pytest.raises(UserError, match="b: has 2 columns named text; rename all but on"):
             read(path, layout)
     assert read(path, text_field="body")[0] == ["c"]
     path = write(tmp_path / "c", [("lang", ["en"]), ("text", ["a"]), ("lang", ["de"])])
@@ -94,7 +94,7 @@ def test_repeated_long_texts_take_bounded_memory(tmp_path: Path) -> None:
 def test_a_row_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a", [("text", ["x" * (257 * MIB)])], compression="zstd")
     found = read_within(path, "parquet", 256 * MIB)
-    assert re.search(r"a: one of the rows from 1 on is longer than 256 MiB; cut", found.problem)
+    assert re.search(r"a: one of the rows from 1 on is longer than 256 MiB; split", found.problem)
     monkeypatch.setattr(parquet, "MAX_RECORD_BYTES", 1_000)
     path = write(tmp_path / "b", [("text", ["short"] * 9 + ["x" * 1_001])])
     with pytest.raises(UserError, match="b: row 10 is longer than"):

@@ -83,7 +83,7 @@ def test_what_a_preparation_writes_is_no_input(
     files = find_inputs([str(tmp_path / "**")], written)
     assert [file.path for file in files] == [str(tmp_path / n) for n in ("out/b.txt", "text/a.txt")]
     assert "left out 3 files" in capsys.readouterr().out
-    with pytest.raises(UserError, match="beside what this preparation wrote or uses"):
+    with pytest.raises(UserError, match="other than what this preparation wrote or uses"):
         find_inputs([str(tmp_path / "out" / "own" / "**")], written)
 
 
@@ -148,7 +148,7 @@ def test_settings_out_of_range_are_all_named() -> None:
         )  # fmt: skip
     for name in (
         "sequence_length = 7", "masked_lm_prob", "validation_share", "seed = -1", "copies = 0",
-        "mean_span_length = 0.5", "max_characters = 8: is below min_characters = 9",
+        "mean_span_length = 0.5", "max_characters = 8: must be at least min_characters = 9",
     ):  # fmt: skip
         assert name in str(caught.value)
     with pytest.raises(UserError, match="min_characters = -1: must be at least 0"):

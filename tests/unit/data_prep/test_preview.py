@@ -64,7 +64,7 @@ def test_lengths_of_sentences_are_shown_and_warned_of(tmp_path: Path) -> None:
         " more than 400" in shown
     )
     assert [line[:40] for line in shown if line.startswith("warning")] == [
-        "warning: few sentence ends are found. Do"
+        "warning: few sentence ends are found, so"
     ]
     (tmp_path / "c.txt").write_text("Only one.")
     (tmp_path / "a.txt").write_text("Only one\0, too.")

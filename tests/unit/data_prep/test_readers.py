@@ -247,8 +247,8 @@ def test_records_name_text_and_language(
     [
         ("not json", "is not JSON"),
         ('{"text": "cut o', "is not JSON"),
-        ("[1]", "is a list; JSON lines are wanted"),
-        ('[{"text": "x"}]', "is a list; JSON lines are wanted"),
+        ("[1]", "is a list; expected JSON lines"),
+        ('[{"text": "x"}]', "is a list; expected JSON lines"),
         ('{"text": 3}', "has no text"),
         ("{}", "--text_field"),
         ("[" * 100_000, "is not JSON"),
@@ -267,7 +267,7 @@ def test_one_json_value_is_not_json_lines(tmp_path: Path, value: Any, indent: in
     with pytest.raises(UserError) as error:
         read(path, "auto")
     has_list = isinstance(value, list)
-    expected = r"has no text" if not (has_list or indent) else r"JSON lines are wanted.*jq -c"
+    expected = r"has no text" if not (has_list or indent) else r"expected JSON lines.*jq -c"
     assert re.search(rf"a\.json: line 1: .*{expected}", str(error.value))
     assert "\n" not in str(error.value)
 
@@ -278,7 +278,7 @@ def test_lines_of_a_part_are_named_by_its_place(tmp_path: Path) -> None:
     part = InputPart(str(path), 19, len(data) - 19, 0)
     tally = RecordTally(part.path, 1.0)
     assert list(read_documents(Source(part, tally), "jsonl")) == [Document("good")]
-    assert tally.first_bad.startswith("line 2 behind byte 19: is not JSON")
+    assert tally.first_bad.startswith("line 2 after byte 19: is not JSON")
 
 
 WIKI = """<doc id="1" url="?curid=1" title="Cable &amp; Wireless">

@@ -205,7 +205,7 @@ def test_a_part_must_hold_whole_pages(tmp_path: Path) -> None:
     path = write(tmp_path / "dump.xml", dump)
     starts = [found.start() for found in re.finditer(b"<page>", dump)]
     for part in ((0, starts[3] + 9), (starts[2], starts[4] + 40), (starts[5], len(dump) - 3)):
-        with pytest.raises(UserError, match=r"dump\.xml: is cut off or no well-formed XML"):
+        with pytest.raises(UserError, match=r"dump\.xml: is cut off or not well-formed XML"):
             read(path, "mediawiki", part)
     with pytest.raises(UserError, match=rf"line \d+, column \d+ of the part at byte {starts[2]:,}"):
         read(path, "mediawiki", (starts[2], starts[4] + 40))
@@ -231,7 +231,7 @@ def test_a_dump_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
         (head() + "<page></revision></page>" + END, "mismatched tag: line 11, column"),
         (head() + page("A", "a") + "& " + END, r"not well-formed \(invalid token\): line"),
         (head() + page("A", "a") + END + "<more/>", "junk after document element"),
-        ("<feed><doc/></feed>", "is no MediaWiki dump, its root is <feed>"),
+        ("<feed><doc/></feed>", "is not a MediaWiki dump, its root is <feed>"),
         ("plain text", "syntax error: line 1, column 0"),
     ],
 )
@@ -573,7 +573,7 @@ def test_a_wet_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
         try:
             documents, _ = read(path, "wet")
         except UserError as error:
-            assert re.match(rf"{path}: is cut off or no WET file: .*fetch it again$", str(error))
+            assert re.match(rf"{path}: is cut off or not a WET file: .*fetch it again$", str(error))
             num_errors += 1
         else:
             assert any(end - 4 <= length <= end for end in ends), length
@@ -618,7 +618,7 @@ def test_bad_wet_records_are_named(tmp_path: Path) -> None:
         b"<html>no WET file</html>",
         b"",
     ):
-        with pytest.raises(UserError, match=r"bad\.wet: is cut off or no WET file"):
+        with pytest.raises(UserError, match=r"bad\.wet: is cut off or not a WET file"):
             read(write(tmp_path / "bad.wet", wrong), "wet")
 
 
@@ -699,7 +699,7 @@ def test_a_tar_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
     end = len(data.rstrip(b"\0"))
     assert read(write(tmp_path / "a.tar", data[: end + 1024 - end % 512]), "tar")[0]
     for length in {0, 7, *range(0, end, 512), *range(300, end, 512), end, end + 100}:
-        with pytest.raises(UserError, match=r"cut\.tar: is cut off or no tar file: .*again$"):
+        with pytest.raises(UserError, match=r"cut\.tar: is cut off or not a tar file: .*again$"):
             read(write(tmp_path / "cut.tar", data[:length]), "tar")
     packed = gzip.compress(data)
     for length in (len(packed) // 3, len(packed) // 2, len(packed) - 9):
@@ -716,7 +716,7 @@ def test_a_damaged_tar_is_an_error(tmp_path: Path) -> None:
         data + data,
         b"no tar " * 500,
     ):
-        with pytest.raises(UserError, match=r"bad\.tar: is cut off or no tar file"):
+        with pytest.raises(UserError, match=r"bad\.tar: is cut off or not a tar file"):
             read(write(tmp_path / "bad.tar", wrong), "tar")
 
 
@@ -781,7 +781,7 @@ def test_zstd_that_is_cut_off_or_damaged_is_an_error(tmp_path: Path) -> None:
     borders = set(itertools.accumulate(map(len, frames)))
     for length in range(4, len(data)):
         if length not in borders:
-            with pytest.raises(UserError, match=r"cut\.zst: is damaged or cut off behind unpacked"):
+            with pytest.raises(UserError, match=r"cut\.zst: is damaged or cut off after unpacked"):
                 read(write(tmp_path / "cut.zst", data[:length]), "text")
     for wrong in (data + b"more", data[:-1] + b"x"):  # the last frame has a checksum
         with pytest.raises(UserError, match=r"bad\.zst: is damaged .*zstd decompress.*again$"):
@@ -826,5 +826,5 @@ def test_a_missing_package_is_named(
     with pytest.raises(UserError) as raised:
         read(path, layout)
     assert str(raised.value) == (
-        f"{path}: is {what}, which the package {package} reads; install it: pip install {package}"
+        f"{path}: is {what}, which needs the package {package}; install it: pip install {package}"
     )

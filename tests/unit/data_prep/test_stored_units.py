@@ -82,7 +82,7 @@ def test_damaged_units_are_named_and_not_used(
     with connect() as ranks:
         assert sound_units(ranks, [folder], [record.fingerprint], [7]) == {}
     assert capsys.readouterr().out == (
-        f"token store: 1 units are damaged, and are encoded again: {folder}/{expected}\n"
+        f"token store: 1 units are damaged and are encoded again: {folder}/{expected}\n"
     )
 
 
@@ -95,7 +95,7 @@ def test_sound_units_are_used_and_others_are_told(
         assert capsys.readouterr().out == "", "a unit that is not there is nothing to tell"
         assert sound_units(ranks, folders, ["another", "?"], [7, 9]) == {}
     assert capsys.readouterr().out == (
-        "token store: 1 units were made from other text or with other settings, and are encoded"
+        "token store: 1 units were made from other text or with other settings and are encoded"
         f" again: {folders[0]}\n"
     )
 
@@ -125,7 +125,7 @@ def test_a_record_is_as_it_was_written_or_of_no_use(
     with connect() as ranks:
         assert sound_units(ranks, [folder], [record.fingerprint], [7]) == {}
     told = capsys.readouterr().out
-    assert told.startswith(f"token store: 1 units cannot be used, and are encoded again: {path}")
+    assert told.startswith(f"token store: 1 units cannot be used and are encoded again: {path}")
     require_own_tokenizer(tmp_path, "another")  # it is of no use to that one either
 
 

@@ -67,7 +67,7 @@ def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now += 89.9
     assert unlimited.noted == limited.noted == 0
     now += 0.1
-    assert REASONS[limited.noted] == "max_minutes are over" and unlimited.noted == 0
+    assert REASONS[limited.noted] == "max_minutes reached" and unlimited.noted == 0
 
 
 LAUNCHED = """
@@ -105,7 +105,7 @@ def test_a_rank_without_its_launcher_asks_to_stop_then_ends(tmp_path: Path) -> N
             process.wait()
             wait_until(lambda: not any(map(is_alive, children() - before)), "the rank's end")
     assert lines().startswith(
-        "ready\nthe launcher is gone\nerror: rank 5: the launcher is gone, and this"
+        "ready\nthe launcher has exited\nerror: rank 5: the launcher has exited, and this"
     )
 
 

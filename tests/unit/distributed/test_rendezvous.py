@@ -123,21 +123,21 @@ def test_rank_0_finds_the_port_taken(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"^port {silent} of the ranks: another .*: {remedy}"):
+    with pytest.raises(UserError, match=f"^MASTER_PORT = {silent}: is in use .*: {remedy}"):
         rendezvous._own_store(silent, LONG)
 
 
 def test_a_place_is_taken_once(port: int) -> None:
     store = rendezvous._own_store(port, LONG)
     store.add("place of rank 1", 1)
-    with pytest.raises(NodeError, match="another process has joined as rank 1"):
+    with pytest.raises(NodeError, match="another process has already joined as rank 1"):
         rendezvous._join(store, 1, 3, LONG)
 
 
 def test_rank_0_names_those_that_do_not_come(port: int) -> None:
     store = rendezvous._own_store(port, LONG)
     store.add("place of rank 1", 1)
-    with pytest.raises(UserError, match=r"1 of 3 ranks did not come within 1 s \(2\)"):
+    with pytest.raises(UserError, match=r"1 of 3 ranks did not join within 1 s \(2\)"):
         rendezvous._join(store, 0, 3, datetime.timedelta(seconds=1))
 
 

@@ -66,7 +66,7 @@ def test_a_rank_that_waits_for_its_data_is_named() -> None:
     behind, even = (0.5, 0.25, 3.0, 0.0, 0.5), (3.0, 2.75, 3.5, 3.0, 2.9)
     (line,) = told([EVEN] * 3, [behind] * 3)[2]
     assert line == (
-        "rank 2 on node2 waits for data: 30% of the time, the median rank 5%, like this for 3 log"
+        "rank 2 on node2 waits for data: 30% of the time, the median rank 5%, for 3 log"
         " intervals in a row; all ranks wait for it"
     )
     assert told([EVEN] * 4, [even] * 4) == [[]] * 4, "all wait: no rank is behind"

@@ -114,7 +114,7 @@ def test_an_answer_is_taken_where_it_stands(
     assert found.bad_rows == {}
     assert len(found.first_bad) == (note is not None)
     if note == MOVED:
-        told = f"answer {text!r} does not stand at answer_start {start}; taken at {answer[1]}"
+        told = f"answer {text!r} is not at answer_start {start}; moved to {answer[1]}"
         assert start == "9" or found.first_bad[0].endswith(f"set.json, question q1: {told}")
 
 
@@ -162,7 +162,7 @@ def test_cmrc_answers_have_no_offsets(file: File) -> None:
     assert answers_of(found) == [[("they", 9), ("noodles", None)], [("Rice", 24)]]
     assert [e.id for e in questions_of(found)] == ["T_1_Q", "T_2_Q"]
     assert [e.question for e in questions_of(found)] == ["谁？", "何？"]
-    assert found.layout == "CMRC 2018, answers where they first stand in the text"
+    assert found.layout == "CMRC 2018, answers at their first occurrence in the text"
     assert found.notes == {NOT_THERE: 1}
     assert answers_of(read(path, format="cmrc", is_labelled=False)) == [None, None]
     with pytest.raises(UserError, match=r"set.json: holds JSON of type list; wanted are .*SQuAD"):
@@ -280,10 +280,10 @@ def test_halves_of_characters_keep_offsets_right(file: File) -> None:
         ('{"data": [', {}, r"set.json: is not valid JSON \(.*line 1 column"),
         ("[" * 100_000, {}, r"set.json: is not valid JSON \(maximum recursion"),
         ("question\tanswer\n", {}, "set.json: is not valid JSON"),
-        ({"data": []}, {}, r"set.json: holds no example \(read as SQuAD\)"),
+        ({"data": []}, {}, r"set.json: has no examples \(read as SQuAD\)"),
         (squad(), {"format": "cmrc"}, "set.json: holds an object of data; wanted are"),
-        (squad(), {"format": "csv"}, "format = csv: question_answering is read from squad, cmrc"),
-        (squad(), {"labels": "x"}, "labels = x: does nothing for question_answering"),
+        (squad(), {"format": "csv"}, "format = csv: must be one of squad, cmrc"),
+        (squad(), {"labels": "x"}, "labels = x: has no effect on question_answering"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_error(

@@ -300,7 +300,7 @@ def test_an_index_column_of_pairs(file: File) -> None:
     for header in ("", ",sentence1,sentence2,label\n", ",a,b,label\n", ",text_a,b,label\n"):
         assert fields_of(read(file(header + rows), PAIR)) == expected, header
     labels_first = "".join(f"{i % 2},some text {i},17\n" for i in range(24))
-    with pytest.raises(UserError, match="taken for texts repeats itself"):
+    with pytest.raises(UserError, match="read as texts has many repetitions"):
         read(file(labels_first))  # a column of classes is no index
 
 
@@ -380,7 +380,7 @@ def test_what_is_no_label_in_json_and_beside_a_label_list(file: File, tmp_path: 
     write(names, "-\n0\n1\n2\n-1\n")
     assert len(read(path, labels=str(names)).examples) == 5
     three = read(file("a\t-1\nb\t0\nc\t1\n"))
-    assert three.first_bad[0].endswith("name the two classes in a file (--labels)")
+    assert three.first_bad[0].endswith("list the two classes in a file (--labels)")
 
 
 def test_labels_of_whole_numbers_may_be_written_as_floats(file: File, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_labels_that_differ_only_in_case_or_blanks_are_named(file: File, tmp_pat
     found = read(file("a\tYes\nb\tno\nc\tyes\nd\tYes\n"))
     assert found.notes == {"labels that differ only in case or blanks": 1}
     assert found.first_bad[0].endswith(
-        "labels 'Yes' (2), 'yes' (1) differ only in case or blanks and are classes of their own"
+        "labels 'Yes' (2), 'yes' (1) differ only in case or blanks and are separate classes"
     )
     assert read(file("a\tvery good\nb\tverygood\n")).notes.total() == 1
     names = write(tmp_path / "names", "yes\nno\n")
@@ -520,7 +520,7 @@ def test_numbers_of_texts(file: File, tmp_path: Path) -> None:
     assert targets_of(below) == [-1.0, 0.5, -0.25]  # one of several below 0
     texts, numbers = write(tmp_path / "t", "a\nb\n"), write(tmp_path / "n", "1.5\n2\n")
     assert targets_of(read(f"{texts},{numbers}", SCORED)) == [1.5, 2.0]
-    with pytest.raises(UserError, match="labels = x: does nothing for sentence_regression"):
+    with pytest.raises(UserError, match="labels = x: has no effect on sentence_regression"):
         read(path, SCORED, labels="x")
 
 
@@ -566,7 +566,7 @@ def test_bad_rows_are_counted_and_named(file: File, tmp_path: Path) -> None:
         read(path, labels=str(names))
     assert str(error.value) == (
         f"{path}, line 8: number of columns is 1, that of the file is 2"
-        f" (6 of 13 rows of {path} are bad, --max_bad_share 0.01 allows fewer)"
+        f" (6 of 13 rows of {path} are bad, more than --max_bad_share 0.01 allows)"
     )
     many = read(file("t\tx\n" * 19 + "t\n" * 13), max_bad_share=0.5)
     assert many.bad_rows.total() == 13
@@ -599,7 +599,7 @@ TWENTY = "".join(f"text {i}\t{'xyz'[i % 3]}\n" for i in range(24))
         (b"", {}, "set: is empty"),
         (b"a\tb\nc\xff\td\n", {}, "set, line 2: byte 5 is not UTF-8 .invalid start byte.; convert"),
         (b"\xef\xbb\xbfa\tb\n\nc\xff\td\n", {}, "set, line 3: byte 9 is not UTF-8"),
-        (b"text\tlabel\n", {}, "set: holds no example .read as TSV with header text,label"),
+        (b"text\tlabel\n", {}, "set: has no examples .read as TSV with header text,label"),
         (b"a\tb\nc\td\n", {"text_column": "e"}, "no column 'e' .--text_column.; there are a, b"),
         (b"a\tb\nc\td\n", {"header": "true"}, "usual name for --text_column; name one of a, b"),
         (
@@ -612,14 +612,14 @@ TWENTY = "".join(f"text {i}\t{'xyz'[i % 3]}\n" for i in range(24))
             {},
             "neither a tab nor a comma, semicolon or bar, so they have one column; give --form",
         ),
-        (b"a\nb\n", {"format": "tsv"}, "of its columns .there are 1. none is left for --label"),
+        (b"a\nb\n", {"format": "tsv"}, "none of its 1 columns is left for --label"),
         (b'[\n{"text": "a"},\n{"te', {}, "so they have one column; give --format"),
-        (f"Words\tMood\n{TWENTY}", {}, "set, line 1: its label 'Mood' stands in no other row"),
+        (f"Words\tMood\n{TWENTY}", {}, "set, line 1: its label 'Mood' is in no other row"),
         (b"text,text,label\na,b,c\n", {}, "has two columns 'text'; give the number .--text_column"),
         (b"a; b,c\nd; e,f\n", {}, "separated by any of comma, semicolon; give one as --separator"),
         (b"a\tb\n", {"format": "tsv", "separator": "comma"}, "format = tsv: has other separators"),
         (b"PK\x03\x04...", {}, "set: is a zip archive or an Excel file; write its rows as CSV"),
-        (b"text,label\na,-1\nb,-\n", {}, "holds no example .*no label .-, -1., left out: 2"),
+        (b"text,label\na,-1\nb,-\n", {}, "has no examples .*no label .-, -1., left out: 2"),
         (
             b"text\tlabel\na\t3.8\nb\t5.000\n",
             {},
@@ -628,22 +628,22 @@ TWENTY = "".join(f"text {i}\t{'xyz'[i % 3]}\n" for i in range(24))
         (
             b'{"text": "a", "label": 3.8}\n',
             {},
-            "label 3.8 is neither a name nor a whole number; numbers to be predicted are for --",
+            "label 3.8 is neither a name nor a whole number; to predict numbers, give --",
         ),
         (
             TWENTY,
             {"text_column": "1"},
-            "taken for labels hardly repeats itself .24 different in 24",
+            "read as labels has few repetitions .24 different in 24",
         ),
         (
             TWENTY.replace("text", "t\tx\ttext"),
             {},
-            "taken for texts repeats itself .1 different in 24",
+            "read as texts has many repetitions .1 different in 24",
         ),
-        (f"{TWENTY}t\tx,y\n", {}, "label 'x,y' is made of other labels; give --label_separator"),
-        (TWENTY, {"format": "squad"}, "format = squad: sentence_classification is read from tsv"),
-        (TWENTY, {"tag_scheme": "iob1"}, "tag_scheme = iob1: does nothing for sentence_class"),
-        (TWENTY, {"text_b_column": "1"}, "text_b_column = 1: does nothing for sentence_class"),
+        (f"{TWENTY}t\tx,y\n", {}, "label 'x,y' joins other labels; give --label_separator"),
+        (TWENTY, {"format": "squad"}, "format = squad: must be one of tsv"),
+        (TWENTY, {"tag_scheme": "iob1"}, "tag_scheme = iob1: has no effect on sentence_class"),
+        (TWENTY, {"text_b_column": "1"}, "text_b_column = 1: has no effect on sentence_class"),
         (TWENTY, {"labels": "nowhere"}, "nowhere: cannot be read .No such file"),
     ],
 )

@@ -173,7 +173,7 @@ def test_the_first_sentences_do_not_tell_the_scheme_alone(file: File) -> None:
     assert found.layout.endswith("IOB2")
     assert found.notes == {"tag against its scheme, read as in IOB2": 1}
     assert found.first_bad[0].endswith(
-        "set, line 1: tag I-A of 'w0' begins or ends no name by IOB2; read as B-A"
+        "set, line 1: tag I-A of 'w0' is not valid here in IOB2; read as B-A"
     )
 
 
@@ -224,7 +224,7 @@ def test_bad_sentences_are_left_out_and_named(file: File) -> None:
         f"{path}, line 3: number of columns is 3, that of the file is 2",
         f"{path}, line 6: tag 'PER' is neither O nor a letter, a hyphen and a type",
         f"{path}, line 8: no words",
-        f"{path}, line 13: tag E-A is none of the scheme iob2",
+        f"{path}, line 13: tag E-A is not in the scheme iob2",
     ]
     with pytest.raises(
         UserError, match=r"line 3: number of columns is 3, .*\(4 of 6 rows of .*max_bad_share"
@@ -239,8 +239,8 @@ def test_bad_sentences_are_left_out_and_named(file: File) -> None:
         ("a O\n", {"tag_column": "2"}, "no column '2' .--tag_column.; it has 2, counted"),
         ("a O\n", {"token_column": "word"}, "no column 'word' .--token_column."),
         ("-DOCSTART- O\n", {}, "no column '0' .--token_column.; it has 0, counted"),
-        ("a O\n", {"format": "tsv"}, "format = tsv: token_classification is read from conll"),
-        ("a O\n", {"header": "true"}, "header = true: does nothing for token_classification"),
+        ("a O\n", {"format": "tsv"}, "format = tsv: must be one of conll"),
+        ("a O\n", {"header": "true"}, "header = true: has no effect on token_classification"),
         ("", {}, "is empty"),
     ],
 )

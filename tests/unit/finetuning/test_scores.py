@@ -279,7 +279,7 @@ def test_names_without_a_font_are_numbers(
     scores = classes_of(["red", "刑法", "民法"], [[1, 0, 0], [0, 2, 0], [0, 0, 0]])
     (note,) = write_confusion(tmp_path / "a.png", "run", scores)
     assert "a.png: no installed font has all characters of 2 names" in note
-    assert "2 = 刑法, 3 = 民法; a font for Chinese comes with" in note
+    assert "2 = 刑法, 3 = 民法; install a font, for Chinese" in note
     assert {"red  (1)", "2  (2)", "3  (0)", "red", "2", "3"} <= set(texts)
     assert not any("法" in text for text in texts)
     assert capsys.readouterr().err == ""
@@ -294,6 +294,6 @@ def test_of_too_many_classes_those_with_most_mistakes_are_drawn(
     counts[3:, 2] = 1  # all but the first two classes have mistakes
     names = [f"class {number}" for number in range(7)]
     (note,) = write_confusion(tmp_path / "a.png", "run", classes_of(names, counts.tolist()))
-    assert note.endswith("a.png: shows the 5 classes with the most mistakes, of 7")
+    assert note.endswith("a.png: shows the 5 classes with the most errors, of 7")
     assert {"class 2  (1)", "class 3  (2)", "class 6  (2)"} <= set(texts)
     assert not {"class 0", "class 1"} & set(texts)

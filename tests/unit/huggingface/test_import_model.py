@@ -190,7 +190,7 @@ def test_missing_heads_are_said_and_stay_missing(
     has_pairs = "NSP head" not in missing
     assert architecture == ("BertForNextSentencePrediction" if has_pairs else "BertModel")
     card = (tmp_path / "back/README.md").read_text(encoding="utf-8")
-    assert "head is not in it: the model has none" in card and "fill-mask" not in card
+    assert "It lacks the masked LM head: the model has none" in card and "fill-mask" not in card
 
 
 def test_other_files_of_the_same_model_are_the_same(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_what_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     assert "transformers cannot load its tokenizer" in refusal(tmp_path)
     (folder / "tokenizer.json").unlink()
     write_vocabulary(folder, [p for p in UNCASED if p != "[MASK]"], do_lower_case=True)
-    assert "its vocabulary lacks [MASK], with which this system works" in refusal(tmp_path)
+    assert "its vocabulary lacks [MASK], which this system requires" in refusal(tmp_path)
     write_vocabulary(folder, [*UNCASED, *"abcdefg"], do_lower_case=True)
     assert f"ids up to {NUM_ROWS}, the word embeddings {NUM_ROWS} rows" in refusal(tmp_path)
     write_vocabulary(folder, UNCASED, do_lower_case=True)

@@ -172,7 +172,7 @@ def test_caches_that_cannot_work_are_refused(tmp_path: Path, data_set: DataSet) 
     enough, too_little = (str(size / 2**30) for size in (needed, needed - 1))
     make_job(tmp_path, *cache, "--local_cache_gib", enough)
     problem = refusal(tmp_path, *cache, "--local_cache_gib", too_little)
-    assert f"is below the {needed / 2**30:.3g} GiB of shards" in problem
+    assert f"must be at least {needed / 2**30:.3g} GiB, the shards in use" in problem
     first = records["validation"][0]  # 8 samples: a validation of so many needs no other shard
     make_job(tmp_path, *cache, "--local_cache_gib", too_little, "--validation_samples", "8")
     assert first.num_samples == 8

@@ -124,13 +124,13 @@ def test_the_export_has_the_same_ids(
     [
         (None, r"cannot be read \(No such file"),
         (b"\xff", "it is not UTF-8"),
-        (b"", "holds no rule"),
-        (b"41\t61\nzz\t61", "line 2 is no rule"),
-        (b"\t61", "line 1 is no rule"),
-        (b"110000\t61", "line 1 is no rule"),
-        (b"d800\t61", "line 1 is no rule"),
-        (b"0\t61", "line 1 is no rule"),
-        (b"-41\t61", "line 1 is no rule"),
+        (b"", "contains no rule"),
+        (b"41\t61\nzz\t61", "line 2 is not a rule"),
+        (b"\t61", "line 1 is not a rule"),
+        (b"110000\t61", "line 1 is not a rule"),
+        (b"d800\t61", "line 1 is not a rule"),
+        (b"0\t61", "line 1 is not a rule"),
+        (b"-41\t61", "line 1 is not a rule"),
     ],
 )
 def test_files_of_rules_that_do_not_do_are_one_line(

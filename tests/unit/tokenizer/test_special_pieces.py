@@ -41,9 +41,9 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             "was <pad> 0",
             "was <unk> 1",
-            "was [CLS] 2; a text that spells it no longer gets its id",
-            "was [SEP] 3; a text that spells it no longer gets its id",
-            "was [MASK] 4; a text that spells it no longer gets its id",
+            "was [CLS] 2; text that spells it no longer gets its id",
+            "was [SEP] 3; text that spells it no longer gets its id",
+            "was [MASK] 4; text that spells it no longer gets its id",
         ],
     ),
     "xlm-r": (
@@ -57,11 +57,11 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "tutorial": (  # all five as symbols, beside the default's
         {"user_defined_symbols": [*SPECIAL_PIECES]},
         [
-            "was [PAD] 3; a text that spells it no longer gets its id",
+            "was [PAD] 3; text that spells it no longer gets its id",
             "was <unk> 0",
-            "was [CLS] 5; a text that spells it no longer gets its id",
-            "was [SEP] 6; a text that spells it no longer gets its id",
-            "was [MASK] 7; a text that spells it no longer gets its id",
+            "was [CLS] 5; text that spells it no longer gets its id",
+            "was [SEP] 6; text that spells it no longer gets its id",
+            "was [MASK] 7; text that spells it no longer gets its id",
         ],
     ),
     "html": (  # what someone made a piece of text stays one
@@ -150,16 +150,16 @@ def test_no_text_spells_a_special_piece(foreign: Foreign) -> None:
 
 def test_what_became_of_the_special_pieces_is_said(foreign: Foreign) -> None:
     first, *lines = foreign.tokenizer.changes
-    assert first == f"{foreign.path}: was made elsewhere; its special pieces get the ids of BERT's"
+    assert first == f"{foreign.path}: is from another project; its special pieces get BERT's ids"
     expected = [
         f"  {piece:<6} {i}  {said}"
         for i, (piece, said) in enumerate(zip(SPECIAL_PIECES, foreign.said, strict=True))
     ]
     assert lines[:5] == expected
     left_out = LEFT_OUT.get(foreign.kind)
-    assert lines[5:-1] == ([f"  left out: {left_out}: no text here"] if left_out else [])
+    assert lines[5:-1] == ([f"  removed: {left_out}: not in texts"] if left_out else [])
     others = foreign.tokenizer.vocab_size - 5
-    assert lines[-1] == f"  the other {others} pieces follow, those of text in their order"
+    assert lines[-1] == f"  the other {others} pieces follow; text pieces keep their order"
     gone = left_out.count(",") + 1 if left_out else 0
     gone += sum(" was " in line for line in expected)
     assert others == foreign.original.vocab_size() - gone
@@ -215,7 +215,7 @@ def test_it_is_renumbered_only_for_new_data(foreign: Foreign) -> None:
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"add_dummy_prefix": False}, "without add_dummy_prefix,"),
+        ({"add_dummy_prefix": False}, "without add_dummy_prefix to"),
         ({"treat_whitespace_as_suffix": True}, "without whitespace before words"),
     ],
 )
@@ -247,7 +247,7 @@ def test_what_cannot_be_exported_is_said_before_it_is_trained_with(
     path.write_bytes(train(**settings))
     tokenizer = Tokenizer(path, may_renumber=True)
     last = tokenizer.changes[-1]
-    assert last == f"  launch/export_model.py will refuse it: it is without {missing}"
+    assert last == f"  launch/export_model.py will reject it: it lacks {missing}"
     path.write_bytes(tokenizer.content)
     with pytest.raises(UserError, match=f"cannot be exported without {missing};"):
         read_model(path)
@@ -262,12 +262,12 @@ def test_unused_pieces_go_from_unigram_and_are_refused_of_bpe(tmp_path: Path) ->
         proto.pieces[place].type = 5
         path.write_bytes(proto.SerializeToString())
         if kind == "bpe":
-            with pytest.raises(UserError, match=rf"has unused pieces \(▁the {place}\), which only"):
+            with pytest.raises(UserError, match=rf"has unused pieces \(▁the {place}\), which are"):
                 Tokenizer(path, may_renumber=True)
             continue
         tokenizer = Tokenizer(path, may_renumber=True)
         original = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        assert f"  left out: ▁the {place}: no text here" in tokenizer.changes
+        assert f"  removed: ▁the {place}: not in texts" in tokenizer.changes
         pieces = [tokenizer.piece(i) for i in tokenizer.encode("the lamp")]
         assert pieces == original.encode("the lamp", out_type=str)
         assert "▁the" not in pieces

@@ -174,13 +174,13 @@ def test_other_kinds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     bpe = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     published = {piece: index for index, piece in enumerate(["the", *pieces[:5]])}
     assert "is of kind BPE" in refusal(model=bpe)
-    assert "only WordPiece with ##" in refusal(model={**model, "continuing_subword_prefix": "@"})
-    assert "cuts words by Whitespace" in refusal(pre_tokenizer={"type": "Whitespace"})
-    assert "cuts words by NoneType" in refusal(pre_tokenizer=None)
+    assert "must be WordPiece with ##" in refusal(model={**model, "continuing_subword_prefix": "@"})
+    assert "splits words with Whitespace" in refusal(pre_tokenizer={"type": "Whitespace"})
+    assert "splits words with NoneType" in refusal(pre_tokenizer=None)
     assert "its unknown piece is '[PAD]'" in refusal(model={**model, "unk_token": "[PAD]"})
     found = refusal(model={**model, "vocab": published})
     assert "its first pieces are the [PAD]" in found and "launch/import_model.py" in found
-    assert "must be all from 0 on" in refusal(model={**model, "vocab": {**model["vocab"], "a": 9}})
-    assert "is no tokenizer.json" in refusal(model=None)
+    assert "must be 0, 1, 2, ..." in refusal(model={**model, "vocab": {**model["vocab"], "a": 9}})
+    assert "is not a tokenizer.json" in refusal(model=None)
     monkeypatch.setitem(sys.modules, "dist_bert.tokenizer.word_pieces", None)
-    assert "holds word pieces, which the package" in refusal()
+    assert "contains word pieces, which need the package" in refusal()

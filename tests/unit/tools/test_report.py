@@ -385,8 +385,8 @@ def test_damaged_lines_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
     (run / "predictions.jsonl").write_bytes(b'{"step": 4}\n\x00\n')
     history = read_history(run, "run")
     assert history.train["step"].tolist() == [1, 4] and history.predictions == []
-    assert "metrics.jsonl: 2 damaged lines are left out, the first is line 2" in caplog.text
-    assert "predictions.jsonl: 2 damaged lines are left out, the first is line 1" in caplog.text
+    assert "metrics.jsonl: 2 damaged lines are skipped, the first is line 2" in caplog.text
+    assert "predictions.jsonl: 2 damaged lines are skipped, the first is line 1" in caplog.text
     assert "Infinity" not in page([history])
 
 
