@@ -26,7 +26,7 @@ REASONS = (
     "a checkpoint could not be written",  # noted by the threads that write; ends in an error
 )
 SAVE_FAILED = len(REASONS) - 1
-_LAUNCHER_GONE = REASONS.index("the launcher is gone")
+_LAUNCHER_GONE = REASONS.index("the launcher has exited")
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
 _POLL_SECONDS = 0.5
