@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, resolved as default < JSON file < flag.
 
-A field is a JSON key is a flag. One home for each fact: architecture in the model JSON, run
-settings in the run JSON, batch sizes, optimizer, precision and ZeRO in the DeepSpeed JSON
+A field, its JSON key and its flag have one name. Each fact has one home: architecture in the model
+JSON, run settings in the run JSON, batch sizes, optimizer, precision and ZeRO in the DeepSpeed JSON
 (`dist_bert.training.deepspeed_config`), sequence length and masking in the shards' manifest. Not
 for: anything that a rank or a batch carries.
 """

@@ -3,7 +3,7 @@
     sample number --SampleOrder--> (block, row) --SampleReader--> columns
                   --deal--> rank and micro-step --fresh masks, unpad--> micro-batch
 
-The whole state of the data is the number of samples consumed. It is the loop's
+The whole state of the data is the number of samples consumed. It belongs to the training loop
 (`dist_bert.training.loop`), which knows what was trained on; how far the reader is ahead never
 matters. Numpy only: tensors are made where the device is known.
 

@@ -1,8 +1,7 @@
-"""Reasons to stop before the last step: signals, the time limit, a launcher that is gone, a save.
+"""Reasons to stop before the last step: signals, the time limit, the launcher's exit, a failed save.
 
-Here they are only noted, by one process for itself; all ranks agree on them at the next step
-boundary (`dist_bert.distributed.agreement`). No torch: signals are caught from the first
-second on.
+Each process only records its own reason here; all ranks agree on one at the next step boundary
+(`dist_bert.distributed.agreement`). No torch: signals are caught from the first second on.
 """
 
 import os

@@ -1,10 +1,10 @@
 """Ends a process without progress, after printing the stacks of all its threads.
 
-A thread of Python watches; in case something holds the interpreter, a timer of C's in
-`faulthandler` stands behind it, which shows the stacks alone.
+A Python thread watches. If the interpreter is blocked, the C timer of `faulthandler` is the
+fallback, which only prints the stacks.
 
 Two activities have limits: the run's, whose beats may come from any thread that works for it, and
-the writing of a checkpoint beside it (`dist_bert.checkpoint.writer`).
+the writing of a checkpoint meanwhile (`dist_bert.checkpoint.writer`).
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from dist_bert.distributed.interrupts import end_at_once
 from dist_bert.distributed.rank_log import last_words, show_stacks
 
 START, STEP, SAVE = "start_minutes", "watchdog_minutes", "save_minutes"  # settings: the limits
-_BACKSTOP = 1.5  # limits after which faulthandler's own timer ends the process
+_BACKSTOP = 1.5  # times the limit, when faulthandler's own timer ends the process
 _REPORT_SECONDS = 30.0  # for the report of a limit that has passed, before that timer ends it
 
 
 class Watchdog:
-    """Wants a beat of the run within a limit, and every checkpoint written within another."""
+    """Requires a beat of the run within a limit, and every checkpoint written within another."""
 
     def __init__(self, limits: Mapping[str, float] | None = None) -> None:
-        """Starts to watch, with the limit of the start.
+        """Starts watching, with the limit of the start.
 
         Args:
             limits: `START`, `STEP` and `SAVE` in minutes; 0 or missing = off.
@@ -43,7 +43,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str) -> None:
-        """Tells that there is progress, and what begins now."""
+        """Reports progress, and the work that starts now."""
         self._run = (time.monotonic(), doing, self._limit)
 
     def use(self, limit: str) -> None:
@@ -62,7 +62,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def writing(self, doing: str) -> Iterator[None]:
-        """Watches over the writing of one checkpoint, beside the run; from the thread that does it.
+        """Watches over the writing of one checkpoint during the run; called by the writing thread.
 
         The whole of it is limited, whatever progress it makes.
         """

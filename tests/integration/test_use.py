@@ -81,7 +81,7 @@ def test_masks_of_one_left_context_are_drawn(encoder: Path, tmp_path: Path) -> N
     ended = run_script(*command, "--picture", picture, texts[0], "A [MASK]")
     assert ended.stdout.splitlines()[::2] == [texts[0], "A [MASK]"]
     for flags, problem in (
-        ([tmp_path / "a.svg", *texts], "a.svg: pictures are PNG files"),
+        ([tmp_path / "a.svg", *texts], "a.svg: must end in .png: pictures"),
         ([tmp_path / "b.png", "A [MASK] [MASK]"], "has 2 [MASK]; a comparison takes one a text"),
         ([tmp_path / "b.png", *["A [MASK]"] * 101], "--picture: compares at most 100 texts"),
     ):

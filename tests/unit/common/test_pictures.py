@@ -94,7 +94,7 @@ def test_an_installed_font_is_used_for_what_matplotlibs_own_lacks(
 
 def test_what_cannot_be_drawn_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     check_picture("a.PNG", "--picture")
-    with pytest.raises(UserError, match=r"--picture a\.jpg: pictures are PNG files"):
+    with pytest.raises(UserError, match=r"--picture a\.jpg: must end in \.png: pictures"):
         check_picture("a.jpg", "--picture")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"--attention: pictures need matplotlib; pip install -c"):

@@ -245,5 +245,5 @@ def test_validation_sees_each_sample_once(
 def test_more_ranks_than_validation_samples_are_refused(held_out: SampleReader) -> None:
     for num_samples, world_size in ((2, 3), (0, 20)):
         batches = validation_batches(held_out, BatchShape(1, world_size, 2), 0, num_samples)
-        with pytest.raises(UserError, match=rf"for {world_size} ranks: raise validation_samples"):
+        with pytest.raises(UserError, match=rf"for {world_size} ranks: increase validation"):
             next(batches)

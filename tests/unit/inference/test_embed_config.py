@@ -11,7 +11,7 @@ from dist_bert.inference.embed_config import EmbedConfig
     [
         (EmbedConfig(head=3), r"--head 3: is for --attention FILE\.png"),
         (EmbedConfig(word="lamp", pooling="cls"), "--pooling cls: is for sentences"),
-        (EmbedConfig(picture="a.svg"), r"--picture a\.svg: pictures are PNG files"),
+        (EmbedConfig(picture="a.svg"), r"--picture a\.svg: must end in \.png: pictures"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: EmbedConfig, problem: str) -> None:
