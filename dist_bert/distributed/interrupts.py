@@ -1,4 +1,4 @@
-"""Reasons to stop before the last step: signals, the time limit, the launcher's exit, a failed save.
+"""Reasons to stop before the last step: signals, the time limit, the launcher's exit, failed saves.
 
 Each process only records its own reason here; all ranks agree on one at the next step boundary
 (`dist_bert.distributed.agreement`). No torch: signals are caught from the first second on.
