@@ -180,7 +180,7 @@ def number_of(value: Any) -> float:
         hint = (
             "; write it with a decimal point" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
         )
-        raise RowError("score is no number", f"score {text!r} is not a number{hint}")
+        raise RowError("score is not a number", f"score {text!r} is not a number{hint}")
     return float(text)
 
 

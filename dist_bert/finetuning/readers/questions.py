@@ -56,7 +56,7 @@ def read_questions(
         try:
             example = _example(place, row, path, is_labelled, tally)
             if example.id in examples:
-                raise RowError("id stands twice", f"id {example.id!r} occurs twice")
+                raise RowError("id occurs twice", f"id {example.id!r} occurs twice")
         except RowError as bad:
             tally.count_bad(place, bad)
             continue

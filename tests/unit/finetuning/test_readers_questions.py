@@ -165,7 +165,7 @@ def test_cmrc_answers_have_no_offsets(file: File) -> None:
     assert found.layout == "CMRC 2018, answers at their first occurrence in the text"
     assert found.notes == {NOT_THERE: 1}
     assert answers_of(read(path, format="cmrc", is_labelled=False)) == [None, None]
-    with pytest.raises(UserError, match=r"set.json: holds JSON of type list; wanted are .*SQuAD"):
+    with pytest.raises(UserError, match=r"set.json: holds JSON of type list; expected .*SQuAD"):
         read(path, format="squad")
 
 
@@ -234,7 +234,7 @@ def test_bad_questions_are_left_out_and_named(file: File) -> None:
     assert [e.id for e in questions_of(found)] == ["q1", "q5"]
     assert found.num_rows == 11
     assert found.bad_rows == {
-        "id stands twice": 1,
+        "id occurs twice": 1,
         "question is no object": 1,
         "empty question": 1,
         "no list of answers": 1,
@@ -245,7 +245,7 @@ def test_bad_questions_are_left_out_and_named(file: File) -> None:
     }
     place = f"{path}, data[0].paragraphs[0].qas"
     assert found.first_bad == [
-        f"{place}[1]: id 'q1' stands twice",
+        f"{place}[1]: id 'q1' occurs twice",
         f"{place}[2]: question is no object",
         f"{place}[3]: has no question, or an empty one",
         f"{place}[4]: no list of answers",
@@ -255,7 +255,7 @@ def test_bad_questions_are_left_out_and_named(file: File) -> None:
         f"{path}, data[3]: article without paragraphs",
         f"{path}, data[4].paragraphs[0].qas[0]: has no context, or an empty one",
     ]
-    with pytest.raises(UserError, match=r"qas\[1\]: id 'q1' stands twice \(9 of 11 rows"):
+    with pytest.raises(UserError, match=r"qas\[1\]: id 'q1' occurs twice \(9 of 11 rows"):
         read(path)
 
 
@@ -272,16 +272,16 @@ def test_halves_of_characters_keep_offsets_right(file: File) -> None:
         (
             {"a": 1, "b": 2},
             {},
-            r"set.json: holds an object of a, b; wanted are .*SQuAD.*CMRC.*JSON",
+            r"set.json: holds an object of a, b; expected .*SQuAD.*CMRC.*JSON",
         ),
-        ([{"a": 1}], {}, "set.json: holds JSON of type list; wanted are"),
-        ([], {}, "set.json: holds JSON of type list; wanted are"),
-        (3, {}, "set.json: holds JSON of type int; wanted are"),
+        ([{"a": 1}], {}, "set.json: holds JSON of type list; expected"),
+        ([], {}, "set.json: holds JSON of type list; expected"),
+        (3, {}, "set.json: holds JSON of type int; expected"),
         ('{"data": [', {}, r"set.json: is not valid JSON \(.*line 1 column"),
         ("[" * 100_000, {}, r"set.json: is not valid JSON \(maximum recursion"),
         ("question\tanswer\n", {}, "set.json: is not valid JSON"),
         ({"data": []}, {}, r"set.json: has no examples \(read as SQuAD\)"),
-        (squad(), {"format": "cmrc"}, "set.json: holds an object of data; wanted are"),
+        (squad(), {"format": "cmrc"}, "set.json: holds an object of data; expected"),
         (squad(), {"format": "csv"}, "format = csv: must be one of squad, cmrc"),
         (squad(), {"labels": "x"}, "labels = x: has no effect on question_answering"),
     ],

@@ -199,7 +199,7 @@ def test_parallel_files(tmp_path: Path) -> None:
     comma = write(tmp_path / "a,b", "x\ty\n")
     assert fields_of(read(comma)) == [("x", None, ("y",))]
     with pytest.raises(
-        UserError, match="2 parallel files are given, 3 are wanted: TEXTS,SECOND_TEXTS,LABELS"
+        UserError, match="2 parallel files are given, 3 are expected: TEXTS,SECOND_TEXTS,LABELS"
     ):
         read(f"{one},{two}", PAIR)
     write(labels, "yes\nno\nno\n")
@@ -512,9 +512,9 @@ def test_numbers_of_texts(file: File, tmp_path: Path) -> None:
     assert found.notes == {"no label (-, -1, nan), left out": 3}
     assert found.bad_rows == {"score is no number": 3, "empty score": 1}
     assert found.first_bad[:3] == [
-        f"{path}, line 7: score 'high' is no number",
+        f"{path}, line 7: score 'high' is not a number",
         f"{path}, line 8: empty score",
-        f"{path}, line 9: score '2,5' is no number; write it with a decimal point",
+        f"{path}, line 9: score '2,5' is not a number; write it with a decimal point",
     ]
     below = read(file("text,score\na,-1\nb,0.5\nc,-0.25\n"), SCORED)
     assert targets_of(below) == [-1.0, 0.5, -0.25]  # one of several below 0
