@@ -510,7 +510,7 @@ def test_numbers_of_texts(file: File, tmp_path: Path) -> None:
     found = read(path, SCORED, max_bad_share=0.5)
     assert targets_of(found) == [4.0, 0.5]
     assert found.notes == {"no label (-, -1, nan), left out": 3}
-    assert found.bad_rows == {"score is no number": 3, "empty score": 1}
+    assert found.bad_rows == {"score is not a number": 3, "empty score": 1}
     assert found.first_bad[:3] == [
         f"{path}, line 7: score 'high' is not a number",
         f"{path}, line 8: empty score",
