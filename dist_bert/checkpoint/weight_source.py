@@ -101,7 +101,11 @@ class WeightSource:
         return cls(path, checkpoint, (), model, run / TOKENIZER_NAME, is_published=False)
 
     def problems(
-        self, model: ModelConfig, tokenizer: dict[str, Any], extend_positions: bool
+        self,
+        model: ModelConfig,
+        tokenizer: dict[str, Any],
+        extend_positions: bool,
+        parts: str = "all",
     ) -> list[str]:
         """All in which the weights do not fit a run.
 
@@ -109,17 +113,23 @@ class WeightSource:
             model: of the run.
             tokenizer: the entry of that name in the manifest of the run's shards.
             extend_positions: whether a table of positions may be made longer.
+            parts: all, or the word embeddings alone, whose width must fit.
         """
         differences = [
             f"{name} is {getattr(model, name)!r}, the weights have {getattr(self.model, name)!r}"
-            for name in (*_FIXED, "vocab_size")
+            for name in (*(_FIXED if parts == "all" else ("hidden_size",)), "vocab_size")
             if getattr(model, name) != getattr(self.model, name)
         ]
         problems = []
         if differences:
-            problems.append(f"{'; '.join(differences)}: give the model the weights' architecture")
+            remedy = "give the model the weights' architecture"
+            sizes = [(m.hidden_size, m.vocab_size) for m in (model, self.model)]
+            if parts == "all" and sizes[0] == sizes[1]:
+                remedy += ", or set --init_parts embeddings to take the word embeddings alone"
+            problems.append(f"{'; '.join(differences)}: {remedy}")
         saved, wanted = self.model.max_position_embeddings, model.max_position_embeddings
-        if model.positions == "learned" and wanted > saved and not extend_positions:
+        has_table = parts == "all" and model.positions == "learned"
+        if has_table and wanted > saved and not extend_positions:
             problems.append(
                 f"max_position_embeddings = {wanted} is above the weights' {saved}: set"
                 f" --extend_positions true to repeat them, or --max_position_embeddings {saved}"

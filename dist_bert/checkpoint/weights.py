@@ -15,6 +15,7 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import Family, family, from_published
 
+_WORDS = "encoder.word_embeddings.weight"
 _POSITIONS = "encoder.position_embeddings.weight"
 
 
@@ -93,7 +94,7 @@ class InitialWeights:
 
 
 def load_initial_weights(
-    model: BertForPreTraining, config: ModelConfig, source: WeightSource
+    model: BertForPreTraining, config: ModelConfig, source: WeightSource, parts: str = "all"
 ) -> InitialWeights:
     """Replaces a model's weights; heads that the source lacks keep theirs.
 
@@ -101,6 +102,7 @@ def load_initial_weights(
         model: newly made, on the CPU in float32; changed in place.
         config: its architecture, to which `source` has no problems.
         source: of the weights.
+        parts: all, or the word embeddings alone.
 
     Raises:
         UserError: a file is damaged, or its tensors are not those of its config.
@@ -115,6 +117,12 @@ def load_initial_weights(
             notes.append(f"left out: {', '.join(stored.left_out)}")
         if source.tokenizer is None:
             notes.append("whether its vocabulary is the shards' is not known: only the sizes agree")
+    if parts == "embeddings":
+        words = stored.tensors[_WORDS]
+        model.load_state_dict({**model.state_dict(), _WORDS: words})
+        names = [name for name in model.state_dict() if name != _WORDS]
+        notes.append(f"not taken and new: {', '.join(_modules(names))}")
+        return InitialWeights(False, "; ".join((f"word embeddings from {where}", *notes)))
     tensors = dict(stored.tensors)
     saved, wanted = source.model.max_position_embeddings, config.max_position_embeddings
     if _POSITIONS in tensors:
@@ -128,6 +136,12 @@ def load_initial_weights(
         notes.append(f"not in it and new: {', '.join(stored.missing_heads)}")
     description = "; ".join((f"weights from {where}", *notes))
     return InitialWeights("MLM head" not in stored.missing_heads, description)
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The modules of parameters, all layers as one, in their order."""
+    known = [name.removeprefix("encoder.").split(".")[0] for name in names]
+    return list(dict.fromkeys(known))
 
 
 def fit_positions(table: Tensor, num_positions: int) -> Tensor:
