@@ -36,6 +36,7 @@ from dist_bert.checkpoint.run_dir import (
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.distributed.agreement import all_ranks_agree, first_problem
+from dist_bert.model.config import ModelConfig
 
 _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.training.console`
 
@@ -160,6 +161,9 @@ def raise_differences(place: Path, saved: dict[str, Any], current: dict[str, Any
     Raises:
         UserError: names every fact in which `current` differs from what was `saved` at `place`.
     """
+    # What was saved may be older than a setting of the model: then it is what models were before.
+    later = {f"model {name}": value for name, value in ModelConfig.later_settings().items()}
+    saved = {**{name: value for name, value in later.items() if name in current}, **saved}
     differences = [
         f"{key} is {current.get(key)!r}, the checkpoint has {saved.get(key)!r}"
         for key in sorted(saved.keys() | current.keys())

@@ -5,7 +5,6 @@ The weights are those of a run of ours or of a folder in Hugging Face layout. No
 """
 
 import dataclasses
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, read_json
 from dist_bert.model.config import ModelConfig
+from dist_bert.model.published_config import from_published_config
 
 PUBLISHED_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -35,9 +35,19 @@ _FIXED = (
     "hidden_act",
     "mlm_hidden_act",
     "layer_norm_eps",
+    "architecture",
+    "norm",
+    "positions",
+    "feed_forward",
+    "bias",
+    "norm_bias",
+    "global_attn_every_n_layers",
+    "local_attention",
+    "global_rope_theta",
+    "local_rope_theta",
 )
-_MLM_ACTIVATION, _MLM_HEAD = "mlm_hidden_act", "cls.predictions.transform."
-_UNPUBLISHED = ("mlm_hidden_act", "initializer_range")  # not in a published config.json, or free
+_MLM_ACTIVATION = "mlm_hidden_act"
+_MLM_HEAD = ("cls.predictions.transform.", "head.")  # how the names of BERT, ModernBERT begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +84,11 @@ class WeightSource:
             raise UserError(f"{flag} {path}: {config} is missing: put the model's one there")
         tokenizer = folder / TOKENIZER_NAME
         is_published = "model" not in read_json(config)
-        model = _published_model(config) if is_published else _model_of_run(config)
+        model = (
+            from_published_config(read_json(config), str(config))
+            if is_published
+            else _model_of_run(config)
+        )
         known_tokenizer = tokenizer if tokenizer.exists() else None
         return cls(path, None, tensor_files, model, known_tokenizer, is_published)
 
@@ -89,7 +103,11 @@ class WeightSource:
         return cls(path, checkpoint, (), model, run / TOKENIZER_NAME, is_published=False)
 
     def problems(
-        self, model: ModelConfig, tokenizer: dict[str, Any], extend_positions: bool
+        self,
+        model: ModelConfig,
+        tokenizer: dict[str, Any],
+        extend_positions: bool,
+        parts: str = "all",
     ) -> list[str]:
         """All in which the weights do not fit a run.
 
@@ -97,10 +115,11 @@ class WeightSource:
             model: of the run.
             tokenizer: the entry of that name in the manifest of the run's shards.
             extend_positions: whether a table of positions may be made longer.
+            parts: all, or the word embeddings alone, whose width must fit.
         """
         names = [
             name
-            for name in (*_FIXED, "vocab_size")
+            for name in (*(_FIXED if parts == "all" else ("hidden_size",)), "vocab_size")
             if getattr(model, name) != getattr(self.model, name)
         ]
         if _MLM_ACTIVATION in names and not self._has_mlm_head():
@@ -111,9 +130,14 @@ class WeightSource:
         ]
         problems = []
         if differences:
-            problems.append(f"{'; '.join(differences)}: give the model the weights' architecture")
+            remedy = "give the model the weights' architecture"
+            sizes = [(m.hidden_size, m.vocab_size) for m in (model, self.model)]
+            if parts == "all" and sizes[0] == sizes[1]:
+                remedy += ", or set --init_parts embeddings to take the word embeddings alone"
+            problems.append(f"{'; '.join(differences)}: {remedy}")
         saved, wanted = self.model.max_position_embeddings, model.max_position_embeddings
-        if wanted > saved and not extend_positions:
+        has_table = parts == "all" and model.positions == "learned"
+        if has_table and wanted > saved and not extend_positions:
             problems.append(
                 f"max_position_embeddings = {wanted} is above the weights' {saved}: set"
                 f" --extend_positions true to repeat them, or --max_position_embeddings {saved}"
@@ -200,24 +224,3 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
         listed = ", ".join(ascii(name)[1:-1] for name in missing) or "no file"
         raise UserError(f"{index}: names {listed}: fetch all again")
     return tuple(index.parent / name for name in names)
-
-
-def _published_model(path: Path) -> ModelConfig:
-    """The architecture in a published config.json; BertConfig's defaults are ModelConfig's."""
-    values = read_json(path)
-    for name, only in (
-        ("model_type", "bert"),
-        ("position_embedding_type", "absolute"),
-        ("is_decoder", False),
-    ):
-        if values.get(name, only) != only:
-            shown = reprlib.repr(values[name])
-            raise UserError(f"{path}: {name} = {shown}: only {only!r} fits this model")
-    known = {field.name for field in dataclasses.fields(ModelConfig)} - {*_UNPUBLISHED}
-    given = {name: value for name, value in values.items() if name in known}
-    activation = given.pop("hidden_act", "gelu")
-    if activation not in ("gelu", "relu"):
-        shown = reprlib.repr(activation)
-        raise UserError(f"{path}: hidden_act = {shown}: only 'gelu' (exact) and 'relu' fit")
-    both = {"hidden_act": activation, "mlm_hidden_act": activation}  # published models have one
-    return from_dict(ModelConfig, {**given, **both}, str(path))

@@ -13,8 +13,9 @@ from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common.errors import UserError
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.published_names import HEADS, TIED, from_published
+from dist_bert.model.published_names import Family, family, from_published
 
+_WORDS = "encoder.word_embeddings.weight"
 _POSITIONS = "encoder.position_embeddings.weight"
 
 
@@ -23,7 +24,7 @@ class StoredWeights:
     """What a source has, and what not."""
 
     tensors: dict[str, Tensor]  # float32 on the CPU, by our parameters' names
-    missing_heads: tuple[str, ...]  # of `HEADS`, whose parameters are not among them
+    missing_heads: tuple[str, ...]  # of a family's heads, whose parameters are not among them
     left_out: tuple[str, ...]  # modules that belong to other tasks
 
 
@@ -38,36 +39,39 @@ def read_stored(source: WeightSource) -> StoredWeights:
     tensors = _read_files(source.tensor_files)
     if not source.is_published:
         return StoredWeights(tensors, (), ())
-    published, left_out = under_published_names(tensors)
+    table = family(source.model)
+    published, left_out = under_published_names(tensors, table)
     missing = tuple(
         head
-        for head, prefix in HEADS.items()
-        if not any(name.startswith(prefix) and name not in TIED for name in published)
+        for head, prefixes in table.heads.items()
+        if not any(name.startswith(prefixes) and name not in table.tied for name in published)
     )
-    without = tuple(HEADS[head] for head in missing)
+    without = tuple(prefix for head in missing for prefix in table.heads[head])
     # A decoder alone is no head: it is the word embeddings again.
     published = {name: t for name, t in published.items() if not name.startswith(without)}
     return StoredWeights(from_published(published, source.model, without), missing, left_out)
 
 
 def under_published_names(
-    tensors: dict[str, Tensor],
+    tensors: dict[str, Tensor], table: Family
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Float32 tensors of encoder and pretraining heads, named as in `BertForPreTraining`.
+    """Float32 tensors of encoder and pretraining heads, named as the family's pretrained models.
 
     Args:
-        tensors: of any of transformers' BERT models. The bare encoder says no `bert.`; the heads of
-            other tasks are left out.
+        tensors: of any of transformers' models of the family. The bare encoder's names lack their
+            beginning; the heads of other tasks are left out.
+        table: of the family.
 
     Returns:
         The tensors, and the modules that were left out.
     """
-    is_bare = not any(name.startswith("bert.") for name in tensors)
+    heads = tuple({f"{prefix.split('.')[0]}." for of in table.heads.values() for prefix in of})
+    is_bare = not any(name.startswith(table.encoder) for name in tensors)
     named = {
-        f"bert.{name}" if is_bare and not name.startswith("cls.") else name: tensor
+        f"{table.encoder}{name}" if is_bare and not name.startswith(heads) else name: tensor
         for name, tensor in tensors.items()
     }
-    known = {name: t.float() for name, t in named.items() if name.startswith(("bert.", "cls."))}
+    known = {n: t.float() for n, t in named.items() if n.startswith((table.encoder, *heads))}
     return known, tuple(sorted({name.split(".")[0] for name in named.keys() - known.keys()}))
 
 
@@ -124,7 +128,7 @@ class InitialWeights:
 
 
 def load_initial_weights(
-    model: BertForPreTraining, config: ModelConfig, source: WeightSource
+    model: BertForPreTraining, config: ModelConfig, source: WeightSource, parts: str = "all"
 ) -> InitialWeights:
     """Replaces a model's weights; heads that the source lacks keep theirs.
 
@@ -132,6 +136,7 @@ def load_initial_weights(
         model: newly made, on the CPU in float32; changed in place.
         config: its architecture, to which `source` has no problems.
         source: of the weights.
+        parts: all, or the word embeddings alone.
 
     Raises:
         UserError: a file is damaged, or its tensors are not those of its config.
@@ -146,10 +151,18 @@ def load_initial_weights(
             notes.append(f"left out: {', '.join(stored.left_out)}")
         if source.tokenizer is None:
             notes.append("whether its vocabulary is the shards' is not known: only the sizes agree")
-    table = fit_positions(stored.tensors[_POSITIONS], config.max_position_embeddings)
-    model.load_state_dict({**model.state_dict(), **stored.tensors, _POSITIONS: table})
+    if parts == "embeddings":
+        words = stored.tensors[_WORDS]
+        model.load_state_dict({**model.state_dict(), _WORDS: words})
+        names = [name for name in model.state_dict() if name != _WORDS]
+        notes.append(f"not taken and new: {', '.join(_modules(names))}")
+        return InitialWeights(False, "; ".join((f"word embeddings from {where}", *notes)))
+    tensors = dict(stored.tensors)
     saved, wanted = source.model.max_position_embeddings, config.max_position_embeddings
-    if wanted != saved:
+    if _POSITIONS in tensors:
+        tensors[_POSITIONS] = fit_positions(tensors[_POSITIONS], wanted)
+    model.load_state_dict({**model.state_dict(), **tensors})
+    if _POSITIONS in tensors and wanted != saved:
         notes.append(
             f"positions {'repeated' if wanted > saved else 'cut'} from {saved} to {wanted}"
         )
@@ -157,6 +170,12 @@ def load_initial_weights(
         notes.append(f"not in it and new: {', '.join(stored.missing_heads)}")
     description = "; ".join((f"weights from {where}", *notes))
     return InitialWeights("MLM head" not in stored.missing_heads, description)
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The modules of parameters, all layers as one, in their order."""
+    known = [name.removeprefix("encoder.").split(".")[0] for name in names]
+    return list(dict.fromkeys(known))
 
 
 def fit_positions(table: Tensor, num_positions: int) -> Tensor:

@@ -50,8 +50,8 @@ def check_outputs(
     )
     new_ids = torch.arange(run.config.vocab_size) if new_ids is None else new_ids
     with torch.no_grad():
-        theirs = model(**batch, output_hidden_states=True)
-        pairs = _output_pairs(run, model, batch, theirs, new_ids)
+        of_kind = _modern_pairs if run.config.architecture == "modern" else _output_pairs
+        pairs = of_kind(run, model, batch, new_ids)
     return tell_difference(pairs, int(batch["attention_mask"].sum()), len(batch["input_ids"]))
 
 
@@ -84,10 +84,11 @@ def tell_difference(
 
 
 def _output_pairs(
-    run: TrainedRun, model: Any, batch: Any, theirs: Any, new_ids: Tensor
+    run: TrainedRun, model: Any, batch: Any, new_ids: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Our outputs and theirs: hidden states (T, H), and those of each existing head."""
     ours = run.model.cpu()
+    theirs = model(**batch, output_hidden_states=True)
     is_token = batch["attention_mask"].bool()
     unpadded: dict[str, Any] = from_padded(
         new_ids[batch["input_ids"]], batch["attention_mask"], batch["token_type_ids"]
@@ -103,6 +104,22 @@ def _output_pairs(
         pairs["pooled"] = (ours.pool(cls_hidden), model.bert.pooler(their_hidden))
         if "NSP head" not in run.missing_heads:
             pairs["NSP logits"] = (ours.nsp_logits(cls_hidden), theirs.seq_relationship_logits)
+    return pairs
+
+
+def _modern_pairs(
+    run: TrainedRun, model: Any, batch: Any, new_ids: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same of a model without segments, whose published form has the MLM head alone."""
+    ours = run.model.cpu()
+    is_token = batch["attention_mask"].bool()
+    ids = new_ids[batch["input_ids"]]
+    unpadded: dict[str, Any] = from_padded(ids, batch["attention_mask"], torch.zeros_like(ids))
+    hidden = ours.encoder(**unpadded)
+    pairs = {"hidden states": (hidden, model.model(**batch).last_hidden_state[is_token])}
+    if "MLM head" not in run.missing_heads:
+        logits = ours.mlm_logits(hidden)[:, new_ids]  # (T, R)
+        pairs["MLM logits"] = (logits, model(**batch).logits[is_token])
     return pairs
 
 

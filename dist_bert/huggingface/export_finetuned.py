@@ -37,6 +37,7 @@ from dist_bert.huggingface.finetuned_card import finetuned_card
 from dist_bert.huggingface.folder import load_model, load_tokenizer, write_head, write_tokenizer
 from dist_bert.huggingface.onnx_model import write_onnx
 from dist_bert.huggingface.tokenizer import ODD_TEXTS
+from dist_bert.model.published_config import require_published_form
 from dist_bert.tokenizer.tokenizer import PAD_ID
 
 _NUM_EXAMPLES = 32  # that are answered by both: seconds on a CPU
@@ -75,8 +76,14 @@ def export_finetuned(
         with_onnx: whether to write `model.onnx`, too.
 
     Raises:
-        UserError: transformers' logits or ids differ; leaves no folder.
+        UserError: transformers has no such model, or its logits or ids differ; leaves no folder.
     """
+    require_published_form(model.config)
+    if model.config.architecture == "modern":
+        raise UserError(
+            f"{model.run_dir}: is a fine-tuned modern model, whose head (a pooler as BERT's) no"
+            " class of transformers has, so it cannot be exported; launch/predict.py applies it"
+        )
     model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
     resolved = read_resolved(model.run_dir, _NEEDED)
     examples = _examples(model, resolved)

@@ -13,15 +13,24 @@ import numpy as np
 
 from dist_bert.checkpoint.run_dir import CONFIG_NAME
 from dist_bert.common import files
+from dist_bert.common.errors import UserError
 from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import read_json
 from dist_bert.data.masking import restore
 from dist_bert.data.reader import SampleReader
 from dist_bert.data.shard_format import MANIFEST_NAME, Manifest
-from dist_bert.huggingface.folder import load_model, load_tokenizer, write_model, write_tokenizer
+from dist_bert.huggingface.folder import (
+    load_model,
+    load_tokenizer,
+    pretrained_kind,
+    write_model,
+    write_tokenizer,
+)
 from dist_bert.huggingface.onnx_model import write_onnx
 from dist_bert.huggingface.pretrained_card import model_card
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.published_config import require_published_form
+from dist_bert.model.published_names import family
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
 _NUM_SAMPLES = 2_048  # of the shards, to compare their texts
@@ -37,8 +46,9 @@ def export(
 ) -> None:
     """Writes the folder, loads it, compares, and prints the results.
 
-    transformers has one activation for the layers and the MLM head. If the run has two, the folder
-    only has the encoder, the pooler and the NSP head, and a printed line explains it.
+    transformers' BERT has one activation for the layers and the MLM head. If the run has two, the
+    folder only has the encoder, the pooler and the NSP head, and a printed line explains it. Its
+    ModernBERT has only the MLM head, and a line names what is left out.
 
     Args:
         run: loaded from `run_dir`.
@@ -49,10 +59,16 @@ def export(
         with_onnx: whether to write `model.onnx`, too.
 
     Raises:
-        UserError: transformers' logits or ids differ; leaves no folder.
+        UserError: transformers has no such model, or its logits or ids differ; leaves no folder.
     """
     from dist_bert.huggingface.compare import check_ids, check_outputs
 
+    require_published_form(run.config)
+    if with_onnx and run.config.architecture == "modern":
+        raise UserError("--onnx true: is written of BERT alone; leave it out for a modern model")
+    if without := tuple(head for head, names in family(run.config).heads.items() if not names):
+        print(f"left out   {', '.join(without)}: ModernBertForMaskedLM has none", flush=True)
+        run = dataclasses.replace(run, missing_heads=(*run.missing_heads, *without))
     if no_mlm_head := _why_no_mlm_head(run):
         print(f"no MLM head: {no_mlm_head}", flush=True)
         run = dataclasses.replace(run, missing_heads=(*run.missing_heads, "MLM head"))
@@ -60,9 +76,11 @@ def export(
     texts = _sample_texts(resolved, run.tokenizer, sample_text)
     with files.whole_folder(output_dir) as folder:
         write_model(run.own_weights(), run.config, folder)
-        write_tokenizer(run.tokenizer, run.config.max_position_embeddings, folder)
+        has_segments = run.config.type_vocab_size > 0
+        write_tokenizer(run.tokenizer, run.config.max_position_embeddings, folder, has_segments)
         tokenizer = load_tokenizer(folder)
-        equal_outputs = check_outputs(run, load_model(folder), tokenizer, texts)
+        theirs = load_model(folder, pretrained_kind(run.config))
+        equal_outputs = check_outputs(run, theirs, tokenizer, texts)
         print(f"outputs    {equal_outputs}", flush=True)
 
         def encode(window: list[str]) -> list[list[int]]:
@@ -88,7 +106,7 @@ def _why_no_mlm_head(run: TrainedRun) -> str:
     if "MLM head" in run.missing_heads:
         return "the model has none, because it was saved for another task"
     config = run.config
-    if config.mlm_hidden_act != config.hidden_act:
+    if config.architecture == "bert" and config.mlm_hidden_act != config.hidden_act:
         return (
             f"its activation is {config.mlm_hidden_act} (mlm_hidden_act), that of the layers"
             f" {config.hidden_act} (hidden_act), but transformers uses one for both, with which it"

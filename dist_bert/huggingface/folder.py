@@ -3,7 +3,6 @@
 Not for: comparisons before such a folder appears (`dist_bert.huggingface.compare`).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from dist_bert.checkpoint.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NA
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.published_names import TIED, to_published
+from dist_bert.model.published_config import to_published_config
+from dist_bert.model.published_names import family, to_published
 from dist_bert.tokenizer.config import SPECIAL_PIECES
 from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, Tokenizer
 
@@ -54,11 +54,13 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
 
     Args:
         state_dict: ours; it may lack heads.
-        config: with equal activations if there is an MLM head: config.json has one name for both.
+        config: must have a published form; if BERT's has an MLM head, with equal activations:
+            config.json has one name for both.
         folder: must exist.
     """
     published = to_published(state_dict, config)
-    facts = {"architectures": [_architecture(published)], "tie_word_embeddings": True}
+    kind = _modern_architecture if config.architecture == "modern" else _architecture
+    facts = {"architectures": [kind(published)], "tie_word_embeddings": True}
     _write(published, config, facts, folder)
 
 
@@ -79,17 +81,14 @@ def write_head(
 def _write(
     published: Mapping[str, Tensor], config: ModelConfig, facts: dict[str, Any], folder: Path
 ) -> None:
+    tied = family(config).tied
     tensors = {  # cloned: views of one tensor are not stored
-        name: value.detach().cpu().clone() for name, value in published.items() if name not in TIED
+        name: value.detach().cpu().clone() for name, value in published.items() if name not in tied
     }
     files.write_bytes(folder / WEIGHTS_NAME, save(tensors, {"format": "pt"}))
-    architecture = dataclasses.asdict(config)
-    del architecture["mlm_hidden_act"]
     values = {
-        "model_type": "bert",
+        **to_published_config(config),
         **facts,
-        **architecture,
-        "position_embedding_type": "absolute",
         "pad_token_id": PAD_ID,
         "cls_token_id": CLS_ID,
         "sep_token_id": SEP_ID,
@@ -99,10 +98,13 @@ def _write(
     files.write_json(folder / CONFIG_NAME, values)
 
 
-def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> None:
+def write_tokenizer(
+    tokenizer: Tokenizer, max_positions: int, folder: Path, has_segments: bool = True
+) -> None:
     """Writes tokenizer.json, the two files that name its parts, and the file for this package.
 
-    A WordPiece vocabulary's file already is a tokenizer.json: the two have the same bytes.
+    A WordPiece vocabulary's file already is a tokenizer.json: the two have the same bytes. A model
+    without segments is not given any.
     """
     from dist_bert.huggingface.tokenizer import (
         fast_tokenizer,  # an optional package
@@ -119,13 +121,18 @@ def write_tokenizer(tokenizer: Tokenizer, max_positions: int, folder: Path) -> N
         # BertTokenizer would make its own rules of a SentencePiece model's
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_positions,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": ["input_ids"] + ["token_type_ids"] * has_segments + ["attention_mask"],
         "clean_up_tokenization_spaces": False,
         **_SPECIAL_TOKENS,
     }
     files.write_json(folder / "tokenizer_config.json", settings)
     files.write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS)
     files.write_bytes(folder / TOKENIZER_NAME, content)
+
+
+def pretrained_kind(config: ModelConfig) -> str:
+    """The class in transformers of an architecture with its pretraining heads."""
+    return "ModernBertForMaskedLM" if config.architecture == "modern" else "BertForPreTraining"
 
 
 def load_model(folder: Path, kind: str = "BertForPreTraining") -> Any:
@@ -168,6 +175,10 @@ def _architecture(published: Mapping[str, Tensor]) -> str:
     if "cls.predictions.bias" not in published:
         return "BertForNextSentencePrediction" if has_pairs else "BertModel"
     return "BertForPreTraining" if has_pairs else "BertForMaskedLM"
+
+
+def _modern_architecture(published: Mapping[str, Tensor]) -> str:
+    return "ModernBertForMaskedLM" if "decoder.bias" in published else "ModernBertModel"
 
 
 def _quiet_transformers() -> Any:

@@ -22,7 +22,13 @@ from dist_bert.checkpoint.weights import read_stored
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
-from dist_bert.huggingface.folder import load_model, load_tokenizer, write_model, write_tokenizer
+from dist_bert.huggingface.folder import (
+    load_model,
+    load_tokenizer,
+    pretrained_kind,
+    write_model,
+    write_tokenizer,
+)
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
@@ -64,7 +70,8 @@ def import_model(
         new_ids = torch.empty(len(order), dtype=torch.int64)
         new_ids[torch.tensor(order)] = torch.arange(len(order))
         texts = [*ODD_TEXTS, *vocabulary_texts(run.tokenizer), *sample]
-        outputs = check_outputs(run, load_model(source.path), published, texts, new_ids)
+        theirs = load_model(source.path, pretrained_kind(source.model))
+        outputs = check_outputs(run, theirs, published, texts, new_ids)
         print(f"outputs    {outputs}", flush=True)
 
         def encode(window: list[str]) -> list[list[int]]:
@@ -116,7 +123,8 @@ def _write_tokenizer(source: WeightSource, published: Any, folder: Path) -> list
             f"{source.path}: its tokenizer has {tokenizer.vocab_size} pieces, the word embeddings"
             f" {num_rows} rows: they belong to different models"
         )
-    write_tokenizer(tokenizer, source.model.max_position_embeddings, folder)
+    config = source.model
+    write_tokenizer(tokenizer, config.max_position_embeddings, folder, config.type_vocab_size > 0)
     return order
 
 

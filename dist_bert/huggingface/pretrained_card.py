@@ -56,7 +56,7 @@ def model_card(
         f"pipeline_tag: {'feature-extraction' if no_mlm_head else 'fill-mask'}\n"
         "# license: choose one; it also depends on the training text\n---",
         f"# {name}",
-        "A BERT encoder with the heads of its pretraining, exported by dist-bert.",
+        f"{_kind(resolved)}, exported by dist-bert.",
         *([f"It lacks the masked LM head: {no_mlm_head}."] if no_mlm_head else []),
         _usage(name, not no_mlm_head),
         TOKENIZER_NOTES[has_word_pieces],
@@ -66,6 +66,12 @@ def model_card(
     if scores:
         parts += [f"Held-out samples at step {step:,}:", table([("", ""), *scores])]
     return "\n\n".join([*parts, "## Checks of the export", check]) + "\n"
+
+
+def _kind(resolved: dict[str, Any]) -> str:
+    if resolved.get("model", {}).get("architecture") == "modern":
+        return "A ModernBERT encoder with the head of its masked LM"
+    return "A BERT encoder with the heads of its pretraining"
 
 
 def _usage(name: str, has_mlm_head: bool) -> str:

@@ -1,7 +1,8 @@
 """Looks into the encoder from outside: what goes from layer to layer, and who attends to whom.
 
 By hooks, so that nothing of it stands in the path of training. Layer 0 is the embeddings, layer n
-what the n-th layer of the stack gives out.
+what the n-th layer of the stack gives out; the last one's is after the final norm, where there is
+one.
 
 Shapes: T tokens of the batch, S tokens of one text, H hidden, N heads, D head size.
 """
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dist_bert.common.errors import UserError
 from dist_bert.model.bert import BertEncoder, BertLayer
+from dist_bert.model.rotary import rotation
 
 
 def resolve_layer(layer: int, num_layers: int, lowest: int = 0) -> int:
@@ -59,9 +61,18 @@ def attention_weights(layer: BertLayer, hidden: Tensor) -> Tensor:
     Returns:
         (N, S, S) in float32: head, token that attends, token attended to. Rows sum to 1.
     """
-    qkv = layer.qkv(hidden).float()
+    places = torch.arange(len(hidden), device=hidden.device)
+    turn = None
+    if layer.rope_theta is not None:
+        turn = rotation(places, hidden.shape[1] // layer.num_heads, layer.rope_theta)
+    inner = layer.attention_norm(hidden) if layer.is_pre_norm else hidden
+    qkv = layer.queries_keys_values(inner, turn).float()
     q, k, _ = qkv.view(len(hidden), 3, layer.num_heads, -1).permute(1, 2, 0, 3)  # (N, S, D) each
-    return torch.softmax(q @ k.transpose(1, 2) * q.shape[-1] ** -0.5, dim=-1)
+    scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
+    if layer.window is not None:
+        is_far = (places[:, None] - places).abs() > layer.window
+        scores = scores.masked_fill(is_far, -torch.inf)
+    return torch.softmax(scores, dim=-1)
 
 
 def shares_by_direction(weights: Tensor) -> dict[str, float]:

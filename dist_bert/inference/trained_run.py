@@ -22,7 +22,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.published_names import HEADS, published_names
+from dist_bert.model.published_names import OUR_HEADS
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.deepspeed_config import stored_precision
 
@@ -105,12 +105,11 @@ class TrainedRun:
 
     def own_weights(self) -> dict[str, Tensor]:
         """All weights but those of missing heads, by the parameters' names."""
-        names = published_names(self.config)
-        without = tuple(HEADS[head] for head in self.missing_heads)
+        without = tuple(OUR_HEADS[head] for head in self.missing_heads)
         return {
             name: value
             for name, value in self.model.state_dict().items()
-            if not names[name][0].startswith(without)
+            if not name.startswith(without)
         }
 
     def require_mlm_head(self) -> None:

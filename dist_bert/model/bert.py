@@ -1,164 +1,131 @@
-"""BERT, the whole model: encoder, pretraining heads, loss, and unpadding.
+"""BERT, the whole model: encoder, pretraining heads, loss; and ModernBERT, of other parts.
 
 The input is unpadded: the tokens of all samples of a micro-batch are concatenated, and only
 attention uses the borders between samples. Not for: optimizers, precision, devices.
 
-Source: Devlin et al. 2019, "BERT" (https://arxiv.org/abs/1810.04805), and its code for the MLM head
-and the exact GELU (google-research/bert, modeling.py and run_pretraining.py).
+Sources: Devlin et al. 2019, "BERT" (https://arxiv.org/abs/1810.04805), and its code for the MLM
+head and the exact GELU (google-research/bert, modeling.py and run_pretraining.py). Warner et al.
+2024, "Smarter, Better, Faster, Longer" (https://arxiv.org/abs/2412.13663): pre-norm, rotary
+positions, GeGLU, local attention, and few biases. Each of these is a setting of its own.
 
-Shapes: T tokens of the micro-batch, B samples, P masked positions, H hidden, N heads, D head size,
-S padded length (the longest sample), V padded vocabulary.
+Shapes: T tokens of the micro-batch, B samples, P masked positions, H hidden, I inner size, V padded
+vocabulary.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dist_bert.model.config import ModelConfig
-from dist_bert.model.kernels import (
-    SampleGroup,
-    dropout,
-    group_samples,
-    grouped_attention,
-    linear_cross_entropy,
+from dist_bert.model.attention import (
+    SampleLayout,
+    attention,
+    can_use_varlen_kernel,
+    locate_samples,
 )
+from dist_bert.model.band import band_tiles
+from dist_bert.model.config import ModelConfig
+from dist_bert.model.kernels import dropout, group_samples, linear_cross_entropy
 from dist_bert.model.products import Linear, linear
+from dist_bert.model.rotary import Rotation, rotate, rotation
+
+__all__ = (
+    "BertEncoder",
+    "BertForPreTraining",
+    "BertLayer",
+    "SampleLayout",
+    "attention",
+    "can_use_varlen_kernel",
+    "locate_samples",
+)
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu}  # gelu is the exact erf form
 METRIC_NAMES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
 
 
-class SampleLayout(NamedTuple):
-    """Positions of the samples among the T tokens: made once per forward, read by every attention.
-
-    Attributes:
-        cu_seqlens: (B+1,) int32, sample b is tokens cu_seqlens[b] to cu_seqlens[b+1] - 1.
-        max_seqlen: S, tokens of the longest sample.
-        is_varlen: attention reads `cu_seqlens` itself and needs no padded view.
-        groups: on CPU, the samples that are padded together; None on GPU.
-        token_of_slot: (B*S,) token in each slot of the padded view; None if that is a reshape.
-        slot_of_token: (T,) its inverse.
-        is_real_key: (B, 1, 1, S) False in slots after the end of a sample.
-    """
-
-    cu_seqlens: Tensor
-    max_seqlen: int
-    is_varlen: bool = False
-    groups: list[SampleGroup] | None = None
-    token_of_slot: Tensor | None = None
-    slot_of_token: Tensor | None = None
-    is_real_key: Tensor | None = None
-
-
-def can_use_varlen_kernel(hidden: Tensor, head_size: int, dropout_p: float) -> bool:
-    """Whether FlashAttention's variable-length kernel supports the attention of this forward.
-
-    Args:
-        hidden: for device and dtype; torch.autocast overrides the dtype.
-        head_size: D; the kernel supports multiples of 8 up to 256.
-        dropout_p: dropout on attention weights, which the kernel does not support.
-    """
-    device = hidden.device
-    if device.type != "cuda" or dropout_p > 0.0 or head_size % 8 or head_size > 256:
-        return False
-    is_autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if is_autocast else hidden.dtype
-    is_half = dtype in (torch.bfloat16, torch.float16)
-    return is_half and torch.cuda.get_device_properties(device).major >= 8  # Ampere or later
-
-
-def locate_samples(
-    cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, is_varlen: bool
-) -> SampleLayout:
-    """Makes the layout on the device without waiting for it: no shape depends on tensor values."""
-    layout = SampleLayout(cu_seqlens, max_seqlen, is_varlen)
-    if is_varlen or num_tokens == (len(cu_seqlens) - 1) * max_seqlen:
-        return layout
-    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]  # (B,)
-    token_of_slot = starts[:, None] + torch.arange(max_seqlen, device=starts.device)  # (B, S)
-    tokens = torch.arange(num_tokens, dtype=ends.dtype, device=ends.device)  # (T,)
-    sample_of_token = torch.searchsorted(ends, tokens, right=True)  # (T,)
-    return layout._replace(
-        # A slot after the end of a sample may hold any valid row: it is masked.
-        token_of_slot=token_of_slot.clamp(max=num_tokens - 1).flatten(),
-        slot_of_token=sample_of_token * max_seqlen + tokens - starts[sample_of_token],
-        is_real_key=(token_of_slot < ends[:, None])[:, None, None, :],
-    )
-
-
-def attention(qkv: Tensor, layout: SampleLayout, num_heads: int, dropout_p: float) -> Tensor:
-    """Lets every token attend to the tokens of its own sample (Vaswani et al. 2017, section 3.2).
-
-    Args:
-        qkv: (T, 3H), queries, keys and values, each with its heads side by side.
-        layout: which tokens belong together.
-        num_heads: N.
-        dropout_p: dropout on attention weights in this forward.
-
-    Returns:
-        (T, H), the heads side by side.
-    """
-    head_size = qkv.shape[1] // (3 * num_heads)
-    cu_seqlens, max_seqlen = layout.cu_seqlens, layout.max_seqlen
-    if layout.is_varlen:
-        from torch.nn.attention.varlen import varlen_attn  # registers CUDA kernels: only where used
-
-        q, k, v = qkv.view(-1, 3, num_heads, head_size).unbind(1)  # (T, N, D) each
-        context = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-        assert isinstance(context, Tensor)  # a tuple only if asked for
-        return context.flatten(1)
-    if layout.groups is not None:
-        return grouped_attention(qkv, layout.groups, num_heads, dropout_p)
-    if layout.token_of_slot is not None:
-        qkv = qkv.index_select(0, layout.token_of_slot)  # (B*S, 3H)
-    padded = qkv.view(-1, max_seqlen, 3, num_heads, head_size)
-    q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)  # (B, N, S, D) each
-    context = F.scaled_dot_product_attention(q, k, v, layout.is_real_key, dropout_p)
-    context = context.transpose(1, 2).reshape(-1, num_heads * head_size)  # (B*S, H)
-    if layout.slot_of_token is not None:
-        context = context.index_select(0, layout.slot_of_token)
-    return context
+def layer_norm(config: ModelConfig) -> nn.LayerNorm:
+    """A LayerNorm of the model."""
+    return nn.LayerNorm(config.hidden_size, config.layer_norm_eps, bias=config.norm_bias)
 
 
 class BertLayer(nn.Module):
-    """Self-attention, then feed-forward; each with dropout, residual sum, LayerNorm (post-LN)."""
+    """Self-attention, then feed-forward; each with dropout and residual sum.
 
-    def __init__(self, config: ModelConfig) -> None:
+    LayerNorm stands after each sum (post-norm), or before each half, so that the sums go through
+    all layers (pre-norm; Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+    """
+
+    def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
+        hidden_size, inner_size = config.hidden_size, config.intermediate_size
         self.num_heads = config.num_attention_heads
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.attention_output = Linear(config.hidden_size, config.hidden_size)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.intermediate = Linear(config.hidden_size, config.intermediate_size)
+        is_global = config.is_global(index)
+        self.window = None if is_global else config.window
+        self.rope_theta: float | None = None  # positions are in what goes into the layer
+        if config.positions == "rotary":
+            theta = config.global_rope_theta if is_global else config.local_rope_theta
+            self.rope_theta = theta
+        self.is_pre_norm = config.norm == "pre"
+        self.is_gated = config.feed_forward == "geglu"
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=config.bias)
+        self.attention_output = Linear(hidden_size, hidden_size, bias=config.bias)
+        # What goes into the first layer has been through the LayerNorm of the embeddings.
+        has_norm = not self.is_pre_norm or index > 0
+        self.attention_norm = layer_norm(config) if has_norm else nn.Identity()
+        width = 2 * inner_size if self.is_gated else inner_size
+        self.intermediate = Linear(hidden_size, width, bias=config.bias)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.output = Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.output = Linear(inner_size, hidden_size, bias=config.bias)
+        if self.is_pre_norm:
+            self.feed_forward_norm = layer_norm(config)
+        else:
+            self.output_norm = layer_norm(config)
         self.dropout_prob = config.hidden_dropout_prob
         self.attention_dropout_prob = config.attention_probs_dropout_prob
 
-    def forward(self, hidden: Tensor, layout: SampleLayout) -> Tensor:
-        """(T, H) to (T, H)."""
-        return self.transform(self.attend(hidden, layout))
+    def forward(self, hidden: Tensor, layout: SampleLayout, turn: Rotation | None = None) -> Tensor:
+        """(T, H) to (T, H); `turn` rotates queries and keys where positions are rotary."""
+        return self.transform(self.attend(hidden, layout, turn))
 
-    def attend(self, hidden: Tensor, layout: SampleLayout) -> Tensor:
+    def attend(self, hidden: Tensor, layout: SampleLayout, turn: Rotation | None = None) -> Tensor:
         """The first half, self-attention: (T, H) to (T, H)."""
-        dropout_p = self.attention_dropout_prob if self.training else 0.0
-        context = attention(self.qkv(hidden), layout, self.num_heads, dropout_p)
-        return self._add_and_norm(hidden, self.attention_output(context), self.attention_norm)
+        if self.is_pre_norm:
+            return hidden + self._attention(self.attention_norm(hidden), layout, turn)
+        added: Tensor = self.attention_norm(hidden + self._attention(hidden, layout, turn))
+        return added
 
     def transform(self, hidden: Tensor) -> Tensor:
         """The second half, feed-forward: (T, H) to (T, H)."""
-        inner = self.activation(self.intermediate(hidden))  # (T, intermediate_size)
-        return self._add_and_norm(hidden, self.output(inner), self.output_norm)
-
-    def _add_and_norm(self, hidden: Tensor, change: Tensor, norm: nn.LayerNorm) -> Tensor:
-        added: Tensor = norm(hidden + dropout(change, self.dropout_prob if self.training else 0.0))
+        if self.is_pre_norm:
+            return hidden + self._feed_forward(self.feed_forward_norm(hidden))
+        added: Tensor = self.output_norm(hidden + self._feed_forward(hidden))
         return added
+
+    def queries_keys_values(self, hidden: Tensor, turn: Rotation | None) -> Tensor:
+        """What attention gets: (T, H), after the norm of pre-norm layers, to (T, 3H)."""
+        qkv: Tensor = self.qkv(hidden)
+        return qkv if turn is None else rotate(qkv, turn, self.num_heads)
+
+    def _attention(self, hidden: Tensor, layout: SampleLayout, turn: Rotation | None) -> Tensor:
+        dropout_p = self.attention_dropout_prob if self.training else 0.0
+        qkv = self.queries_keys_values(hidden, turn)
+        context = attention(qkv, layout, self.num_heads, dropout_p, self.window)
+        return self._drop(self.attention_output(context))
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        inner = self.intermediate(hidden)  # (T, I), or (T, 2I)
+        if self.is_gated:  # Shazeer 2020, "GLU Variants" (https://arxiv.org/abs/2002.05202)
+            inner, gate = inner.chunk(2, -1)
+            return self._drop(self.output(self.activation(inner) * gate))
+        return self._drop(self.output(self.activation(inner)))
+
+    def _drop(self, change: Tensor) -> Tensor:
+        return dropout(change, self.dropout_prob if self.training else 0.0)
 
 
 class BertEncoder(nn.Module):
@@ -174,11 +141,20 @@ class BertEncoder(nn.Module):
         self.head_size = config.head_size
         self.dropout_prob = config.hidden_dropout_prob
         self.attention_dropout_prob = config.attention_probs_dropout_prob
-        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.embeddings_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.window = config.window
+        self.has_segments = config.type_vocab_size > 0
+        self.has_table_of_positions = config.positions == "learned"
+        hidden_size, num_positions = config.hidden_size, config.max_position_embeddings
+        self.word_embeddings = nn.Embedding(config.padded_vocab_size, hidden_size)
+        if self.has_table_of_positions:
+            self.position_embeddings = nn.Embedding(num_positions, hidden_size)
+        if self.has_segments:
+            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden_size)
+        self.embeddings_norm = layer_norm(config)
+        self.layers = nn.ModuleList(BertLayer(config, i) for i in range(config.num_hidden_layers))
+        self.is_pre_norm = config.norm == "pre"
+        if self.is_pre_norm:
+            self.final_norm = layer_norm(config)
 
     def forward(
         self,
@@ -192,7 +168,7 @@ class BertEncoder(nn.Module):
 
         Args:
             input_ids: (T,) int64, below `vocab_size`.
-            token_type_ids: (T,) int64, the segment of each token.
+            token_type_ids: (T,) int64, the segment of each token; not read without segments.
             position_ids: (T,) int64, the position of each token in its sample.
             cu_seqlens: (B+1,) int32, [CLS] of sample b is token cu_seqlens[b]; no sample is empty.
             max_seqlen: tokens of the longest sample.
@@ -202,12 +178,21 @@ class BertEncoder(nn.Module):
         """
         hidden = self.embed(input_ids, token_type_ids, position_ids)
         layout = self._layout(hidden, cu_seqlens, max_seqlen)
-        for layer in self.layers:
+        for layer, turn in zip(self.layers, self.rotations(position_ids), strict=True):
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, layout, turn, use_reentrant=False)
             else:
-                hidden = layer(hidden, layout)
-        return hidden
+                hidden = layer(hidden, layout, turn)
+        return self.final_norm(hidden) if self.is_pre_norm else hidden
+
+    def rotations(self, position_ids: Tensor) -> list[Rotation | None]:
+        """How each layer rotates queries and keys; layers of one theta share a rotation."""
+        thetas: list[Any] = [layer.rope_theta for layer in self.layers]
+        turns = {
+            theta: None if theta is None else rotation(position_ids, self.head_size, theta)
+            for theta in set(thetas)
+        }
+        return [turns[theta] for theta in thetas]
 
     def compile_layers(self) -> None:
         """Lets torch.compile fuse the operations between a layer's matrix products; keeps names.
@@ -222,15 +207,42 @@ class BertEncoder(nn.Module):
         dropout_p = self.attention_dropout_prob if self.training else 0.0
         is_varlen = can_use_varlen_kernel(hidden, self.head_size, dropout_p)
         if hidden.device.type == "cpu" and not is_varlen:
+            tiles = None
+            if self.window is not None and max_seqlen > self.window + 1:
+                tiles = band_tiles(cu_seqlens, self.num_heads, self.window)
             groups = group_samples(cu_seqlens, self.num_heads)
-            return SampleLayout(cu_seqlens, max_seqlen, groups=groups)
-        return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen)
+            return SampleLayout(cu_seqlens, max_seqlen, groups=groups, tiles=tiles)
+        return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen, self.window)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Input of the first layer: three times (T,) to (T, H)."""
-        hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
-        hidden = self.embeddings_norm(hidden + self.position_embeddings(position_ids))
+        hidden = self.word_embeddings(input_ids)
+        if self.has_segments:
+            hidden = hidden + self.token_type_embeddings(token_type_ids)
+        if self.has_table_of_positions:
+            hidden = hidden + self.position_embeddings(position_ids)
+        hidden = self.embeddings_norm(hidden)
         return dropout(hidden, self.dropout_prob if self.training else 0.0)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, config: ModelConfig) -> None:
+    """Weights normal, biases zero, as in BERT's code; torch's LayerNorm starts as 1 and 0.
+
+    Of a modern model as in ModernBERT's: cut off at two standard deviations, and what is added to
+    the sums is smaller the more layers there are.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            std = config.initializer_range
+            if config.architecture == "modern":
+                if name.endswith(("output", "mlm_dense")):
+                    std /= math.sqrt(2 * config.num_hidden_layers)
+                nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std)
+            else:
+                nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class BertForPreTraining(nn.Module):
@@ -244,21 +256,13 @@ class BertForPreTraining(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.mlm_dense = Linear(config.hidden_size, config.hidden_size)
+        self.mlm_dense = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.mlm_activation = ACTIVATIONS[config.mlm_hidden_act]
-        self.mlm_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlm_norm = layer_norm(config)
         self.mlm_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.pooler = Linear(config.hidden_size, config.hidden_size)
         self.nsp = Linear(config.hidden_size, 2)
-        self.initializer_range = config.initializer_range
-        self.apply(self._initialize)
-
-    def _initialize(self, module: nn.Module) -> None:
-        """Weights normal, biases zero, as in BERT's code; torch's LayerNorm starts with 1 and 0."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.initializer_range)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+        initialize(self, config)
 
     @torch.no_grad()
     def start_from_frequencies(self, piece_counts: Tensor) -> None:

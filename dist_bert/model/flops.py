@@ -1,9 +1,9 @@
 """Computes the FLOPs of a step and the peak of the device: the two terms of MFU.
 
 Model FLOPs (without recomputation), per real token, forward and backward (factor 3 of the forward):
-6 for every weight of the encoder's matrices, 12 * hidden_size * layers for each pair of tokens that
-attend to each other, 6 for every weight of the MLM head and its decoder at each masked position.
-See docs/performance.md. Counting does not need torch.
+6 for every weight of the encoder's matrices, 12 * hidden_size for each pair of tokens that attend
+to each other in a layer, 6 for every weight of the MLM head and its decoder at each masked
+position. See docs/performance.md. Counting does not need torch.
 """
 
 import re
@@ -49,15 +49,32 @@ def training_flops(
         num_segment_pairs: samples of two segments, for pooler and next-sentence head.
     """
     hidden, layers = model.hidden_size, model.num_hidden_layers
-    encoder_weights = layers * (4 * hidden**2 + 2 * hidden * model.intermediate_size)
+    num_matrices = 3 if model.feed_forward == "geglu" else 2  # hidden by inner size
+    encoder_weights = layers * (4 * hidden**2 + num_matrices * hidden * model.intermediate_size)
+    global_pairs = (layers - model.num_local_layers) * num_token_pairs
+    local_pairs = model.num_local_layers * pairs_in_window(model, num_tokens, num_token_pairs)
     mlm_weights = hidden**2 + hidden * model.padded_vocab_size
     nsp_weights = hidden**2 + 2 * hidden
     return (
         6.0 * encoder_weights * num_tokens
-        + 12.0 * hidden * layers * num_token_pairs
+        + 12.0 * hidden * (global_pairs + local_pairs)
         + 6.0 * mlm_weights * num_masked
         + 6.0 * nsp_weights * num_segment_pairs
     )
+
+
+def pairs_in_window(model: ModelConfig, num_tokens: int, num_token_pairs: int) -> float:
+    """Pairs of tokens of which one lies in the other's window in a local layer.
+
+    Exact for samples of one length; of others, as if all had the length in which the mean token
+    lies, `num_token_pairs / num_tokens`.
+    """
+    window = model.window
+    length = num_token_pairs / max(1, num_tokens)
+    if window is None or length <= window + 1:
+        return num_token_pairs
+    num_samples = num_tokens / length
+    return num_tokens * (2 * window + 1) - num_samples * window * (window + 1)
 
 
 def peak_flops(device: "torch.device", precision: str) -> float:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from dist_bert.model.products import converts, linear, matmul
 
-_CACHED_SCORES = 1 << 21  # attention scores computed at once on CPU: 4 MiB in bf16, a core's cache
+CACHED_SCORES = 1 << 21  # attention scores computed at once on CPU: 4 MiB in bf16, a core's cache
 _CACHED_LOGITS = 1 << 20  # logits converted to gradients at once on CPU: 4 MiB in float32
 _LOGITS_AT_ONCE = 1 << 25  # on GPU: 128 MiB, so that kernels are few and large
 _LENGTH_MULTIPLE = 16  # of padded lengths: matrix kernels are prepared again for every shape
 _NO_LABEL = -100  # of an ignored row
-_LANES = 4  # random numbers of 16 bits in one hash of 64
+LANES = 4  # random numbers of 16 bits in one hash of 64
 # The finalizer of Stafford 2011, "Better bit mixing", variant 13, as used by splitmix64 (Steele et
 # al. 2014, "Fast splittable pseudorandom number generators").
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -39,7 +39,7 @@ def dropout(values: Tensor, p: float) -> Tensor:
     """
     if p == 0.0 or values.device.type != "cpu":
         return F.dropout(values, p)
-    return values * dropout_noise(values.shape, values.dtype, p, _draw_seed())
+    return values * dropout_noise(values.shape, values.dtype, p, draw_seed())
 
 
 def dropout_noise(
@@ -56,7 +56,7 @@ def dropout_noise(
     """
     count = math.prod(shape)
     num_kept = round((1.0 - p) * (1 << 15))  # of the 32,768 values of a lane without its sign
-    lanes = hashed_counters(-(-count // _LANES), seed, first).view(torch.int16)[:count]
+    lanes = hashed_counters(-(-count // LANES), seed, first).view(torch.int16)[:count]
     # -1 if the value is below num_kept, else 0, with integers: comparing takes 4 times as long.
     lanes.bitwise_and_((1 << 15) - 1).sub_(num_kept).bitwise_right_shift_(15)
     scale = torch.tensor((1 << 15) / num_kept, dtype=dtype)
@@ -76,7 +76,8 @@ def hashed_counters(count: int, seed: int, first: int = 0) -> Tensor:
     return bits
 
 
-def _draw_seed() -> int:
+def draw_seed() -> int:
+    """64 random bits from torch's global generator, for `dropout_noise`."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
@@ -115,15 +116,16 @@ def group_samples(cu_seqlens: Tensor, num_heads: int) -> list[SampleGroup]:
         last = first + 1  # end of the group
         while last < len(bounds) - 1:
             longer = max(longest, bounds[last + 1] - bounds[last])
-            if (last + 1 - first) * num_heads * _rounded(longer) ** 2 > _CACHED_SCORES:
+            if (last + 1 - first) * num_heads * rounded_length(longer) ** 2 > CACHED_SCORES:
                 break
             longest, last = longer, last + 1
-        groups.append(_group(torch.tensor(bounds[first : last + 1]), _rounded(longest)))
+        groups.append(_group(torch.tensor(bounds[first : last + 1]), rounded_length(longest)))
         first = last
     return groups
 
 
-def _rounded(length: int) -> int:
+def rounded_length(length: int) -> int:
+    """A length up to the multiple that is computed on CPU."""
     return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
@@ -158,7 +160,7 @@ def grouped_attention(
     Returns:
         (T, H), the heads side by side.
     """
-    seed = _draw_seed() if dropout_p > 0.0 else 0
+    seed = draw_seed() if dropout_p > 0.0 else 0
     context: Tensor = _GroupedAttention.apply(qkv, groups, num_heads, dropout_p, seed)
     return context
 
@@ -211,7 +213,7 @@ class _GroupedAttention(torch.autograd.Function):
 
 def _first_hashes(groups: list[SampleGroup], num_heads: int) -> list[int]:
     """The number of the first hash of each group's dropout."""
-    sizes = [_num_samples(g) * num_heads * g.length**2 // _LANES for g in groups]
+    sizes = [_num_samples(g) * num_heads * g.length**2 // LANES for g in groups]
     return list(itertools.accumulate(sizes, initial=0))[:-1]
 
 
@@ -261,7 +263,7 @@ def _weights(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Attention weights before dropout, and its noise, for as many heads as fit in the cache."""
     num_heads, length, head_size = query.shape  # of all samples: G*N
-    size = num_heads if _num_samples(group) > 1 else max(1, _CACHED_SCORES // length**2)
+    size = num_heads if _num_samples(group) > 1 else max(1, CACHED_SCORES // length**2)
     for begin in range(0, num_heads, size):
         heads = slice(begin, min(begin + size, num_heads))
         q, k = query[heads], key[heads]
@@ -273,7 +275,7 @@ def _weights(
         weights = scores.softmax(-1)
         noise = None
         if dropout_p > 0.0:
-            offset = first + begin * length**2 // _LANES
+            offset = first + begin * length**2 // LANES
             noise = dropout_noise(weights.shape, weights.dtype, dropout_p, seed, offset)
         yield heads, weights, noise
 

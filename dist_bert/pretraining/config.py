@@ -36,6 +36,11 @@ class PretrainingConfig(TrainingConfig):
         "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
         " or file in Hugging Face layout; a run that has a checkpoint resumes from that",
     )
+    init_parts: str = setting(
+        "all",
+        "with init_from: embeddings takes word embeddings alone, for another architecture",
+        ("all", "embeddings"),
+    )
     extend_positions: bool = setting(
         False, "with init_from: repeat its position embeddings where the model has more of them"
     )
@@ -53,6 +58,10 @@ class PretrainingConfig(TrainingConfig):
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
         if self.extend_positions and not self.init_from:
             problems.append("extend_positions = True: does nothing without init_from")
+        if self.init_parts != "all" and not self.init_from:
+            problems.append(f"init_parts = {self.init_parts}: does nothing without init_from")
+        if self.init_parts != "all" and self.extend_positions:
+            problems.append("extend_positions = True: does nothing with init_parts = embeddings")
         if self.local_cache_gib and not self.local_cache:
             problems.append("local_cache_gib: does nothing without local_cache")
         return problems

@@ -127,7 +127,9 @@ class PretrainingJob:
             )
         if run.init_from and checkpoint is None:  # else it resumes from that
             source = WeightSource.find(run.init_from)
-            problems += source.problems(self.model, self.manifest.tokenizer, run.extend_positions)
+            problems += source.problems(
+                self.model, self.manifest.tokenizer, run.extend_positions, run.init_parts
+            )
         if run.compile_layers and self.deepspeed.zero_stage == 3:
             problems.append(
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"

@@ -27,6 +27,20 @@ TINY_MODEL = {
     "intermediate_size": 101,
     "max_position_embeddings": 53,
 }
+# Every part is another one, and most texts are longer than a window.
+MODERN_PARTS = {
+    "architecture": "modern",
+    "norm": "pre",
+    "positions": "rotary",
+    "feed_forward": "geglu",
+    "bias": False,
+    "norm_bias": False,
+    "type_vocab_size": 0,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 8,
+    "global_rope_theta": 160_000.0,
+    "layer_norm_eps": 1e-5,
+}
 
 
 @contextlib.contextmanager

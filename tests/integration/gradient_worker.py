@@ -4,6 +4,7 @@ Started by a launcher with the micro-batch sizes, the shards and the folder for 
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import to_device
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
+from tests.integration.conftest import MODERN_PARTS
 
 GLOBAL_BATCH_SIZE = 12
 MODEL = ModelConfig(
@@ -38,18 +40,23 @@ MODEL = ModelConfig(
     attention_probs_dropout_prob=0.0,
     initializer_range=0.2,  # far from uniform predictions, so that every weight matters
 )
+MODELS = {
+    "bert": MODEL,
+    "modern": dataclasses.replace(MODEL, **MODERN_PARTS),  # type: ignore[arg-type]
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
+    parser.add_argument("--model", choices=list(MODELS))
     parser.add_argument("--micro_batch_sizes", type=int, nargs="+")
     parser.add_argument("--shards", type=Path)
     parser.add_argument("--output_dir", type=Path)
     arguments = parser.parse_args()
     start_distributed()
     for stage, size in itertools.product(range(4), arguments.micro_batch_sizes):
-        loss, gradients = one_batch(stage, size, arguments.shards)
+        loss, gradients = one_batch(MODELS[arguments.model], stage, size, arguments.shards)
         if dist.get_rank() == 0:
             gradients["loss"] = np.array(loss)
             path = arguments.output_dir / f"zero{stage}-{size}.npz"
@@ -58,7 +65,7 @@ def main() -> None:
 
 
 def one_batch(
-    stage: int, micro_batch_size: int, shards: Path
+    model: ModelConfig, stage: int, micro_batch_size: int, shards: Path
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Global loss and gradients of the first global batch, before the update."""
     world_size = int(os.environ["WORLD_SIZE"])
@@ -73,7 +80,7 @@ def one_batch(
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }
     torch.manual_seed(1)
-    engine = build_engine(BertForPreTraining(MODEL), DeepSpeedConfig(values, shape))
+    engine = build_engine(BertForPreTraining(model), DeepSpeedConfig(values, shape))
     reader = SampleReader(shards, Manifest.load(shards), "train")
     order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=5)
     batch = next(training_batches(reader, order, shape, dist.get_rank(), start_sample=0))

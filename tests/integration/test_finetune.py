@@ -11,15 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.config import ModelConfig
 from dist_bert.training.metrics import read_metrics
 from dist_bert.training.run_lock import RunLock
 from tests.integration.conftest import (
+    MODERN_PARTS,
+    TINY_MODEL,
     assert_one_line_error,
     kill_when_printed,
     launcher,
     run_script,
 )
 from tests.support import labelled
+from tests.support.synthetic import write_run
 
 pytestmark = pytest.mark.trains
 
@@ -193,6 +197,36 @@ def test_other_tasks(
         assert all(isinstance(answer["score"], float) for answer in answers)
         names = {name for row in read_metrics(tmp_path) for name in row}
         assert {"train/mean_absolute_error", "validation/pearson"} <= names
+
+
+@pytest.mark.slow
+def test_a_modern_encoder_is_tuned_and_applied_but_not_exported(
+    data_set: Path, files: Path, tmp_path: Path
+) -> None:
+    model = ModelConfig(**{**TINY_MODEL, **MODERN_PARTS})  # type: ignore[arg-type]
+    write_run(tmp_path / "encoder", data_set / "tokenizer.model", model, {})
+    tuned = tmp_path / "tuned"
+    arguments = command(
+        tmp_path / "encoder", files, "pair_classification", "pairs.tsv", "--num_train_epochs", "1",
+        "--output_dir", tuned,
+    )  # fmt: skip
+    ended = run_script(sys.executable, *arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    before = TrainedRun.load(tmp_path / "encoder").model.state_dict()
+    after = load_file(next(tuned.rglob("model.safetensors")))
+    matrices = [name for name in after if "layers." in name and after[name].ndim > 1]
+    assert len(matrices) == 2 * 4
+    assert not any(torch.equal(after[name], before[name]) for name in matrices)
+    ended = run_script(
+        sys.executable, "launch/predict.py", "--checkpoint", tuned, "--input", files / "pairs.tsv"
+    )
+    assert ended.returncode == 0 and len(ended.stdout.splitlines()) == 40, ended.stderr
+    ended = run_script(
+        sys.executable, "launch/export_model.py", "--checkpoint", tuned,
+        "--output_dir", tmp_path / "exported",
+    )  # fmt: skip
+    assert_one_line_error(ended, "is a fine-tuned modern model, whose head (a pooler as BERT's)")
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from dist_bert.tokenizer.tokenizer import MASK_ID
 from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import (
     BIN,
+    MODERN_PARTS,
     ROOT,
     TINY_MODEL,
     deepspeed_launcher,
@@ -66,12 +67,23 @@ def write_configs(folder: Path, stage: int, precision: str, **changes: Any) -> l
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "bf16")]
+    ("stage", "precision", "parts"),
+    [
+        (0, "fp32", {}),
+        (0, "bf16", {}),
+        (1, "fp32", {}),
+        (2, "bf16", {}),
+        (3, "bf16", {}),
+        (2, "bf16", MODERN_PARTS),
+        (3, "fp32", MODERN_PARTS),
+    ],
+    ids=lambda value: ("modern" if value else "bert") if isinstance(value, dict) else str(value),
 )
 def test_killed_and_resumed_equals_never_stopped(
-    data_set: Path, tmp_path: Path, stage: int, precision: str
+    data_set: Path, tmp_path: Path, stage: int, precision: str, parts: dict[str, Any]
 ) -> None:
     flags = [*write_configs(tmp_path, stage, precision), "--shards", data_set]
+    (tmp_path / "model.json").write_text(json.dumps(TINY_MODEL | parts))
     script: list[str | Path] = ["launch/pretrain.py", *flags]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     ended = run_script(*launcher(2), *script, "--output_dir", whole)

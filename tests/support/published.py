@@ -72,3 +72,22 @@ def write_weights(
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder, **shards)
     return model.eval()
+
+
+def write_modern_weights(folder: Path, num_rows: int, **changes: Any) -> Any:
+    """The same of a ModernBertForMaskedLM: layers 0 and 2 of 4 are global, the window is small."""
+    import torch
+    import transformers
+
+    torch.manual_seed(7)
+    sizes = {**SIZES, "num_hidden_layers": 4, "global_attn_every_n_layers": 2}
+    config = transformers.ModernBertConfig(
+        **{**sizes, "vocab_size": num_rows, "local_attention": 6, "pad_token_id": 0, **changes}
+    )
+    model = transformers.ModernBertForMaskedLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    return model.eval()

@@ -78,6 +78,7 @@ TORCHLESS = {
     "distributed.rendezvous",
     "model.config",
     "model.flops",
+    "model.published_config",
     "checkpoint.run_dir",
     "checkpoint.weight_source",
     "training.config",

@@ -39,6 +39,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import matmul_roofline, peak_flops, training_flops
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.products import converts
+from dist_bert.model.published_config import require_published_form, to_published_config
 from dist_bert.tools.benchmark.step_profile import shares_of_parts
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
@@ -271,7 +272,10 @@ def _transformers_model(model: ModelConfig) -> nn.Module:
             "transformers is not installed: pip install -c constraints.txt transformers, or leave"
             " it out with --against plain_torch"
         ) from None
-    config = transformers.BertConfig(attn_implementation="sdpa", **dataclasses.asdict(model))
+    require_published_form(model)
+    if model.architecture == "modern":
+        raise UserError("--against transformers: knows BERT alone; leave it out of a modern model")
+    config = transformers.BertConfig(attn_implementation="sdpa", **to_published_config(model))
     made: nn.Module = transformers.BertForPreTraining(config)
     return made
 

@@ -153,7 +153,11 @@ def activation_bytes(
         "batch and embeddings": num_tokens * embedding_bytes(model, weight_bytes),
         "layers": layers * kept_input if checkpointing else layers * layer,
     }
+    if model.positions == "rotary":
+        items["rotations"] = num_tokens * rotation_bytes(model)
     if checkpointing:
+        if model.norm == "pre":  # else it stands for the norm that the first layer lacks
+            items["final norm"] = kept_input + num_tokens * 8
         items["the layer computed again"] = layer - kept_input
     items["heads"] = head_bytes(model, weight_bytes, num_samples, num_masked)
     logits = num_masked * model.padded_vocab_size
@@ -165,21 +169,31 @@ def activation_bytes(
 def layer_bytes(model: ModelConfig, weight_bytes: int) -> int:
     """What one encoder layer saves of a token, with an attention that keeps no scores.
 
-    Its input, query, key and value, the context, both sums and the first norm's output: 8 H; the
-    inner activation's input and output; float32 statistics of two norms and of softmax, one a head;
-    dropout masks of a byte.
+    Its input, query, key and value, the context, and of the two norms what goes in and comes out,
+    where that is not the next layer's input: 8 H, before or after the halves. The inner
+    activation's input and output, and of GeGLU both halves and their product; float32 statistics of
+    two norms and of softmax, one a head; dropout masks of a byte.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     inner_copies = 2 if model.hidden_act == "gelu" else 1  # relu needs its output alone
+    if model.feed_forward == "geglu":
+        inner_copies = 4
     masks = 2 * hidden if model.hidden_dropout_prob else 0
     statistics = 2 * 8 + 4 * model.num_attention_heads
     return weight_bytes * (8 * hidden + inner_copies * inner) + statistics + masks
 
 
 def embedding_bytes(model: ModelConfig, weight_bytes: int) -> int:
-    """What the embeddings save of a token: three int64, the sum, its norm's statistics, a mask."""
+    """What the embeddings save of a token: int64 rows, the sum, its norm's statistics, a mask."""
+    num_tables = 1 + (model.type_vocab_size > 0) + (model.positions == "learned")
     mask = model.hidden_size if model.hidden_dropout_prob else 0
-    return 3 * 8 + weight_bytes * model.hidden_size + 8 + mask
+    return num_tables * 8 + weight_bytes * model.hidden_size + 8 + mask
+
+
+def rotation_bytes(model: ModelConfig) -> int:
+    """Cosines and sines of a token in float32, of global layers and, if others, of local ones."""
+    is_one = model.window is None or model.local_rope_theta == model.global_rope_theta
+    return (1 if is_one else 2) * 4 * model.head_size
 
 
 def head_bytes(model: ModelConfig, weight_bytes: int, num_samples: int, num_masked: int) -> int:

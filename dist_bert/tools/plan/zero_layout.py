@@ -145,28 +145,41 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of `BertForPreTraining`, in its order."""
     hidden, inner = model.hidden_size, model.intermediate_size
 
-    def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+    def linear(
+        name: str, inputs: int, outputs: int, bias: bool = model.bias
+    ) -> dict[str, tuple[int, ...]]:
+        weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs)}
+        return weight | ({f"{name}.bias": (outputs,)} if bias else {})
 
     def norm(name: str) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+        weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (hidden,)}
+        return weight | ({f"{name}.bias": (hidden,)} if model.norm_bias else {})
 
     shapes: dict[str, tuple[int, ...]] = {
         "mlm_bias": (model.vocab_size,),
         "encoder.word_embeddings.weight": (model.padded_vocab_size, hidden),
-        "encoder.position_embeddings.weight": (model.max_position_embeddings, hidden),
-        "encoder.token_type_embeddings.weight": (model.type_vocab_size, hidden),
-        **norm("encoder.embeddings_norm"),
     }
-    for layer in (f"encoder.layers.{index}" for index in range(model.num_hidden_layers)):
+    if model.positions == "learned":
+        positions = (model.max_position_embeddings, hidden)
+        shapes["encoder.position_embeddings.weight"] = positions
+    if model.type_vocab_size:
+        shapes["encoder.token_type_embeddings.weight"] = (model.type_vocab_size, hidden)
+    shapes |= norm("encoder.embeddings_norm")
+    is_pre_norm = model.norm == "pre"
+    width = 2 * inner if model.feed_forward == "geglu" else inner
+    for index in range(model.num_hidden_layers):
+        layer = f"encoder.layers.{index}"
         shapes |= linear(f"{layer}.qkv", hidden, 3 * hidden)
         shapes |= linear(f"{layer}.attention_output", hidden, hidden)
-        shapes |= norm(f"{layer}.attention_norm")
-        shapes |= linear(f"{layer}.intermediate", hidden, inner)
+        if index > 0 or not is_pre_norm:
+            shapes |= norm(f"{layer}.attention_norm")
+        shapes |= linear(f"{layer}.intermediate", hidden, width)
         shapes |= linear(f"{layer}.output", inner, hidden)
-        shapes |= norm(f"{layer}.output_norm")
+        shapes |= norm(f"{layer}.feed_forward_norm" if is_pre_norm else f"{layer}.output_norm")
+    if is_pre_norm:
+        shapes |= norm("encoder.final_norm")
     shapes |= linear("mlm_dense", hidden, hidden) | norm("mlm_norm")
-    return shapes | linear("pooler", hidden, hidden) | linear("nsp", hidden, 2)
+    return shapes | linear("pooler", hidden, hidden, True) | linear("nsp", hidden, 2, True)
 
 
 def _not_covered(values: dict[str, Any]) -> list[str]:

@@ -357,3 +357,50 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{path}: cannot be read .*: fetch it again") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_another_architecture_may_take_the_word_embeddings_alone(
+    run: tuple[Path, dict[str, Tensor]], tokenizer: Path
+) -> None:
+    folder, expected = run
+    modern = dataclasses.replace(
+        TINY_MODEL,
+        architecture="modern",
+        norm="pre",
+        positions="rotary",
+        feed_forward="geglu",
+        type_vocab_size=0,
+        num_hidden_layers=3,
+        max_position_embeddings=512,
+    )
+    made_by = {**TOKENIZER, "fingerprint": sha256_of_file(tokenizer)}
+    source = WeightSource.find(folder)
+    (refused,) = source.problems(modern, made_by, extend_positions=False)
+    assert "norm is 'pre', the weights have 'post'" in refused
+    assert refused.endswith("or set --init_parts embeddings to take the word embeddings alone")
+    assert source.problems(modern, made_by, extend_positions=False, parts="embeddings") == []
+    wider = dataclasses.replace(modern, hidden_size=48)
+    (refused,) = source.problems(wider, made_by, extend_positions=False, parts="embeddings")
+    assert "hidden_size is 48, the weights have 24: give the model" in refused
+
+    torch.manual_seed(1)
+    model = BertForPreTraining(modern)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    done = load_initial_weights(model, modern, source, "embeddings")
+    assert not done.has_mlm_head
+    assert done.description == (
+        f"word embeddings from {folder} at step-000000017; not taken and new: mlm_bias,"
+        " embeddings_norm, layers, final_norm, mlm_dense, mlm_norm, pooler, nsp"
+    )
+    words = "encoder.word_embeddings.weight"
+    after = dict(model.state_dict())
+    assert torch.equal(after.pop(words), expected[words])
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_the_parts_to_take_need_something_to_take_them_from() -> None:
+    PretrainingConfig(init_from="somewhere", init_parts="embeddings")
+    with pytest.raises(UserError, match="init_parts = embeddings: does nothing without init_from"):
+        PretrainingConfig(init_parts="embeddings")
+    with pytest.raises(UserError, match="extend_positions = True: does nothing with init_parts"):
+        PretrainingConfig(init_from="x", init_parts="embeddings", extend_positions=True)

@@ -39,6 +39,18 @@ TINY = ModelConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
+MODERN = dataclasses.replace(
+    TINY,
+    architecture="modern",
+    norm="pre",
+    positions="rotary",
+    feed_forward="geglu",
+    bias=False,
+    norm_bias=False,
+    type_vocab_size=0,
+    global_attn_every_n_layers=2,
+    local_attention=4,
+)
 LENGTHS = (13, 7, 5)
 SEGMENT_B_STARTS = (6, 7, 3)  # the second one has no segment B
 NUM_CLASSES = 3
@@ -233,13 +245,14 @@ def test_starts_and_ends_of_equal_lengths_have_the_loss_of_transformers() -> Non
     torch.testing.assert_close(loss, reference(**first, **places).loss)
 
 
+@pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
 @pytest.mark.parametrize("kind", ["texts", "several", "tokens", "spans"])
-def test_shares_of_micro_batches_add_up(kind: str) -> None:
+def test_shares_of_micro_batches_add_up(kind: str, config: ModelConfig) -> None:
     rng = np.random.default_rng(5)
     labels: dict[str, Any] = {}
     token_labels = None
     totals = {"num_samples": 3}
-    head: Head = BertForTextClassification(TINY, NUM_CLASSES, kind == "several")
+    head: Head = BertForTextClassification(config, NUM_CLASSES, kind == "several")
     if kind == "texts":
         labels = {"labels": rng.integers(0, NUM_CLASSES, 3)}
     elif kind == "several":
@@ -247,10 +260,10 @@ def test_shares_of_micro_batches_add_up(kind: str) -> None:
     elif kind == "tokens":
         token_labels = rng.integers(0, NUM_CLASSES, sum(LENGTHS))
         totals = {"num_labels": sum(LENGTHS)}
-        head = BertForTokenClassification(TINY, NUM_CLASSES)
+        head = BertForTokenClassification(config, NUM_CLASSES)
     else:
         labels = {n: np.array([2, 0, 4]) for n in ("start_positions", "end_positions")}
-        head = BertForQuestionAnswering(TINY)
+        head = BertForQuestionAnswering(config)
     features = make_features(labels, token_labels)
     shaken(head)
     whole, whole_metrics = head(**batch_of(features), **totals)
@@ -260,12 +273,15 @@ def test_shares_of_micro_batches_add_up(kind: str) -> None:
     ]
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
     torch.testing.assert_close(parts[0][1] + parts[1][1], whole_metrics)
+    whole.backward()
+    assert all(p.grad is not None for name, p in head.named_parameters() if "pooler" not in name)
 
 
-def test_a_head_starts_from_the_pretrained_encoder() -> None:
+@pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
+def test_a_head_starts_from_the_pretrained_encoder(config: ModelConfig) -> None:
     torch.manual_seed(7)
-    pretrained = shaken(BertForPreTraining(TINY))
-    head = BertForTextClassification(TINY, NUM_CLASSES, has_several_labels=False)
+    pretrained = shaken(BertForPreTraining(config))
+    head = BertForTextClassification(config, NUM_CLASSES, has_several_labels=False)
     start_from(head, pretrained, initializer_range=0.02)
     for name, value in head.state_dict().items():
         if not name.startswith("classifier"):

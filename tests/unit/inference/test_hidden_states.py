@@ -1,5 +1,6 @@
 """What goes from layer to layer, and attention weights that are those of the model's attention."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dist_bert.inference.hidden_states import (
     shares_on_neighbours,
 )
 from dist_bert.model.bert import BertEncoder
+from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import from_sequences
 from tests.support.synthetic import TINY_MODEL
 
@@ -22,10 +24,28 @@ NUM_LAYERS = TINY_MODEL.num_hidden_layers
 SEQUENCES = [[2, 41, 17, 17, 60, 3], [2, 30, 3], [2, 77, 5, 100, 3]]
 
 
+MODERN = dataclasses.replace(
+    TINY_MODEL,
+    architecture="modern",
+    norm="pre",
+    positions="rotary",
+    feed_forward="geglu",
+    bias=False,
+    type_vocab_size=0,
+    global_attn_every_n_layers=2,
+    local_attention=4,  # of texts of six tokens
+    global_rope_theta=160_000.0,
+)
+
+
 @pytest.fixture(scope="module")
 def encoder() -> BertEncoder:
+    return make_encoder(TINY_MODEL)
+
+
+def make_encoder(config: ModelConfig) -> BertEncoder:
     torch.manual_seed(5)
-    encoder = BertEncoder(TINY_MODEL).eval()
+    encoder = BertEncoder(config).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -55,10 +75,11 @@ def test_layers_follow_one_another_from_embeddings_to_output(encoder: BertEncode
 
 
 @pytest.mark.parametrize("layer", range(NUM_LAYERS))
+@pytest.mark.parametrize("config", [TINY_MODEL, MODERN], ids=["bert", "modern"])
 def test_weights_times_values_are_what_the_models_attention_gives(
-    encoder: BertEncoder, layer: int
+    config: ModelConfig, layer: int
 ) -> None:
-    batch = batch_of(SEQUENCES[:1])
+    encoder, batch = make_encoder(config), batch_of(SEQUENCES[:1])
     block: Any = encoder.layers[layer]
     contexts: list[Tensor] = []
     hook = block.attention_output.register_forward_pre_hook(
@@ -71,11 +92,14 @@ def test_weights_times_values_are_what_the_models_attention_gives(
     num_heads, length = TINY_MODEL.num_attention_heads, len(SEQUENCES[0])
     assert weights.shape == (num_heads, length, length) and weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(num_heads, length))
-    values = block.qkv(hidden)[:, 2 * TINY_MODEL.hidden_size :]  # (S, H)
+    inner = block.attention_norm(hidden) if config.norm == "pre" else hidden
+    values = block.qkv(inner)[:, 2 * TINY_MODEL.hidden_size :]  # (S, H)
     heads = values.view(length, num_heads, -1).transpose(0, 1)  # (N, S, D)
     context = (weights @ heads).transpose(0, 1).reshape(length, -1)
     torch.testing.assert_close(context, contexts[-1])
     assert weights.std(-1).min() > 0.01, "uniform weights would hide an error"
+    has_window = config.norm == "pre" and layer == 1
+    assert (weights[:, 0, 3:] == 0).all() == has_window
 
 
 def test_shares_by_hand() -> None:

@@ -11,9 +11,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_bert.model.bert import BertEncoder, BertForPreTraining, SampleLayout, locate_samples
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.flops import measured_matmul_flops, peak_flops, training_flops
+from dist_bert.model.flops import (
+    measured_matmul_flops,
+    pairs_in_window,
+    peak_flops,
+    training_flops,
+)
 from tests.support.synthetic import TINY_MODEL
 
+MODERN: dict[str, Any] = {
+    "architecture": "modern",
+    "norm": "pre",
+    "positions": "rotary",
+    "feed_forward": "geglu",
+    "bias": False,
+    "type_vocab_size": 0,
+    "num_hidden_layers": 5,
+    "global_attn_every_n_layers": 3,  # layers 0 and 3
+}
 MODEL = dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
@@ -22,7 +37,7 @@ def padded_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on GPUs without the varlen kernel: on CPU the backward pass computes scores again."""
 
     def layout(encoder: Any, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
-        return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen=False)
+        return locate_samples(cu_seqlens, max_seqlen, len(hidden), False, encoder.window)
 
     monkeypatch.setattr(BertEncoder, "_layout", layout)
 
@@ -58,6 +73,7 @@ def counted_flops(model: ModelConfig, lengths: list[int], num_masked: int) -> in
         (MODEL, [13, 13, 13], 5),
         (dataclasses.replace(MODEL, num_hidden_layers=3, hidden_size=32), [7, 7, 7, 7], 11),
         (dataclasses.replace(MODEL, intermediate_size=53, vocab_size=257), [41], 3),
+        (dataclasses.replace(MODEL, **MODERN), [13, 13, 13], 5),  # no longer than the window
     ],
 )
 def test_of_samples_of_equal_length_it_is_the_exact_count(
@@ -85,6 +101,30 @@ def test_of_samples_of_different_lengths_it_leaves_padding_out() -> None:
     assert of_padded == counted_flops(MODEL, lengths, 5)
     wasted = 12 * MODEL.hidden_size * MODEL.num_hidden_layers * (padded_pairs - pairs)
     assert of_padded - of_real == wasted > 0
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 6, 17, 41])
+def test_a_local_layer_counts_the_pairs_of_its_window_alone(length: int) -> None:
+    model = dataclasses.replace(MODEL, **MODERN, local_attention=8)
+    places = torch.arange(length)
+    num_near = int(((places[:, None] - places).abs() <= 4).sum())
+    assert pairs_in_window(model, 3 * length, 3 * length**2) == pytest.approx(3 * num_near)
+    local, all_global = (
+        training_flops(m, 3 * length, 3 * length**2, 5, 3)
+        for m in (model, dataclasses.replace(model, global_attn_every_n_layers=1))
+    )
+    left_out = 3 * (length**2 - num_near)
+    assert all_global - local == pytest.approx(12 * 3 * model.hidden_size * left_out)
+
+
+def test_the_pairs_of_samples_of_different_lengths_are_near() -> None:
+    """Their lengths are not known where operations are counted, their squares are."""
+    model = dataclasses.replace(MODEL, **MODERN, local_attention=8)
+    lengths = (41, 37, 29, 17, 13, 7, 3)
+    places = [torch.arange(length) for length in lengths]
+    exact = sum(int(((p[:, None] - p).abs() <= 4).sum()) for p in places)
+    found = pairs_in_window(model, sum(lengths), sum(length**2 for length in lengths))
+    assert found == pytest.approx(exact, rel=0.05)
 
 
 def test_it_is_near_6_per_weight_and_token_for_bert_base() -> None:

@@ -93,7 +93,7 @@ def test_dropout_follows_torchs_seed() -> None:
 def test_grouped_attention_agrees_with_torch(
     cached_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_CACHED_SCORES", cached_scores)
+    monkeypatch.setattr(kernels, "CACHED_SCORES", cached_scores)
     qkv = random(sum(LENGTHS), 3 * NUM_HEADS * HEAD_SIZE)
     direction = random(sum(LENGTHS), NUM_HEADS * HEAD_SIZE, seed=4).detach()
     groups = group_samples(bounds_of(LENGTHS), NUM_HEADS)
@@ -108,7 +108,7 @@ def test_grouped_attention_agrees_with_torch(
 
 
 def test_groups_cover_all_tokens_within_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_CACHED_SCORES", 3_000)
+    monkeypatch.setattr(kernels, "CACHED_SCORES", 3_000)
     groups = group_samples(bounds_of(LENGTHS), NUM_HEADS)
     found = [(group.start, group.stop, group.length) for group in groups]
     assert found == [(0, 33, 48), (33, 64, 32), (64, 81, 32), (81, 118, 16), (118, 119, 16)]
@@ -120,7 +120,7 @@ def test_gradients_of_attention_with_dropout(
     cached_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backward pass draws the dropout of the forward pass again: numeric derivatives tell."""
-    monkeypatch.setattr(kernels, "_CACHED_SCORES", cached_scores)
+    monkeypatch.setattr(kernels, "CACHED_SCORES", cached_scores)
     lengths = (7, 16, 3)
     qkv = random(sum(lengths), 3 * NUM_HEADS * HEAD_SIZE)
     groups = group_samples(bounds_of(lengths), NUM_HEADS)

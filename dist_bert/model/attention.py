@@ -1,0 +1,139 @@
+"""Attention of unpadded samples, on every device by what is fast there; all with a window.
+
+The only operation of the model that knows where one sample ends and the next begins. Not for: the
+projections around it (`dist_bert.model.bert`).
+
+Shapes: T tokens of the micro-batch, B samples, H hidden, N heads, D head size, S padded length (the
+longest sample).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_bert.model.band import BandTiles, banded_attention
+from dist_bert.model.kernels import SampleGroup, grouped_attention
+
+
+class SampleLayout(NamedTuple):
+    """Where the samples lie among the T tokens: made once per forward, read by every attention.
+
+    Attributes:
+        cu_seqlens: (B+1,) int32, sample b is tokens cu_seqlens[b] to cu_seqlens[b+1] - 1.
+        max_seqlen: S, tokens of the longest sample.
+        is_varlen: attention reads `cu_seqlens` itself and needs no padded view.
+        groups: on CPU, the samples that are padded together; None elsewhere.
+        tiles: on CPU, the pieces of the band; None where no sample is longer than its window.
+        token_of_slot: (B*S,) token in each slot of the padded view; None where that is a reshape.
+        slot_of_token: (T,) its inverse.
+        is_real_key: (B, 1, 1, S) False in slots behind the end of a sample.
+        is_in_band: (B or 1, 1, S, S) True where a local layer attends; None without local layers.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    is_varlen: bool = False
+    groups: list[SampleGroup] | None = None
+    tiles: list[BandTiles] | None = None
+    token_of_slot: Tensor | None = None
+    slot_of_token: Tensor | None = None
+    is_real_key: Tensor | None = None
+    is_in_band: Tensor | None = None
+
+
+def can_use_varlen_kernel(hidden: Tensor, head_size: int, dropout_p: float) -> bool:
+    """Whether FlashAttention's variable-length kernel can do the attention of this forward.
+
+    Args:
+        hidden: for device and dtype; torch.autocast overrules the dtype.
+        head_size: D; the kernel takes multiples of 8 up to 256.
+        dropout_p: dropout on attention weights; the kernel has none.
+    """
+    device = hidden.device
+    if device.type != "cuda" or dropout_p > 0.0 or head_size % 8 or head_size > 256:
+        return False
+    is_autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if is_autocast else hidden.dtype
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return is_half and torch.cuda.get_device_properties(device).major >= 8  # Ampere or later
+
+
+def locate_samples(
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_tokens: int,
+    is_varlen: bool,
+    window: int | None = None,
+) -> SampleLayout:
+    """Makes the layout on the device without waiting for it: no shape depends on tensor values."""
+    layout = SampleLayout(cu_seqlens, max_seqlen, is_varlen)
+    if is_varlen:
+        return layout
+    if window is not None:
+        slots = torch.arange(max_seqlen, device=cu_seqlens.device)
+        is_near = (slots[:, None] - slots).abs() <= window  # (S, S)
+        layout = layout._replace(is_in_band=is_near[None, None])
+    if num_tokens == (len(cu_seqlens) - 1) * max_seqlen:
+        return layout
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]  # (B,)
+    token_of_slot = starts[:, None] + torch.arange(max_seqlen, device=starts.device)  # (B, S)
+    tokens = torch.arange(num_tokens, dtype=ends.dtype, device=ends.device)  # (T,)
+    sample_of_token = torch.searchsorted(ends, tokens, right=True)  # (T,)
+    is_real = (token_of_slot < ends[:, None])[:, None, None, :]  # (B, 1, 1, S)
+    if layout.is_in_band is not None:
+        # Slots behind the end attend to something, too: a softmax of nothing is not a number.
+        is_in_band = is_real & (layout.is_in_band | ~is_real.transpose(2, 3))
+        layout = layout._replace(is_in_band=is_in_band)
+    return layout._replace(
+        # A slot behind the end of a sample may hold any valid row: it is masked.
+        token_of_slot=token_of_slot.clamp(max=num_tokens - 1).flatten(),
+        slot_of_token=sample_of_token * max_seqlen + tokens - starts[sample_of_token],
+        is_real_key=is_real,
+    )
+
+
+def attention(
+    qkv: Tensor,
+    layout: SampleLayout,
+    num_heads: int,
+    dropout_p: float,
+    window: int | None = None,
+) -> Tensor:
+    """Lets every token attend to the tokens of its own sample (Vaswani et al. 2017, section 3.2).
+
+    Args:
+        qkv: (T, 3H), queries, keys and values, each with its heads side by side.
+        layout: which tokens belong together; made for this window or for None.
+        num_heads: N.
+        dropout_p: dropout on attention weights in this forward.
+        window: tokens on each side that a token attends to, beside itself; None = all.
+
+    Returns:
+        (T, H), the heads side by side.
+    """
+    head_size = qkv.shape[1] // (3 * num_heads)
+    cu_seqlens, max_seqlen = layout.cu_seqlens, layout.max_seqlen
+    if layout.is_varlen:
+        from torch.nn.attention.varlen import varlen_attn  # registers CUDA kernels: only where used
+
+        q, k, v = qkv.view(-1, 3, num_heads, head_size).unbind(1)  # (T, N, D) each
+        both_ends: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
+        context = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **both_ends)
+        assert isinstance(context, Tensor)  # a tuple only if asked for
+        return context.flatten(1)
+    if window is not None and layout.tiles is not None:
+        return banded_attention(qkv, layout.tiles, num_heads, dropout_p)
+    if layout.groups is not None:
+        return grouped_attention(qkv, layout.groups, num_heads, dropout_p)
+    if layout.token_of_slot is not None:
+        qkv = qkv.index_select(0, layout.token_of_slot)  # (B*S, 3H)
+    padded = qkv.view(-1, max_seqlen, 3, num_heads, head_size)
+    q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)  # (B, N, S, D) each
+    mask = layout.is_real_key if window is None else layout.is_in_band
+    context = F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
+    context = context.transpose(1, 2).reshape(-1, num_heads * head_size)  # (B*S, H)
+    if layout.slot_of_token is not None:
+        context = context.index_select(0, layout.slot_of_token)
+    return context
