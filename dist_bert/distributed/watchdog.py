@@ -21,7 +21,7 @@ from dist_bert.distributed.rank_log import last_words, show_stacks
 
 START, STEP, SAVE = "start_minutes", "watchdog_minutes", "save_minutes"  # settings: the limits
 _BACKSTOP = 1.5  # times the limit, when faulthandler's own timer ends the process
-_REPORT_SECONDS = 30.0  # for the report of a limit that has passed, before that timer ends it
+_SLACK_SECONDS = 30.0  # more, for threads that wait for a core on a busy machine
 
 
 class Watchdog:
@@ -84,7 +84,7 @@ class Watchdog:
                 if seconds and idle > seconds:
                     self._end(idle, doing, limit)
                 if seconds:
-                    left = min(left, _BACKSTOP * seconds - idle)
+                    left = min(left, _BACKSTOP * seconds + _SLACK_SECONDS - idle)
             if left < math.inf:
                 faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
             else:
@@ -94,8 +94,8 @@ class Watchdog:
                 return
 
     def _end(self, idle_seconds: float, doing: str, limit: str) -> None:
-        # On a busy machine the report takes longer than what is left of the timer.
-        faulthandler.dump_traceback_later(_REPORT_SECONDS, exit=True, file=sys.__stderr__ or 2)
+        # The report has time of its own, but not without end: its file system may hang.
+        faulthandler.dump_traceback_later(_SLACK_SECONDS, exit=True, file=sys.__stderr__ or 2)
         rank = os.environ.get("RANK", "0")
         last_words(f"rank {rank}: stacks of all threads while {doing}:")
         show_stacks()

@@ -278,7 +278,7 @@ def test_a_disk_that_is_full_between_two_saves_does_not_end_the_run(
         process.send_signal(signal.SIGCONT)
         assert process.stdout is not None
         output = ""
-        while "training goes on" not in output:
+        while "training continues" not in output:
             line = process.stdout.readline()
             assert line, output
             output += line

@@ -113,7 +113,7 @@ def test_the_stacks_are_shown_also_where_the_interpreter_is_held() -> None:
     hang = """
 def hang():
     ctypes.PyDLL(None).sleep(1_000_000)
-watchdog._BACKSTOP = 5.0  # 3 s, from the next look on
+watchdog._BACKSTOP, watchdog._SLACK_SECONDS = 5.0, 0.0  # 3 s, from the next look on
 pass_time(0.0)
 hang()
 """
