@@ -86,9 +86,12 @@ def _write(
         name: value.detach().cpu().clone() for name, value in published.items() if name not in tied
     }
     files.write_bytes(folder / WEIGHTS_NAME, save(tensors, {"format": "pt"}))
+    # ModernBertConfig's own would lie behind the end of a smaller vocabulary.
+    ends = {"bos_token_id": CLS_ID, "eos_token_id": SEP_ID}
     values = {
         **to_published_config(config),
         **facts,
+        **(ends if config.architecture == "modern" else {}),
         "pad_token_id": PAD_ID,
         "cls_token_id": CLS_ID,
         "sep_token_id": SEP_ID,

@@ -73,6 +73,7 @@ def test_imported_and_exported_it_answers_as_the_published_one(
     config = read_json(tmp_path / "exported/config.json")
     kinds = ["full_attention", "sliding_attention"] * 2
     assert (config["layer_types"], config["global_attn_every_n_layers"]) == (kinds, 2)
+    assert all(value < 5 for name, value in config.items() if name.endswith("_token_id"))
     again = TrainedRun.load(tmp_path / "exported")
     assert again.config == run.config
     for name, value in again.own_weights().items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dist_bert.checkpoint.checkpoint import check_identity
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import from_dict
+from dist_bert.common.settings import from_dict, read_json
 from dist_bert.model import bert as model_module
 from dist_bert.model.bert import BertEncoder, BertForPreTraining, SampleLayout, locate_samples
 from dist_bert.model.config import ModelConfig
@@ -322,6 +322,23 @@ def test_initial_weights_are_those_of_modernbert() -> None:
         assert abs(parameter.std().item() - cut_off_share * std) < error, name
 
 
+def test_learns_random_samples_by_heart() -> None:
+    batch = make_batch(tuple(8 + b % 12 for b in range(64)))
+    batch["next_sentence_label"] = torch.arange(64) % 2
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    model = BertForPreTraining(dataclasses.replace(MODERN, **sizes))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    metrics = torch.zeros(4)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss, metrics = model(**batch)
+        loss.backward()
+        optimizer.step()
+    assert metrics[2] > 0.95
+    assert metrics[3] == 1.0
+
+
 def test_the_published_sizes() -> None:
     """Parameters of `answerdotai/ModernBERT-base` and `-large`: 149 and 395 millions."""
     for name, num_millions in (("base", 149), ("large", 395)):
@@ -343,8 +360,6 @@ def test_the_published_sizes() -> None:
 
 
 def read_model(name: str) -> dict[str, Any]:
-    from dist_bert.common.settings import read_json
-
     return read_json(f"configs/model/modern_{name}.json")
 
 
