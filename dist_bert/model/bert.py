@@ -33,16 +33,6 @@ from dist_bert.model.kernels import dropout, group_samples, linear_cross_entropy
 from dist_bert.model.products import Linear, linear
 from dist_bert.model.rotary import Rotation, rotate, rotation
 
-__all__ = (
-    "BertEncoder",
-    "BertForPreTraining",
-    "BertLayer",
-    "SampleLayout",
-    "attention",
-    "can_use_varlen_kernel",
-    "locate_samples",
-)
-
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu}  # gelu is the exact erf form
 METRIC_NAMES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")

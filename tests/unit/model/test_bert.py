@@ -14,14 +14,8 @@ from torch import Tensor
 
 from dist_bert.data.batches import NO_LABEL, StepBatch
 from dist_bert.model import bert as model_module
-from dist_bert.model.bert import (
-    BertEncoder,
-    BertForPreTraining,
-    SampleLayout,
-    attention,
-    can_use_varlen_kernel,
-    locate_samples,
-)
+from dist_bert.model.attention import SampleLayout, attention, can_use_varlen_kernel, locate_samples
+from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.kernels import group_samples
 from dist_bert.model.micro_batches import from_padded, pinned, to_device

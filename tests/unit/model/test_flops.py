@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dist_bert.model.bert import BertEncoder, BertForPreTraining, SampleLayout, locate_samples
+from dist_bert.model.attention import SampleLayout, locate_samples
+from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import (
     measured_matmul_flops,

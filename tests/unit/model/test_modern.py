@@ -15,7 +15,8 @@ from dist_bert.checkpoint.checkpoint import check_identity
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, read_json
 from dist_bert.model import bert as model_module
-from dist_bert.model.bert import BertEncoder, BertForPreTraining, SampleLayout, locate_samples
+from dist_bert.model.attention import SampleLayout, locate_samples
+from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import from_published, to_published
 from tests.support import naive_encoder
