@@ -12,6 +12,7 @@ from torch import nn
 from dist_bert.data.batches import MicroBatch
 from dist_bert.model.micro_batches import sum_of_shares
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.half_precision import scale_plain_losses
 from dist_bert.training.optimizer import parameter_groups
 from dist_bert.training.skipped_steps import skip_plain_updates
 
@@ -24,6 +25,8 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
         model_parameters=parameter_groups(model, config.weight_decay),
         config={**config.values, "steps_per_print": 1 << 62},  # its console lines are ours to write
     )
+    if config.zero_stage == 0 and config.precision == "fp16":
+        scale_plain_losses(engine)
     if config.zero_stage == 0 and config.precision == "fp32":
         skip_plain_updates(engine)
     elif config.zero_stage == 0:
