@@ -29,7 +29,7 @@ from dist_bert.training.engine import build_engine
 MODEL = ModelConfig(
     vocab_size=101,
     hidden_size=24,
-    num_hidden_layers=2,
+    num_hidden_layers=3,  # borders of 2 and 4 ranks then cut matrices of layers
     num_attention_heads=4,
     intermediate_size=37,
     max_position_embeddings=17,
@@ -37,11 +37,22 @@ MODEL = ModelConfig(
     attention_probs_dropout_prob=0.0,
     initializer_range=0.2,  # far from uniform predictions, so that every weight matters
 )
-NUM_STEPS, NUM_SAMPLES, CLIP = 20, 16, 0.5
+NUM_STEPS, NUM_STEPS_16_BITS, NUM_SAMPLES, CLIP = 20, 8, 16, 0.5
 SAVED_STEP, RESUMED_STEPS = 3, 3
 # By name; eps is far above the rounding of gradients that are zero but for it (keys' biases).
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Lamb": {"lr": 1e-2, "betas": [0.9, 0.99], "eps": 1e-5, "weight_decay": 0.03},
+    "StableAdamW": {"lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1},
+    "Muon": {
+        "lr": 3e-3,
+        "betas": [0.9, 0.95],
+        "eps": 1e-5,
+        "weight_decay": 0.1,
+        "momentum": 0.9,
+        "newton_schulz_steps": 5,
+        "matrix_lr_factor": 2.0,
+        "matrix_weight_decay": 0.2,
+    },
 }
 
 
@@ -207,7 +218,8 @@ def main() -> None:
     folder: Path = arguments.output_dir
     for case in cases():
         engine = case.engine()
-        train(engine, range(1, NUM_STEPS + 1))
+        num_steps = NUM_STEPS if case.precision == "fp32" else NUM_STEPS_16_BITS
+        train(engine, range(1, num_steps + 1))
         write(folder, case.name, engine)
         engine.destroy()
     for name in OPTIMIZERS:

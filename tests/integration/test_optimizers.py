@@ -16,6 +16,7 @@ from tests.integration.optimizer_worker import (
     MODEL,
     NUM_SAMPLES,
     NUM_STEPS,
+    NUM_STEPS_16_BITS,
     OPTIMIZERS,
     RESUMED_STEPS,
     SAVED_STEP,
@@ -99,7 +100,7 @@ def test_trust_ratios_are_those_of_whole_parameters(folder: Path, num_ranks: int
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stages_agree_in_16_bits(folder: Path, name: str, precision: str) -> None:
     """The float32 weights, as far as gradients of 16 bits tell."""
-    expected, _ = reference(name, NUM_STEPS)
+    expected, _ = reference(name, NUM_STEPS_16_BITS)
     start, _ = reference(name, 0)
     for stage in range(3):
         found = np.load(folder / f"2/{name}-{stage}-1-{precision}.npz")

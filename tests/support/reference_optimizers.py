@@ -44,4 +44,59 @@ def lamb(model: nn.Module, states: State, step: int, params: dict[str, Any]) -> 
     return ratios
 
 
-UPDATES = {"Lamb": lamb}
+@torch.no_grad()
+def stable_adamw(
+    model: nn.Module, states: State, step: int, params: dict[str, Any]
+) -> dict[str, float]:
+    """Wortsman et al. 2023, Algorithm 2; returns the root mean squares."""
+    betas = [b * (1 - b ** (step - 1)) / (1 - b**step) for b in params["betas"]]
+    found = {}
+    for name, w in model.named_parameters():
+        assert w.grad is not None
+        v, u = moments(states.setdefault(name, {}), w.grad, betas)
+        eps = torch.tensor(params["eps"])
+        found[name] = rms = float((w.grad**2 / torch.maximum(u, eps**2)).mean().sqrt())
+        lr = params["lr"] / max(1.0, rms)
+        decay = params["weight_decay"] if w.ndim > 1 else 0.0
+        w.copy_(w - lr * decay * w - lr * v / (u.sqrt() + eps))
+    return found
+
+
+def newton_schulz(matrix: Tensor, num_steps: int) -> Tensor:
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(num_steps):
+        if x.shape[0] <= x.shape[1]:
+            gram = x @ x.T
+            x = a * x + b * (gram @ x) + c * (gram @ gram @ x)
+        else:
+            gram = x.T @ x
+            x = a * x + b * (x @ gram) + c * (x @ gram @ gram)
+    return x
+
+
+@torch.no_grad()
+def muon(model: nn.Module, states: State, step: int, params: dict[str, Any]) -> dict[str, float]:
+    """Jordan et al. 2024 and Liu et al. 2025; AdamW for what is no matrix of a layer."""
+    betas, mu = params["betas"], params["momentum"]
+    for name, w in model.named_parameters():
+        assert w.grad is not None
+        state = states.setdefault(name, {})
+        if "layers." in name and w.ndim == 2:
+            state["m"] = mu * state.get("m", torch.zeros_like(w)) + (1 - mu) * w.grad
+            nesterov = mu * state["m"] + (1 - mu) * w.grad
+            lr = params["lr"] * params["matrix_lr_factor"]
+            w.mul_(1 - lr * params["matrix_weight_decay"])
+            parts = 3 if "qkv" in name else 1
+            for part, direction in zip(w.chunk(parts), nesterov.chunk(parts), strict=True):
+                scale = 0.2 * math.sqrt(max(part.shape))
+                part.sub_(lr * scale * newton_schulz(direction, params["newton_schulz_steps"]))
+        else:
+            m, v = moments(state, w.grad, betas)
+            w.mul_(1 - params["lr"] * (params["weight_decay"] if w.ndim > 1 else 0.0))
+            root = (v / (1 - betas[1] ** step)).sqrt() + params["eps"]
+            w.sub_(params["lr"] * m / (1 - betas[0] ** step) / root)
+    return {}
+
+
+UPDATES = {"Lamb": lamb, "StableAdamW": stable_adamw, "Muon": muon}

@@ -42,6 +42,19 @@ OURS = {
             "max_trust_ratio": None,
         },
     ),
+    "stableadamw": Kind("StableAdamW", {"betas": (0.9, 0.99), "eps": 1e-6}),
+    "muon": Kind(
+        "Muon",
+        {
+            "momentum": 0.95,
+            "nesterov": True,
+            "newton_schulz_steps": 5,
+            "matrix_lr_factor": 1.0,
+            "matrix_weight_decay": None,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        },
+    ),
 }
 
 

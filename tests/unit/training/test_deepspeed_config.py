@@ -175,12 +175,21 @@ def test_an_optimizer_of_ours_needs_whole_parameters(path: Path, kind: str) -> N
         ({"eps": -1}, "optimizer params eps = -1: must be a number of at least 0"),
         ({"max_trust_ratio": True}, "optimizer params max_trust_ratio = True: must be a number"),
         ({"bias_correction": 1}, "optimizer params bias_correction = 1: must be true or false"),
+        (
+            {"newton_schulz_steps": 0},
+            "optimizer params newton_schulz_steps = 0: must be a whole num",
+        ),
+        (
+            {"matrix_weight_decay": None, "momentum": "x"},
+            "optimizer params momentum = 'x': must be",
+        ),
     ],
 )
 def test_settings_of_our_optimizers_are_checked(
     path: Path, params: dict[str, Any], message: str
 ) -> None:
-    optimizer = {"type": "Lamb", "params": {"lr": 1e-3, **params}}
+    kind = "Muon" if "newton_schulz_steps" in params or "momentum" in params else "Lamb"
+    optimizer = {"type": kind, "params": {"lr": 1e-3, **params}}
     assert problem(path, optimizer=optimizer).startswith(message)
 
 
@@ -192,7 +201,7 @@ def test_settings_of_our_optimizers_are_checked(
         ("OneBitAdam", "DeepSpeed 0.19 has it no longer"),
         ("OneBitLamb", "DeepSpeed 0.19 has it no longer"),
         ("ZeroOneAdam", "DeepSpeed 0.19 has it no longer"),
-        ("SGD", "is not known here; use AdamW (known, too: Adam, Lamb"),
+        ("SGD", "is not known here; use AdamW (known, too: Adam, Lamb, StableAdamW, Muon)"),
     ],
 )
 def test_optimizers_that_cannot_work_are_refused_with_the_reason(
