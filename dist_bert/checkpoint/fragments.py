@@ -8,7 +8,6 @@ identified by the parameter's name and its place in it, so that a checkpoint of 
 This is the one module that knows how DeepSpeed's optimizers keep their flat tensors.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,17 +21,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 from dist_bert.checkpoint.format import WEIGHT, Fragment
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """The place of a fragment in one of the tensors that the inner optimizer was given."""
-
-    name: str
-    start: int  # in the flattened parameter
-    owner: Tensor
-    offset: int  # in the flattened owner
-    size: int
+from dist_bert.checkpoint.places import Place
 
 
 def fragments(engine: Any) -> list[Fragment]:
@@ -42,7 +31,7 @@ def fragments(engine: Any) -> list[Fragment]:
     """
     states = engine.basic_optimizer.state
     found = []
-    for place in _places(engine):
+    for place in places(engine):
         tensors = {WEIGHT: place.owner.data}
         for key, value in states.get(place.owner, {}).items():
             if torch.is_tensor(value) and value.shape == place.owner.shape:
@@ -50,6 +39,35 @@ def fragments(engine: Any) -> list[Fragment]:
         views = {k: t.view(-1).narrow(0, place.offset, place.size) for k, t in tensors.items()}
         found.append(Fragment(place.name, place.start, views))
     return found
+
+
+def places(engine: Any) -> Iterator[Place]:
+    """The place of every fragment that this rank holds, in the order of the model's parameters."""
+    wrapper = engine.optimizer
+    flat = _flat_places(wrapper)
+    cut = _cut_places(wrapper)
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if isinstance(wrapper, DeepSpeedZeroOptimizer_Stage3):
+            group, offset, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
+            start = size * dist.get_rank()  # equal parts, the last ones padded
+            size = max(0, min(size, parameter.ds_numel - start))
+            owner = wrapper.fp32_partitioned_groups_flat[group]
+        elif isinstance(wrapper, DeepSpeedZeroOptimizer):
+            start, owner, offset, size = cut[parameter]
+        elif isinstance(wrapper, BF16_Optimizer):
+            mapping = parameter._hp_mapping
+            if mapping is None:  # all of it is on other ranks
+                continue
+            start, size = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+            owners = engine.basic_optimizer.param_groups[mapping.param_group_index]["params"]
+            owner, offset = owners[0], mapping.hp_fragment_address.start
+        else:
+            start, size = 0, parameter.numel()
+            owner, offset = flat.get(parameter, (parameter, 0))
+        if size:
+            yield Place(name, int(start), owner, int(offset), int(size))
 
 
 def is_replicated(engine: Any) -> bool:
@@ -147,30 +165,25 @@ def _owners(engine: Any) -> list[Tensor]:
     return [p for group in engine.basic_optimizer.param_groups for p in group["params"]]
 
 
-def _places(engine: Any) -> Iterator[_Place]:
-    """Every fragment's place, in the order of the model's parameters."""
-    wrapper = engine.optimizer
-    flat = _flat_places(wrapper)
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if isinstance(wrapper, DeepSpeedZeroOptimizer_Stage3):
-            group, offset, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
-            start = size * dist.get_rank()  # equal parts, the last ones padded
-            size = max(0, min(size, parameter.ds_numel - start))
-            owner = wrapper.fp32_partitioned_groups_flat[group]
-        elif isinstance(wrapper, DeepSpeedZeroOptimizer | BF16_Optimizer):
-            mapping = parameter._hp_mapping
-            if mapping is None:  # all of it is on other ranks
-                continue
-            start, size = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
-            owners = engine.basic_optimizer.param_groups[mapping.param_group_index]["params"]
-            owner, offset = owners[0], mapping.hp_fragment_address.start
-        else:
-            start, size = 0, parameter.numel()
-            owner, offset = flat.get(parameter, (parameter, 0))
-        if size:
-            yield _Place(name, int(start), owner, int(offset), int(size))
+def _cut_places(wrapper: Any) -> dict[Tensor, tuple[int, Tensor, int, int]]:
+    """At ZeRO 1 and 2: parameter -> first element, owner, place in it, elements on this rank.
+
+    Not from DeepSpeed's own map, which forgets that `round_robin_gradients` reorders parameters.
+    """
+    places: dict[Tensor, tuple[int, Tensor, int, int]] = {}
+    if isinstance(wrapper, DeepSpeedZeroOptimizer):
+        for group, owner in enumerate(wrapper.single_partition_of_fp32_groups):
+            begin = dist.get_rank() * wrapper.partition_size[group]
+            end = begin + wrapper.partition_size[group]
+            for parameter, first in zip(
+                wrapper.round_robin_bit16_groups[group],
+                wrapper.round_robin_bit16_offsets[group],
+                strict=True,
+            ):
+                start = max(begin - first, 0)
+                size = max(min(end - first, parameter.numel()) - start, 0)
+                places[parameter] = (start, owner, first + start - begin, size)
+    return places
 
 
 def _flat_places(wrapper: Any) -> dict[Tensor, tuple[Tensor, int]]:

@@ -15,6 +15,7 @@ from dist_bert.common.settings import raise_all, read_json
 from dist_bert.data.batches import BatchShape
 from dist_bert.training.deepspeed_flags import with_values
 from dist_bert.training.deepspeed_release import require_sound_release
+from dist_bert.training.optimizers.kinds import kind_problems
 
 # Sections that mean something in this system. The others that DeepSpeed knows are refused,
 # because a key that does nothing here would look as if it did.
@@ -45,16 +46,6 @@ _ELSEWHERE = {
     "steps_per_print": "the console's interval is the run setting log_interval",
 }
 _SECTIONS = ("optimizer", "bf16", "fp16", "zero_optimization")
-_OPTIMIZERS = ("adamw", "adam", "lamb")
-_NO_COMPRESSION = "DeepSpeed 0.19 has it no longer"
-_REFUSED_OPTIMIZERS = {  # what DeepSpeed has or had, and why not here
-    "muon": "DeepSpeed clips its finished updates at ZeRO 1 and 2 and its gradients at ZeRO 0, and"
-    " its matrices want another learning rate than the rest, where a run has one schedule",
-    "lion": "DeepSpeed has it for GPUs alone, and no test here covers it",
-    "onebitadam": _NO_COMPRESSION,
-    "onebitlamb": _NO_COMPRESSION,
-    "zerooneadam": _NO_COMPRESSION,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +103,7 @@ class DeepSpeedConfig:
         if unknown:
             problems.append(f"unknown key {', '.join(unknown)}; known: {', '.join(_KNOWN_KEYS)}")
         problems += _optimizer_problems(values)
+        problems += kind_problems(values, precision_of(values))
         if values.get("bf16", {}).get("enabled") and values.get("fp16", {}).get("enabled"):
             problems.append("bf16 and fp16 are both enabled: choose one")
         try:
@@ -143,12 +135,6 @@ class DeepSpeedConfig:
             problems.append(
                 "fp16 is enabled, which needs a GPU, and there is none here; use bf16"
                 " (configs/zero2.json) or float32 (configs/zero2_fp32.json)"
-            )
-        kind = self.values["optimizer"]["type"]
-        if kind.lower() == "lamb" and not has_gpu:
-            problems.append(
-                f"optimizer type {kind} needs a GPU (DeepSpeed has no other), and there is none"
-                " here; use AdamW"
             )
         raise_all("DeepSpeed", problems)
 
@@ -188,27 +174,6 @@ def _optimizer_problems(values: dict[str, Any]) -> list[str]:
         problems.append(
             "optimizer: must be given with its type and peak lr, as"
             ' {"type": "AdamW", "params": {"lr": 1e-4}}'
-        )
-    name = str(optimizer.get("type", "")).lower()
-    stage = values.get("zero_optimization", {}).get("stage", 0)
-    if name in _REFUSED_OPTIMIZERS:
-        problems.append(
-            f"optimizer type {optimizer['type']}: {_REFUSED_OPTIMIZERS[name]}; use AdamW"
-        )
-    elif name and name not in _OPTIMIZERS:
-        problems.append(
-            f"optimizer type {optimizer['type']}: is not known here; use AdamW, Adam, or Lamb at"
-            " ZeRO 0"
-        )
-    elif name == "lamb" and stage >= 1:
-        problems.append(
-            f"optimizer type {optimizer['type']} with ZeRO {stage} would train wrongly: it needs"
-            " the norm of whole layers and ZeRO gives it flat pieces; use AdamW, or ZeRO 0"
-        )
-    elif name == "lamb" and precision_of(values) == "bf16":
-        problems.append(
-            f"optimizer type {optimizer['type']} with bf16: DeepSpeed's kernel takes float32 and"
-            " fp16 alone; use one of them, or AdamW"
         )
     return problems
 

@@ -9,24 +9,37 @@ import torch.distributed as dist
 from deepspeed.runtime import compiler
 from torch import nn
 
+from dist_bert.checkpoint import fragments
 from dist_bert.data.batches import MicroBatch
 from dist_bert.model.micro_batches import sum_of_shares
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.half_precision import scale_plain_losses
 from dist_bert.training.optimizer import parameter_groups
+from dist_bert.training.optimizers.build import own_optimizer
 from dist_bert.training.skipped_steps import skip_plain_updates
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around a model on the CPU in float32."""
     _import_muon()
+    values = {**config.values, "steps_per_print": 1 << 62}  # its console lines are ours to write
+    own = own_optimizer(model, config)
+    if own is not None:
+        del values["optimizer"]  # DeepSpeed has another one of this name
+        values["zero_allow_untested_optimizer"] = True  # by DeepSpeed: tested here
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=parameter_groups(model, config.weight_decay),
-        config={**config.values, "steps_per_print": 1 << 62},  # its console lines are ours to write
+        optimizer=own,
+        model_parameters=None if own else parameter_groups(model, config.weight_decay),
+        config=values,
     )
+    if own is not None:
+        own.bind(list(fragments.places(engine)), not fragments.is_replicated(engine))
+    if config.zero_stage == 0 and config.precision == "fp16":
+        scale_plain_losses(engine)
     if config.zero_stage == 0 and config.precision == "fp32":
         skip_plain_updates(engine)
-    elif config.zero_stage == 0:
+    elif config.zero_stage == 0 and own is None:
         # DeepSpeed makes the optimizer's state by a step that is counted: the bias correction of
         # the first update would be that of the second, and the update three quarters of its size.
         for optimizer_state in engine.basic_optimizer.state.values():

@@ -21,6 +21,7 @@ from dist_bert.training.console import Console
 from dist_bert.training.loop import StepRecord
 from dist_bert.training.loss_spikes import LossSpikes
 from dist_bert.training.metrics import MetricsWriter, Prediction, as_table, scores_of
+from dist_bert.training.optimizers.build import optimizer_metrics
 from dist_bert.training.rank_reports import Ranks
 
 _USUAL_MFU = 0.4  # what launch/plan.py assumes
@@ -191,6 +192,7 @@ class Progress:
             **({"throughput/mfu": mfu} if mfu <= 1.0 else {}),
             "throughput/data_wait_fraction": data_wait / seconds,
             "memory/peak_gib": peak_memory_bytes(self._engine.device) / 2**30,
+            **optimizer_metrics(self._engine),
         }
 
     def _tell(self, values: dict[str, float]) -> None:

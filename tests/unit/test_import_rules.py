@@ -40,6 +40,7 @@ HOMES = {
     "deepspeed": {
         "dist_bert.distributed.process_group",
         "dist_bert.training.engine",
+        "dist_bert.training.half_precision",
         "dist_bert.checkpoint.fragments",
     },
     "fsspec": {"dist_bert.data.remote"},

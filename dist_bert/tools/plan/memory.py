@@ -16,10 +16,11 @@ from dist_bert.tools.plan.zero_layout import ZeroLayout
 
 FRAMEWORK_BYTES = 2 * 2**30  # assumed: CUDA context, NCCL's buffers, cuBLAS workspaces
 MARGIN = 0.08  # assumed: share of the memory that fragmentation and the unforeseen may take
-_MOMENT_BYTES = 8  # AdamW's two moments, in float32
+# What the optimizers of ours allocate while they step, in bytes for an element of a group: updates
+# and the roots of second moments; for StableAdamW also gradients by roots. float32.
+_UPDATE_BYTES = {"Lamb": 8, "StableAdamW": 12, "Muon": 8}
 LOGITS_AT_ONCE = 1 << 25  # of dist_bert.model.kernels, which needs torch
 NUM_SNAPSHOTS = 2  # of dist_bert.checkpoint.writer, which needs torch
-CHECKPOINT_BYTES = 12  # a parameter: weight and AdamW's moments, in float32
 _MOST_SAMPLES = 1 << 20  # where the search for the largest micro-batch ends
 
 
@@ -96,7 +97,7 @@ def state_bytes(layout: ZeroLayout) -> dict[str, int]:
     items["gradients"] = size * layout.num_gradients
     if layout.stage or layout.precision != "fp32":
         items["float32 weights"] = 4 * layout.num_owned
-    items["AdamW moments"] = _MOMENT_BYTES * layout.num_owned
+    items[f"{layout.optimizer} moments"] = 4 * layout.num_moments
     if layout.stage == 3 and layout.num_buffers:
         items["gradient bucket"] = size * layout.bucket_size
     return items
@@ -120,8 +121,18 @@ def buffer_bytes(layout: ZeroLayout) -> dict[str, int]:
 def update_bytes(layout: ZeroLayout) -> dict[str, int]:
     """What exists only while the optimizer steps: its gradients in float32."""
     if layout.stage == 0 and layout.precision == "fp32":
-        return {"gradients as one message": 4 * layout.num_parameters}
-    return {"float32 gradients": 4 * layout.num_owned}
+        items = {"gradients as one message": 4 * layout.num_parameters}
+    else:
+        items = {"float32 gradients": 4 * layout.num_owned}
+    if layout.optimizer in _UPDATE_BYTES:
+        items["updates"] = _UPDATE_BYTES[layout.optimizer] * layout.num_in_largest_group
+    return items
+
+
+def checkpoint_bytes(layout: ZeroLayout) -> int:
+    """Of the files of one checkpoint: weights and moments of all parameters, in float32."""
+    whole = dataclasses.replace(layout, num_ranks=1, stage=0)
+    return 4 * (whole.num_parameters + whole.num_moments)
 
 
 def snapshot_bytes(layout: ZeroLayout) -> int:
@@ -130,7 +141,7 @@ def snapshot_bytes(layout: ZeroLayout) -> int:
     Without ZeRO the tensors are shared out among the ranks: about as much. Pinned memory, on GPUs,
     may take up to twice as much: torch allocates it in powers of two, tensor by tensor.
     """
-    return NUM_SNAPSHOTS * CHECKPOINT_BYTES * -(-layout.num_parameters // layout.num_ranks)
+    return NUM_SNAPSHOTS * -(-checkpoint_bytes(layout) // layout.num_ranks)
 
 
 def activation_bytes(

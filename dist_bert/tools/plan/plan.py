@@ -15,10 +15,10 @@ from dist_bert.model.flops import training_flops
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
 from dist_bert.tools.plan.memory import (
-    CHECKPOINT_BYTES,
     FRAMEWORK_BYTES,
     MARGIN,
     SampleSize,
+    checkpoint_bytes,
     largest_micro_batch,
     plan_memory,
     snapshot_bytes,
@@ -328,7 +328,7 @@ def _step_as_json(time: StepTime) -> dict[str, Any]:
 def _disk(
     layout: ZeroLayout, run: PretrainingConfig, step: StepTime, disk_bytes_per_second: float
 ) -> dict[str, Any]:
-    checkpoint = CHECKPOINT_BYTES * layout.num_parameters
+    checkpoint = checkpoint_bytes(layout)
     weights = 4 * layout.num_parameters
     write_seconds = checkpoint / disk_bytes_per_second
     interval_seconds = min(run.checkpoint_interval, run.num_train_steps) * step.seconds

@@ -14,6 +14,7 @@ from typing import Any
 from dist_bert.common.settings import raise_all
 from dist_bert.model.config import ModelConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
+from dist_bert.training.optimizers.kinds import own_kind
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # DeepSpeed's own defaults, in elements.
@@ -41,6 +42,7 @@ class ZeroLayout:
     bucket_size: int  # elements
     prefetch_size: int  # elements; ZeRO-3
     persistence_threshold: int  # smaller parameters stay whole at ZeRO-3
+    optimizer: str = "AdamW"  # or the name of one of ours
 
     @classmethod
     def of(cls, model: ModelConfig, config: DeepSpeedConfig) -> "ZeroLayout":
@@ -74,6 +76,7 @@ class ZeroLayout:
             bucket_size=sizes["reduce_bucket_size"],
             prefetch_size=sizes["stage3_prefetch_bucket_size"],
             persistence_threshold=sizes["stage3_param_persistence_threshold"],
+            optimizer=kind.name if (kind := own_kind(config.values)) else "AdamW",
         )
 
     @property
@@ -82,11 +85,22 @@ class ZeroLayout:
         return WEIGHT_BYTES[self.precision]
 
     @functools.cached_property
-    def groups(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Elements of every parameter: those with weight decay, those without."""
-        shapes = parameter_shapes(self.model).values()
-        decayed = tuple(math.prod(shape) for shape in shapes if len(shape) > 1)
-        return decayed, tuple(math.prod(shape) for shape in shapes if len(shape) == 1)
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Elements of every parameter: those with weight decay, those without.
+
+        Before them those that Muon has for itself, the matrices of the layers.
+        """
+        shapes = parameter_shapes(self.model)
+        own = [
+            name
+            for name, shape in shapes.items()
+            if self.optimizer == "Muon" and "encoder.layers." in name and len(shape) > 1
+        ]
+        matrices = tuple(math.prod(shapes[name]) for name in own)
+        others = [shape for name, shape in shapes.items() if name not in own]
+        decayed = tuple(math.prod(shape) for shape in others if len(shape) > 1)
+        vectors = tuple(math.prod(shape) for shape in others if len(shape) == 1)
+        return (matrices, decayed, vectors) if own else (decayed, vectors)
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -105,13 +119,25 @@ class ZeroLayout:
             return self.num_parameters
         if self.stage == 3:  # every parameter is cut into equal parts
             return sum(_up_to_multiple(size, self.num_ranks) for size in self.sizes)
-        # A group is laid out flat and cut, at multiples of two elements.
-        return sum(_up_to_multiple(sum(group), 2 * self.num_ranks) for group in self.groups)
+        return self.num_ranks * sum(map(self._part_of, self.groups))
 
     @property
     def num_owned(self) -> int:
         """Elements whose optimizer state a rank keeps."""
         return self.num_padded // (self.num_ranks if self.stage else 1)
+
+    @property
+    def num_moments(self) -> int:
+        """Elements of a rank's optimizer state: two for each, one for Muon's matrices."""
+        moments = 2 * self.num_owned
+        if self.optimizer == "Muon":
+            moments -= self._part_of(self.groups[0])
+        return moments
+
+    @property
+    def num_in_largest_group(self) -> int:
+        """Elements of the largest group that a rank keeps: groups are updated one by one."""
+        return self.num_owned if self.stage in (0, 3) else max(map(self._part_of, self.groups))
 
     @functools.cached_property
     def num_persistent(self) -> int:
@@ -132,13 +158,22 @@ class ZeroLayout:
             return self.num_owned
         held = [0] * self.num_ranks
         for group in self.groups:
-            part = _up_to_multiple(sum(group), 2 * self.num_ranks) // self.num_ranks
+            part = self._part_of(group)
             start = 0
             for size in group:
                 for rank in range(start // part, (start + size - 1) // part + 1):
                     held[rank] += size
                 start += size
         return max(held)
+
+    def _part_of(self, group: tuple[int, ...]) -> int:
+        """Elements of a rank's part of a group, which is laid out flat and cut at ZeRO 1 and 2.
+
+        At multiples of two elements.
+        """
+        if self.stage == 0:
+            return sum(group)
+        return _up_to_multiple(sum(group), 2 * self.num_ranks) // self.num_ranks
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

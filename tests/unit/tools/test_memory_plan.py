@@ -19,9 +19,12 @@ from dist_bert.tools.plan.memory import (
     NUM_SNAPSHOTS,
     SampleSize,
     activation_bytes,
+    checkpoint_bytes,
     largest_micro_batch,
     layer_bytes,
     plan_memory,
+    state_bytes,
+    update_bytes,
 )
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 
@@ -201,3 +204,15 @@ def test_the_peak_is_the_backward_pass_or_the_update() -> None:
     assert sum(small.activations.values()) == 0
     assert small.peak - sum(small.states.values()) == 2 * 2**30 + 4 * layout.num_parameters
     assert large.peak - small.peak == sum(large.activations.values()) - 4 * layout.num_parameters
+
+
+def test_memory_of_an_optimizer_of_ours() -> None:
+    """A checkpoint does not depend on ranks; Muon keeps one moment of the layers' matrices."""
+    adamw, muon = (make_layout(num_ranks=4, optimizer=name) for name in ("AdamW", "Muon"))
+    assert checkpoint_bytes(adamw) == 12 * adamw.num_parameters
+    assert checkpoint_bytes(muon) == 12 * muon.num_parameters - 4 * sum(muon.groups[0])
+    assert state_bytes(muon)["Muon moments"] == 4 * muon.num_moments
+    assert state_bytes(adamw)["AdamW moments"] == 8 * adamw.num_owned
+    stable = make_layout(num_ranks=4, optimizer="StableAdamW")
+    assert update_bytes(stable)["updates"] == 12 * stable.num_in_largest_group
+    assert "updates" not in update_bytes(adamw)

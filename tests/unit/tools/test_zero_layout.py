@@ -15,6 +15,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.tools.plan.zero_layout import ZeroLayout, parameter_shapes
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.optimizer import parameter_groups
+from dist_bert.training.optimizers.build import own_optimizer
 from tests.support.synthetic import TINY_MODEL
 from tests.unit.tools.test_memory_plan import make_layout
 
@@ -39,6 +40,27 @@ def test_every_parameter_has_its_name_shape_and_place(path: Path) -> None:
     assert layout.num_parameters == sum(p.numel() for p in model.parameters())
     groups = [[p.numel() for p in g["params"]] for g in parameter_groups(model, 0.01)]
     assert [list(group) for group in layout.groups] == groups
+
+
+def test_muon_has_the_matrices_of_the_layers_for_itself() -> None:
+    optimizer = {"type": "Muon", "params": {"lr": 1e-3}}
+    config = load({"optimizer": optimizer, "zero_optimization": {"stage": 2}})
+    own = own_optimizer(BertForPreTraining(TINY_MODEL), config)
+    assert own is not None
+    layout = ZeroLayout.of(TINY_MODEL, config)
+    groups = [[p.numel() for p in group["params"]] for group in own.param_groups]
+    assert [list(group) for group in layout.groups] == groups
+
+
+def test_moments_and_the_largest_group_by_hand() -> None:
+    """Groups of 17, 10 and 5 elements on 2 ranks: parts of 10, 6 and 4 at ZeRO 2."""
+    sizes = {"groups": ((10, 7), (10,), (5,)), "sizes": (10, 7, 10, 5)}
+    expected = {(0, "Muon"): (47, 32), (2, "Muon"): (30, 10), (2, "Lamb"): (40, 10)}
+    for (stage, optimizer), (num_moments, num_in_largest) in expected.items():
+        layout = make_layout(num_ranks=2, stage=stage, optimizer=optimizer)
+        vars(layout).update(sizes)
+        assert layout.num_moments == num_moments
+        assert layout.num_in_largest_group == num_in_largest
 
 
 def test_parts_of_every_stage() -> None:

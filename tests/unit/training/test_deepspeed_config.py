@@ -144,30 +144,64 @@ def test_what_has_its_home_elsewhere_is_refused_with_the_place(
 
 
 @pytest.mark.parametrize("kind", ["Lamb", "LAMB"])
-def test_lamb_needs_zero_0_and_no_bf16(path: Path, kind: str) -> None:
+def test_an_optimizer_of_ours_needs_whole_parameters(path: Path, kind: str) -> None:
     optimizer = {**LAMB, "type": kind}
-    for stage in (1, 2, 3):
-        found = problem(path, optimizer=optimizer, zero_optimization={"stage": stage})
-        assert f"optimizer type {kind} with ZeRO {stage} would train wrongly" in found
-        assert found.endswith("use AdamW, or ZeRO 0")
-    assert load(path, optimizer=optimizer, zero_optimization={"stage": 0}).zero_stage == 0
-    assert load(path, optimizer=optimizer).zero_stage == 0
-    assert load(path, optimizer=optimizer, fp16={"enabled": True}).precision == "fp16"
-    assert load(path, zero_optimization={"stage": 2}).zero_stage == 2  # AdamW may
-    found = problem(path, optimizer=optimizer, bf16={"enabled": True})
-    assert found.startswith(f"optimizer type {kind} with bf16: DeepSpeed's kernel takes float32")
+    found = problem(path, optimizer=optimizer, zero_optimization={"stage": 3})
+    assert found.startswith("optimizer type Lamb with ZeRO 3 would train wrongly: it needs whole")
+    assert found.endswith("use ZeRO 0, 1, 2, or AdamW")
+    for stage, precision in itertools.product(range(3), ("bf16", "fp16")):
+        zero = {"stage": stage}
+        for is_on in (False, True):
+            values: dict[str, Any] = {precision: {"enabled": is_on}}
+            assert load(path, optimizer=optimizer, zero_optimization=zero, **values).peak_lr == 1e-4
+    offload = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    found = problem(path, optimizer=optimizer, zero_optimization=offload)
+    assert found.startswith("optimizer type Lamb with offload_optimizer: is not supported")
+    found = problem(path, optimizer=optimizer, torch_autocast={"enabled": True, "dtype": "float16"})
+    assert found.startswith("optimizer type Lamb with torch_autocast in float16: its loss scale")
+    assert load(path, zero_optimization=offload).zero_stage == 2  # AdamW may
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"max_coeff": 10},
+            "optimizer type Lamb: unknown params max_coeff; known: lr, weight_deca",
+        ),
+        ({"betas": [0.9]}, "optimizer params betas = [0.9]: must be two numbers from 0 to below 1"),
+        ({"betas": [0.9, 1]}, "optimizer params betas = [0.9, 1]: must be two numbers from 0 to"),
+        ({"eps": "1e-6"}, "optimizer params eps = '1e-6': must be a number of at least 0"),
+        ({"eps": -1}, "optimizer params eps = -1: must be a number of at least 0"),
+        ({"max_trust_ratio": True}, "optimizer params max_trust_ratio = True: must be a number"),
+        ({"bias_correction": 1}, "optimizer params bias_correction = 1: must be true or false"),
+        (
+            {"newton_schulz_steps": 0},
+            "optimizer params newton_schulz_steps = 0: must be a whole num",
+        ),
+        (
+            {"matrix_weight_decay": None, "momentum": "x"},
+            "optimizer params momentum = 'x': must be",
+        ),
+    ],
+)
+def test_settings_of_our_optimizers_are_checked(
+    path: Path, params: dict[str, Any], message: str
+) -> None:
+    kind = "Muon" if "newton_schulz_steps" in params or "momentum" in params else "Lamb"
+    optimizer = {"type": kind, "params": {"lr": 1e-3, **params}}
+    assert problem(path, optimizer=optimizer).startswith(message)
 
 
 @pytest.mark.parametrize("stage", [0, 2])
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("Muon", "DeepSpeed clips its finished updates at ZeRO 1 and 2"),
         ("Lion", "DeepSpeed has it for GPUs alone"),
         ("OneBitAdam", "DeepSpeed 0.19 has it no longer"),
         ("OneBitLamb", "DeepSpeed 0.19 has it no longer"),
         ("ZeroOneAdam", "DeepSpeed 0.19 has it no longer"),
-        ("SGD", "is not known here; use AdamW, Adam, or Lamb at ZeRO 0"),
+        ("SGD", "is not known here; use AdamW (known, too: Adam, Lamb, StableAdamW, Muon)"),
     ],
 )
 def test_optimizers_that_cannot_work_are_refused_with_the_reason(
@@ -178,22 +212,15 @@ def test_optimizers_that_cannot_work_are_refused_with_the_reason(
     assert found.startswith(f"optimizer type {kind}: {reason}") and found.count("; use AdamW") == 1
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"fp16": {"enabled": True}}, "fp16 is enabled, which needs a GPU, and there is none here"),
-        ({"optimizer": LAMB}, "optimizer type Lamb needs a GPU (DeepSpeed has no other), and"),
-    ],
-)
-def test_what_needs_a_gpu_is_refused_without_one(
-    path: Path, values: dict[str, Any], message: str
-) -> None:
-    config = load(path, **values)
+def test_fp16_is_refused_without_a_gpu(path: Path) -> None:
+    config = load(path, fp16={"enabled": True})
     with pytest.raises(UserError) as caught:
         config.check_device(has_gpu=False)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "fp16 is enabled, which needs a GPU, and there is none here" in str(caught.value)
+    assert "\n" not in str(caught.value)
     config.check_device(has_gpu=True)
     load(path, bf16={"enabled": True}).check_device(has_gpu=False)
+    load(path, optimizer=LAMB).check_device(has_gpu=False)
 
 
 SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.json"))
@@ -260,9 +287,9 @@ def test_all_problems_come_at_once(path: Path) -> None:
     on = {"enabled": True}
     found = problem(
         path, 2, **{TOTAL: 7}, optimizer={"type": "Lamb"}, bf16=on, fp16=on, scheduler={}, typo=1,
-        zero_optimization={"stage": 1},
+        zero_optimization={"stage": 3},
     )  # fmt: skip
-    parts = ("scheduler: ", "unknown key typo", "optimizer: must", "type Lamb with ZeRO 1", "both")
+    parts = ("scheduler: ", "unknown key typo", "optimizer: must", "type Lamb with ZeRO 3", "both")
     for part in (*parts, f"{TOTAL} = 7 is not a multiple of 2 ranks"):
         assert part in found
 
