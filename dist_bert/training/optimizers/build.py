@@ -1,9 +1,10 @@
 """Builds the optimizers of ours from the DeepSpeed JSON, and their groups from a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -17,7 +18,6 @@ OwnOptimizer = Lamb | StableAdamW | Muon
 Named = Sequence[tuple[str, nn.Parameter]]
 
 _LAYER_WEIGHT = re.compile(r"encoder\.layers\.\d+\.(\w+)\.weight")
-_STACKED = {"qkv": 3}  # how many matrices a layer's weight of this name is
 
 
 def own_optimizer(model: nn.Module, config: DeepSpeedConfig) -> OwnOptimizer | None:
@@ -67,7 +67,8 @@ def _muon_groups(
     """The matrices of the encoder's layers, then the groups of the others."""
     layers = [(name, p) for name, p in named if p.ndim == 2 and _LAYER_WEIGHT.fullmatch(name)]
     own = {name for name, _ in layers}
-    matrices = [m for name, p in layers for m in stacked(name, p.shape, _num_stacked(name))]
+    shapes = {name: p.shape for name, p in layers}
+    matrices = [m for name, p in layers for m in stacked(name, p.shape, _num_stacked(name, shapes))]
     others = _groups([item for item in named if item[0] not in own], weight_decay)
     first = {**_group(layers), "weight_decay": matrix_weight_decay, "lr_factor": lr_factor}
     return [
@@ -76,10 +77,16 @@ def _muon_groups(
     ]
 
 
-def _num_stacked(name: str) -> int:
+def _num_stacked(name: str, shapes: Mapping[str, torch.Size]) -> int:
+    """How many matrices a layer's weight holds, one above the other.
+
+    Queries, keys and values; in a GeGLU, the activated half and the gate.
+    """
     found = _LAYER_WEIGHT.fullmatch(name)
     assert found is not None
-    return _STACKED.get(found[1], 1)
+    if found[1] == "intermediate":
+        return shapes[name][0] // shapes[name.replace(".intermediate.", ".output.")][1]
+    return 3 if found[1] == "qkv" else 1
 
 
 def _group(named: Named) -> dict[str, Any]:

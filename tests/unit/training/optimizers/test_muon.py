@@ -1,5 +1,6 @@
 """Newton-Schulz's singular values, which rank computes which matrix, Muon's groups and steps."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -100,6 +101,20 @@ def test_only_the_layers_matrices_are_muons() -> None:
     assert sum(len(g["names"]) for g in optimizer.param_groups) == len(list(model.parameters()))
     _, other = make_muon(weight_decay=0.3, matrix_weight_decay=0.0)
     assert [g["weight_decay"] for g in other.param_groups] == [0.0, 0.3, 0.0]
+
+
+def test_the_halves_of_a_gated_feed_forward_are_two_matrices() -> None:
+    config = dataclasses.replace(TINY_MODEL, feed_forward="geglu")
+    values = {"train_batch_size": 3, "optimizer": {"type": "Muon", "params": {"lr": 0.1}}}
+    deepspeed = DeepSpeedConfig.from_values(values, "case", 1)
+    optimizer = own_optimizer(BertForPreTraining(config), deepspeed)
+    assert isinstance(optimizer, Muon)
+    name = "encoder.layers.0.intermediate.weight"
+    found = [m for m in optimizer.param_groups[0]["matrices"] if m.name == name]
+    inner, hidden = config.intermediate_size, config.hidden_size
+    assert [(m.start, m.rows, m.columns) for m in found] == [
+        (i * inner * hidden, inner, hidden) for i in range(2)
+    ]
 
 
 def test_the_size_of_a_gradient_does_not_count() -> None:
