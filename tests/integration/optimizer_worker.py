@@ -41,7 +41,7 @@ NUM_STEPS, NUM_STEPS_16_BITS, NUM_SAMPLES, CLIP = 20, 8, 16, 0.5
 SAVED_STEP, RESUMED_STEPS = 3, 3
 # By name; eps is far above the rounding of gradients that are zero but for it (keys' biases).
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "Lamb": {"lr": 1e-2, "betas": [0.9, 0.99], "eps": 1e-5, "weight_decay": 0.03},
+    "Lamb": {"lr": 3e-3, "betas": [0.9, 0.99], "eps": 1e-5, "weight_decay": 0.03},
     "StableAdamW": {"lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1},
     "Muon": {
         "lr": 3e-3,

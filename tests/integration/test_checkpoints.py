@@ -37,14 +37,14 @@ OPTIMIZER = {
 
 def command(
     folder: Path, data_set: Path, ranks: int, stage: int, precision: str = "fp32", batch: int = 36,
-    micro_batch: int = 9, **run: object,
+    micro_batch: int = 9, optimizer: dict[str, Any] = OPTIMIZER, **run: object,
 ) -> list[str | Path]:  # fmt: skip
     """A pretraining command with its own configuration files in a folder."""
     folder.mkdir(exist_ok=True)
     deepspeed = {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro_batch,
-        "optimizer": OPTIMIZER,
+        "optimizer": optimizer,
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": stage},
         **({"bf16": {"enabled": True}} if precision == "bf16" else {}),
@@ -113,6 +113,34 @@ def test_resumed_on_another_layout(
         assert found[step] == pytest.approx(expected[step], rel=tolerance), step
     samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
     assert samples == [36 * step for step in range(1, 17)]
+
+
+@pytest.mark.slow
+def test_an_optimizer_of_ours_resumes_and_no_other_does(data_set: Path, tmp_path: Path) -> None:
+    """Muon on 2 ranks at ZeRO 2, then on 1 at ZeRO 0; then Lamb, which tells its ratios."""
+    params = {"lr": 2e-3, "weight_decay": 0.01}
+    run_dir, muon = tmp_path / "run", {"type": "Muon", "params": params}
+    start = command(tmp_path / "2", data_set, 2, 2, optimizer=muon, num_train_steps=6)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    unbroken = losses(run_dir)
+    back_to(4, run_dir)
+    start = command(tmp_path / "1", data_set, 1, 0, optimizer=muon, num_train_steps=6)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "resumed at step 4 of 6" in ended.stdout
+    assert losses(run_dir) == pytest.approx(unbroken, rel=1e-5)
+
+    lamb = {"type": "Lamb", "params": params}
+    start = command(tmp_path / "lamb", data_set, 1, 0, optimizer=lamb, num_train_steps=6)
+    ended = run_script(*start, run_dir)
+    assert ended.returncode != 0
+    assert "optimizer type is 'Lamb', the checkpoint has 'Muon'" in ended.stderr
+    ended = run_script(*start, tmp_path / "other")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    row = next(r for r in reversed(read_metrics(tmp_path / "other")) if "train/loss" in r)
+    ratios = [row[f"train/trust_ratio_{name}"] for name in ("min", "median", "max")]
+    assert 0 < ratios[0] < ratios[1] < ratios[2]
 
 
 @pytest.mark.slow
