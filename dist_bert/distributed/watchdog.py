@@ -76,7 +76,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        pause = min(min(filter(None, self._seconds.values())) / 10, 5.0)
         while True:
             left = math.inf  # until faulthandler's timer must end the process
             for since, doing, limit in filter(None, (self._run, self._writing)):
@@ -89,7 +88,8 @@ class Watchdog:
                 faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
             else:
                 faulthandler.cancel_dump_traceback_later()
-            if self._is_stopped.wait(pause):
+            shortest = min(filter(None, self._seconds.values()))
+            if self._is_stopped.wait(min(shortest / 10, 5.0)):
                 faulthandler.cancel_dump_traceback_later()
                 return
 
