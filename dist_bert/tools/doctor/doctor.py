@@ -302,7 +302,7 @@ def _tools() -> Iterator[Finding]:
     needed_by = {
         "c++": "DeepSpeed's own CPU Adam (without torch_adam) and torch.compile",
         "ninja": "the same",
-        "nvcc": "DeepSpeed's own GPU optimizers (Lamb)",
+        "nvcc": "DeepSpeed's own GPU optimizers (FusedAdam)",
         "git": "the commit that a run notes",
     }
     for tool, use in needed_by.items():
