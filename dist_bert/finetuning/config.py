@@ -45,7 +45,7 @@ class FinetuneConfig:
         False, "leave the encoder's weights random: what pretraining is worth"
     )
     new_pooler: bool = setting(
-        False, "texts: start the pooler anew, not from what next-sentence prediction left of it"
+        False, "texts: start with a new pooler, not the one trained on next-sentence prediction"
     )
     qa_head: str = setting(
         "span",
@@ -101,8 +101,8 @@ class FinetuneConfig:
         for text in filter(None, self.learning_rates.split(",")):
             if not _is_positive_number(text):
                 problems.append(
-                    f"learning_rates = {self.learning_rates}: {text!r} is no number above 0; give"
-                    " them as 2e-5,5e-5"
+                    f"learning_rates = {self.learning_rates}: {text!r} is not a number above 0;"
+                    " give them as 2e-5,5e-5"
                 )
         raise_all("fine-tuning", problems)
 

@@ -125,7 +125,7 @@ class FinetunePlan:
         source = WeightSource.find(config.checkpoint, "--checkpoint")
         if source.tokenizer is None or not source.tokenizer.exists():
             raise UserError(
-                f"checkpoint = {config.checkpoint}: has no tokenizer beside its weights; import a"
+                f"checkpoint = {config.checkpoint}: has no tokenizer next to its weights; import a"
                 " published model with launch/import_model.py"
             )
         model = dataclasses.replace(

@@ -13,7 +13,7 @@ from dist_bert.inference.hidden_states import (
 from dist_bert.inference.text_batches import Text
 from dist_bert.inference.trained_run import TrainedRun
 
-AXIS = "attends to (left of the diagonal: what stands before it; right: what follows)"
+AXIS = "attends to (left of the diagonal: tokens before it; right: tokens after it)"
 
 
 def show_attention(

@@ -19,7 +19,7 @@ def evaluation_text(result: Evaluation) -> str:
         f" {result.num_documents:,} documents, {result.scores.num_masked:,} predictions",
         _all_samples(result),
         _groups("tokens of the sample", lengths),
-        _groups("what stands at the place", kinds),
+        _groups("piece at the position", kinds),
     )
     return "\n\n".join(sections)
 

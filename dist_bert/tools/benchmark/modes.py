@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 Figures = dict[str, Any]  # table -> row -> column -> figure
 Measure = Callable[[argparse.Namespace], Figures]
 
-_PREPARE = """Measures the preparation, then our reader of shards beside webdataset and np.memmap.
+_PREPARE = """Measures the preparation, and our reader of shards against webdataset and np.memmap.
 
 Preparation: text to shards on 1 and 2 ranks, SentencePiece alone on the same sentences, the stages,
 the making of samples. Without --input, it reads the documentation of the installed Python packages,
 where parsing the sources takes most of the time: give text for figures of text. Takes minutes, and
 up to 2 GB in a temporary folder (TMPDIR names its place), which is removed.
 """
-_TRAIN = """Measures optimizer steps on real batches, beside what one would take instead.
+_TRAIN = """Measures optimizer steps on real batches, compared with the alternatives.
 
 Ours, also with compiled layers or without DeepSpeed (plain_torch, on one rank), and transformers'
 BertForPreTraining, padded as its samples come or sorted by length as ours are, take turns on one
@@ -45,7 +45,7 @@ which the first is saved while training continues, as training does it. How long
 still at a save, in seconds and steps, and what a save costs in all. Checkpoints of 12 bytes a
 parameter are written to a temporary folder in --folder, which is removed.
 """
-_SOURCES = """Measures training's data path on shards that lie elsewhere.
+_SOURCES = """Measures training's data path on remote shards.
 
 On one rank, an epoch of micro-batches (at most 200,000 samples) from the folder, through an empty
 and a full cache, and from an HTTP server on this machine: at full speed, and how long a training

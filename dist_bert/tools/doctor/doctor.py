@@ -156,7 +156,7 @@ def _isolated(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding
                 name.strip("_"),
                 f"{type(error).__name__}: {error}",
                 problem="could not be looked at",
-                remedy="tell us, with this output",
+                remedy="report it, with this output",
             )
         )
     return found

@@ -136,7 +136,7 @@ def _disk(disk: dict[str, Any]) -> str:
         "disk",
         {
             "checkpoint": f"{_gb(disk['checkpoint_bytes'])} GB, written in"
-            f" {number(disk['write_seconds'])} s beside training",
+            f" {number(disk['write_seconds'])} s during training",
             "at most": f"{_gb(disk['most_bytes'])} GB",
             "host memory": f"up to {_gb(disk['host_bytes_per_rank'])} GB a rank, for copies",
             "share of the time": f"{disk['share_of_time']:.2%} waiting for it",

@@ -112,7 +112,7 @@ def read_history(run_dir: str | Path, name: str) -> RunHistory:
     for needed in (CONFIG_NAME, METRICS_NAME):
         if not (folder / needed).exists():
             raise UserError(
-                f"{run_dir}: is no run (has no {needed}); give the --output_dir of a run of"
+                f"{run_dir}: is not a run (has no {needed}); give the --output_dir of a run of"
                 " launch/pretrain.py"
             )
     train, validation = _columns(folder / METRICS_NAME)

@@ -27,7 +27,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     text = str(told.value)
     for part in ("train: give", "seeds = 0", "eval_share = 1.0", "num_train_epochs = 0.0"):
         assert part in text
-    assert "'x' is no number above 0" in text and "'-1' is no number above 0" in text
+    assert "'x' is not a number above 0" in text and "'-1' is not a number above 0" in text
 
 
 def write_run(folder: Path, lr: float, seed: int, f1: float) -> str:

@@ -366,8 +366,8 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
     empty = write_run(tmp_path / "empty", [])
     (tmp_path / "folder").mkdir()
     for run, problem in (
-        (tmp_path / "folder", "is no run (has no config.json)"),
-        (tmp_path / "nowhere", "is no run (has no config.json)"),
+        (tmp_path / "folder", "is not a run (has no config.json)"),
+        (tmp_path / "nowhere", "is not a run (has no config.json)"),
         (empty, "no step is written down yet"),
     ):
         with pytest.raises(UserError, match=re.escape(problem)):
