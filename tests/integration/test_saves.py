@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside training: killed in the writing, and held up.
+"""Checkpoints that are written during training: killed while writing, and held up.
 
 With `faulty_pretrain.py`, whose faults are in the threads that write.
 """
