@@ -53,6 +53,10 @@ class FinetuneJob:
         """The encoder's tokenizer."""
         return self.task.tokenizer.path
 
+    def lr(self, step: int) -> float:
+        """The learning rate of an optimizer step, from 1 on."""
+        return self.deepspeed.peak_lr * self.run.lr_schedule.share(step)
+
     @property
     def may_differ(self) -> list[str]:
         """Nothing."""

@@ -76,6 +76,10 @@ class PretrainingJob:
             "train_batch_size": self.deepspeed.batch_shape.global_batch_size,
         }
 
+    def lr(self, step: int) -> float:
+        """The learning rate of an optimizer step, from 1 on."""
+        return self.deepspeed.peak_lr * self.run.lr_schedule.share(step)
+
     @property
     def may_differ(self) -> list[str]:
         """Facts of the identity in which a checkpoint may differ, because the run says so."""

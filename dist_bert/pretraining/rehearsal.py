@@ -103,8 +103,8 @@ class Rehearsal:
         """Forward, backward and update, with the run's schedule."""
         records: list[StepRecord] = []
         times: list[float] = []
-        deepspeed, stop = self._job.deepspeed, StopAgreement(lambda: 0)
-        loop = TrainingLoop(self._engine, self._job.run, deepspeed.peak_lr, stop, self._beat)
+        job, stop = self._job, StopAgreement(lambda: 0)
+        loop = TrainingLoop(self._engine, job.run, job.lr, stop, self._beat)
         batches = prefetch(training_stream(self._job, training, self._state))
         for record in itertools.islice(loop.steps(batches, self._state), _NUM_STEPS):
             record.metrics.tolist()  # waits for the device

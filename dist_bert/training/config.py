@@ -3,6 +3,7 @@
 import dataclasses
 
 from dist_bert.common.settings import raise_all, setting
+from dist_bert.training.schedule import LrSchedule, schedule_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +13,8 @@ class TrainingConfig:
     output_dir: str = setting("runs/pretrain", "folder for checkpoints, metrics and TensorBoard")
     num_train_steps: int = setting(1_000_000, "optimizer steps in the whole run")
     warmup_steps: int = setting(10_000, "optimizer steps over which the lr rises linearly from 0")
-    schedule: str = setting(
-        "linear",
-        "lr after the warm-up; wsd = constant, then linear over decay_steps",
-        ("linear", "cosine", "constant", "wsd"),
-    )
-    decay_steps: int = setting(0, "last optimizer steps of schedule wsd, over which the lr falls")
+    schedule: str = schedule_setting("linear")
+    decay_steps: int = setting(0, "last optimizer steps of wsd and wsd_sqrt, over which lr falls")
     min_lr_ratio: float = setting(0.0, "lr at the end of the decay as a share of the peak, 0 to 1")
     seed: int = setting(42, "seed of weights, sample order, fresh masks and dropout")
     log_interval: int = setting(10, "optimizer steps between two console lines and metric flushes")
@@ -97,23 +94,21 @@ class TrainingConfig:
                 f"output_dir = {self.output_dir}: is a URL; give a folder of this machine or of a"
                 " file system that all nodes share"
             )
-        if self.warmup_steps > self.num_train_steps:
-            problems.append(
-                f"warmup_steps = {self.warmup_steps} is above num_train_steps ="
-                f" {self.num_train_steps}"
-            )
-        if (
-            self.schedule == "wsd"
-            and not 0 < self.decay_steps <= self.num_train_steps - self.warmup_steps
-        ):
-            problems.append(
-                f"decay_steps = {self.decay_steps}: wsd needs 1 to num_train_steps - warmup_steps"
-            )
-        if not 0.0 <= self.min_lr_ratio <= 1.0:
-            problems.append(f"min_lr_ratio = {self.min_lr_ratio}: must be 0 to 1")
+        problems += self.lr_schedule.problems()
         if self.on_spike != "record" and not self.spike_threshold:
             problems.append(f"on_spike = {self.on_spike}: does nothing with spike_threshold 0")
         return problems
+
+    @property
+    def lr_schedule(self) -> LrSchedule:
+        """The learning rate over the whole run."""
+        return LrSchedule(
+            self.num_train_steps,
+            self.warmup_steps,
+            self.schedule,
+            self.decay_steps,
+            self.min_lr_ratio,
+        )
 
     @property
     def time_limits(self) -> dict[str, float]:

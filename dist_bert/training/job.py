@@ -27,6 +27,9 @@ class Job(Protocol):
     def tokenizer_path(self) -> Path:
         """The tokenizer that made the ids."""
 
+    def lr(self, step: int) -> float:
+        """The learning rate of an optimizer step, from 1 on."""
+
     @property
     def may_differ(self) -> list[str]:
         """Facts of the identity in which a checkpoint may differ."""

@@ -23,7 +23,6 @@ from dist_bert.distributed.device_timer import Span, moment
 from dist_bert.model.micro_batches import to_device
 from dist_bert.training.config import TrainingConfig
 from dist_bert.training.loss_spikes import LossSpikes
-from dist_bert.training.optimizer import lr_share
 from dist_bert.training.skipped_steps import SkippedSteps, gradient_factor
 
 
@@ -49,8 +48,8 @@ class TrainingLoop:
 
     Attributes:
         engine: from `dist_bert.training.engine.build_engine`.
-        run: gives the number of steps, the schedule, the seed, `max_skipped_steps`.
-        peak_lr: the learning rate that the schedule scales.
+        run: gives the number of steps, the seed, `max_skipped_steps`.
+        lr: the learning rate of a step.
         stop: polled once a step, overlapped with its last micro-step.
         beat: called before every micro-step with what begins.
         spikes: finds the steps whose updates are left out because their loss jumps; None = none.
@@ -58,7 +57,7 @@ class TrainingLoop:
 
     engine: Any
     run: TrainingConfig
-    peak_lr: float
+    lr: Callable[[int], float]
     stop: StopAgreement
     beat: Callable[[str], None]
     spikes: LossSpikes | None = None
@@ -90,7 +89,7 @@ class TrainingLoop:
         waiting_since = time.perf_counter()
         batch = next(batches)
         data_wait_seconds = time.perf_counter() - waiting_since
-        lr = self.peak_lr * lr_share(step, self.run)
+        lr = self.lr(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
         spans: list[Span] = []
@@ -100,7 +99,9 @@ class TrainingLoop:
             self.beat(
                 f"in step {step:,}, micro-step {micro_step + 1} of {len(batch.micro_batches)}"
             )
-            if micro_step == len(batch.micro_batches) - 1:
+            is_last = micro_step == len(batch.micro_batches) - 1
+            engine.set_gradient_accumulation_boundary(is_last)  # steps may differ in their number
+            if is_last:
                 self.stop.begin()
             # Seeded by what is computed: no generator state needs to be saved.
             torch.manual_seed(int(hash64(self.run.seed, "dropout", step, micro_step, rank) >> 1))
@@ -109,7 +110,7 @@ class TrainingLoop:
             spans.append((start, moment(engine.device)))
             if self.spikes is not None:
                 loss_so_far += loss.detach()
-                if micro_step == len(batch.micro_batches) - 1:
+                if is_last:
                     dist.all_reduce(loss_so_far)
                     spike = self.spikes.measure(float(loss_so_far))  # waits for the device
                     loss = loss * math.nan if spike else loss  # the guard leaves the update out

@@ -188,7 +188,7 @@ class _Session:
         dist.broadcast_object_list(told, src=0)  # so that all ranks act on a spike together
         (spikes,) = told
         acted_on = spikes if run.on_spike != "record" else None
-        self.loop = TrainingLoop(engine, run, job.deepspeed.peak_lr, stop, watchdog.beat, acted_on)
+        self.loop = TrainingLoop(engine, run, job.lr, stop, watchdog.beat, acted_on)
         self._progress = Progress(
             engine,
             job.model,

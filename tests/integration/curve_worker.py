@@ -53,7 +53,7 @@ def curve(job: PretrainingJob) -> list[list[float]]:
     steps = []
 
     state, stop = TrainState(), StopAgreement(lambda: 0)
-    loop = TrainingLoop(engine, job.run, job.deepspeed.peak_lr, stop, beat=lambda doing: None)
+    loop = TrainingLoop(engine, job.run, job.lr, stop, beat=lambda doing: None)
     for record in loop.steps(training_stream(job, reader, state), state):
         assert record.grad_norm is not None
         steps.append([*record.metrics[is_loss].tolist(), float(record.grad_norm)])

@@ -112,7 +112,9 @@ def trained(
     saves = CheckpointWriter(engine, folder, {}, 1, Watchdog())
 
     schedule = SaveSchedule(run)
-    loop = TrainingLoop(engine, run, 1e-3, StopAgreement(lambda: 0), beat=lambda doing: None)
+    loop = TrainingLoop(
+        engine, run, lambda step: 1e-3, StopAgreement(lambda: 0), beat=lambda doing: None
+    )
     for record in loop.steps(steps, TrainState()):
         records.append(record)
         is_due = schedule.is_due(record, is_stop=False)
@@ -160,7 +162,7 @@ def check_floor(stage: int, shards: Path) -> None:
     scales: list[float] = []
 
     stop = StopAgreement(lambda: 0)
-    for record in TrainingLoop(engine, run, 1e-3, stop, beat=lambda doing: None).steps(
+    for record in TrainingLoop(engine, run, lambda step: 1e-3, stop, beat=lambda doing: None).steps(
         poisoned_from(2, batches(shards)), TrainState()
     ):
         scales.append(float(engine._get_optimizer_loss_scale()))
