@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ from dist_bert.distributed.agreement import all_ranks_agree, first_problem
 from dist_bert.model.config import ModelConfig
 
 _LOG = logging.getLogger("dist_bert")  # shown by `dist_bert.training.console`
+MayDiffer = Callable[[Mapping[str, Any], int], Sequence[str]]
+
+
+def _nothing(saved: Mapping[str, Any], step: int) -> Sequence[str]:
+    """A resumed run may differ in no fact."""
+    return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ class TrainState:
 
 
 def load(
-    engine: Any, run_dir: str | Path, identity: dict[str, Any], may_differ: Sequence[str] = ()
+    engine: Any, run_dir: str | Path, identity: dict[str, Any], may_differ: MayDiffer = _nothing
 ) -> TrainState:
     """Puts the newest whole checkpoint into the engine; a run without one starts at zero.
 
@@ -61,7 +67,8 @@ def load(
         engine: the DeepSpeed engine.
         run_dir: the run's folder.
         identity: of this run (see `check_identity`).
-        may_differ: names of facts in which the checkpoint may differ.
+        may_differ: takes the checkpoint's identity and its step, and names the facts in which it
+            may differ.
 
     Raises:
         UserError: the checkpoint belongs to another run (the differences are listed), or none is
@@ -118,7 +125,7 @@ def best_validation(run_dir: str | Path) -> tuple[float, int]:
 
 
 def examine(
-    run_dir: str | Path, identity: dict[str, Any], may_differ: Sequence[str] = ()
+    run_dir: str | Path, identity: dict[str, Any], may_differ: MayDiffer = _nothing
 ) -> tuple[str, list[str]]:
     """What a resume would find, without changing anything; the arguments are those of `load`.
 
@@ -144,15 +151,20 @@ def examine(
 
 
 def check_identity(
-    reader: CheckpointReader, current: dict[str, Any], may_differ: Sequence[str] = ()
+    reader: CheckpointReader, current: dict[str, Any], may_differ: MayDiffer = _nothing
 ) -> None:
     """Refuses to mix two runs.
 
     Raises:
         UserError: names every fact in which the checkpoint differs from the run.
     """
-    saved = {**reader.contents["identity"], **{name: current[name] for name in may_differ}}
-    raise_differences(reader.folder, saved, current)
+    saved = reader.contents["identity"]
+    open_facts = set(may_differ(saved, reader.contents["state"]["step"]))
+    raise_differences(
+        reader.folder,
+        {name: value for name, value in saved.items() if name not in open_facts},
+        {name: value for name, value in current.items() if name not in open_facts},
+    )
 
 
 def raise_differences(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -172,9 +172,12 @@ def named_checkpoint(run_dir: str | Path, pointer: str) -> Path | None:
 
 
 def lowest_loss(run_dir: str | Path) -> Path | None:
-    """The checkpoint of the lowest validation loss, by what each of them says; None without one."""
-    losses = {path: _validation_loss(path) for path in checkpoints_newest_first(run_dir)}
-    scored = {path: loss for path, loss in losses.items() if loss < math.inf}
+    """The checkpoint of the lowest validation loss, by what each of them says; None without one.
+
+    Losses on other samples, of an earlier phase, do not count.
+    """
+    scores = {path: _validation(path) for path in checkpoints_newest_first(run_dir)}
+    scored = {path: score for path, score in scores.items() if score[1] < math.inf}
     return min(scored, key=lambda path: scored[path]) if scored else None
 
 
@@ -215,10 +218,16 @@ def _given_checkpoint(place: Path) -> Path | None:
     return padded
 
 
-def _validation_loss(checkpoint: Path) -> float:
-    """From its state; infinite where there was no validation, or the state is damaged."""
+def _validation(checkpoint: Path) -> tuple[int, float]:
+    """From its state: what sorts the best first, by the newest samples and the lowest loss.
+
+    The loss is infinite where there was no validation, or the state is damaged.
+    """
     try:
-        loss = read_json(checkpoint / STATE_NAME).get("validation_loss")
+        state = read_json(checkpoint / STATE_NAME)
     except UserError:
-        return math.inf
-    return loss if type(loss) is float and math.isfinite(loss) else math.inf
+        return 0, math.inf
+    loss, since = state.get("validation_loss"), state.get("comparable_since", 0)
+    if type(loss) is not float or not math.isfinite(loss) or type(since) is not int:
+        return 0, math.inf
+    return -since, loss

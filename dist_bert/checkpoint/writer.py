@@ -80,7 +80,9 @@ class CheckpointWriter:
         """Whether this rank knows of a save that failed; `finish` raises its error on all ranks."""
         return self._error is not None
 
-    def save(self, state: TrainState, validation_loss: float | None = None) -> None:
+    def save(
+        self, state: TrainState, validation_loss: float | None = None, comparable_since: int = 0
+    ) -> None:
         """Takes a copy of what a checkpoint holds, to be written later.
 
         `latest` moves to it when it is whole, then all but the newest `keep` and the best go. Waits
@@ -90,6 +92,8 @@ class CheckpointWriter:
             state: where the run stands.
             validation_loss: at this step, if there was a validation; `best` moves to the checkpoint
                 with the lowest one.
+            comparable_since: step after which losses are of the same samples; earlier ones do not
+                count.
 
         Raises:
             UserError: on all ranks, if any could not write the save that was waited for.
@@ -104,7 +108,9 @@ class CheckpointWriter:
         if fragments.is_replicated(self._engine):
             own = own[dist.get_rank() :: dist.get_world_size()]
         snapshot.take(own)
-        save = _Save(state, validation_loss, fragments.numbers(self._engine), snapshot)
+        save = _Save(
+            state, validation_loss, comparable_since, fragments.numbers(self._engine), snapshot
+        )
         self._pending.append(save)
         self._queue.put(save)
 
@@ -185,6 +191,7 @@ class CheckpointWriter:
             "state": dataclasses.asdict(save.state),
             "identity": self._identity,
             "validation_loss": save.validation_loss,
+            "comparable_since": save.comparable_since,
             "optimizer": save.optimizer,
             "shapes": self._shapes,
             "files": gathered,
@@ -193,7 +200,8 @@ class CheckpointWriter:
             if dist.get_rank() == 0:
                 write_state(partial, contents)
                 loss = save.validation_loss
-                is_best = loss is not None and loss < best_validation(self._run_dir)[0]
+                best, best_step = best_validation(self._run_dir)
+                is_best = loss is not None and (loss < best or best_step <= save.comparable_since)
                 publish(partial, folder / name, is_best)
                 remove_old(self._run_dir, self._keep)
 
@@ -233,6 +241,7 @@ class _Save:
 
     state: TrainState
     validation_loss: float | None
+    comparable_since: int
     optimizer: dict[str, dict[str, float]]  # numbers besides the tensors
     snapshot: _Snapshot
     is_done: threading.Event = dataclasses.field(default_factory=threading.Event)

@@ -166,10 +166,10 @@ def boolean(text: str) -> bool:
 
 
 def _base_type(kind: Any) -> Any:
-    """`int` for `int | None`; any other type unchanged."""
+    """`int` for `int | None`, `dict` for `dict[str, float]`; any other type unchanged."""
     if isinstance(kind, types.UnionType):
         return next(k for k in typing.get_args(kind) if k is not type(None))
-    return kind
+    return typing.get_origin(kind) or kind
 
 
 def _has_type(value: Any, kind: Any) -> bool:

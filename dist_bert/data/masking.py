@@ -8,7 +8,8 @@ Every choice is a hash of the sample's key and the position, so a sample gets th
 batch and under any padding. Numpy only: no Python loop over samples or tokens.
 
 The number of masked tokens of a sample is decided once, by `num_to_mask` at preparation, and
-stored; fresh masks keep it, so the shards alone determine the predictions of any global batch.
+stored; fresh masks keep it, or scale it (`rescaled_num_masked`), so the shards alone determine the
+number of predictions of any global batch.
 
 Letters: B samples, S padded length in tokens, P most predictions of a sample, V pieces of the
 vocabulary, R samples whose last unit does not fit, N masked tokens of the batch.
@@ -86,6 +87,34 @@ def num_to_mask(
     """
     rounded = np.floor(rate * num_maskable + uniform("num_to_mask", sample_keys)).astype(np.int64)
     return np.minimum(np.maximum(rounded, 1), num_maskable)
+
+
+def rescaled_num_masked(
+    num_masked: NDArray[np.integer],
+    stored_rate: float,
+    rates: NDArray[np.float64],
+    sample_keys: NDArray[np.uint64],
+) -> NDArray[np.int64]:
+    """Number of tokens of each sample to mask at another rate, told from the stored number alone.
+
+    So the predictions of a whole global batch are known without its tokens. Proportional, rounded
+    up or down at random so that the mean is exact. No sample gets more than the maskable tokens
+    that it must have: a stored number n = floor(rate * m + u), u < 1, means m > (n - 1) / rate. For
+    stored rates of 15 % that limits only samples with one prediction: they keep it.
+
+    Args:
+        num_masked: (B,) as `num_to_mask` gave it.
+        stored_rate: the rate of that.
+        rates: (B,) share to mask of each sample, above 0.
+        sample_keys: (B,) hashes that name the draws.
+
+    Returns:
+        (B,), at least one where there was one.
+    """
+    scaled = np.floor(num_masked * (rates / stored_rate) + uniform("rescale", sample_keys))
+    most = np.floor((num_masked - 1.0) / stored_rate - 1e-9) + 1
+    rescaled = np.minimum(np.maximum(scaled, 1), np.maximum(most, 1)).astype(np.int64)
+    return np.where(num_masked > 0, rescaled, 0)
 
 
 def draw_masks(

@@ -13,7 +13,7 @@ a micro-batch, S longest sample, P most predictions of a sample, T tokens of a m
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,15 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.batches import BatchShape, MicroBatch, StepBatch, deal, unpad
-from dist_bert.data.masking import NUM_SPECIAL_IDS, MaskingVocabulary, draw_masks, restore
-from dist_bert.data.reader import Columns, Memory, SampleReader, inverse
+from dist_bert.data.masking import (
+    NUM_SPECIAL_IDS,
+    MaskingVocabulary,
+    draw_masks,
+    rescaled_num_masked,
+    restore,
+)
+from dist_bert.data.mixture import MixedOrder
+from dist_bert.data.reader import BlockReader, Columns, Memory, inverse
 from dist_bert.data.sample_order import SampleOrder
 
 AHEAD_WINDOWS = 4  # whose shards a cache prefetches, including the one being read
@@ -31,16 +38,46 @@ AHEAD_WINDOWS = 4  # whose shards a cache prefetches, including the one being re
 
 @dataclasses.dataclass(frozen=True)
 class FreshMasks:
-    """New masks in every epoch except the first, keyed by (seed, epoch, sample)."""
+    """New masks in every epoch except the first, keyed by (seed, epoch, sample).
+
+    Attributes:
+        vocabulary: of the masks.
+        seed: of the run.
+        stored_rate: share of the tokens that the shards have masked.
+        rate: share to mask in the k-th step of the stream, k from 0; None = the stored one. With
+            it, the masks of the first epoch are new, too.
+    """
 
     vocabulary: MaskingVocabulary
     seed: int
+    stored_rate: float = 0.15
+    rate: Callable[[int], float] | None = None
+
+    def num_masked(
+        self,
+        stored: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        sample_numbers: NDArray[np.int64],
+        first_step: int,
+    ) -> NDArray[np.int64]:
+        """Predictions of every sample of K steps from `first_step` on; all arrays are (K, G)."""
+        if self.rate is None:
+            return stored
+        rates = np.array([[self.rate(first_step + k)] for k in range(stored.shape[0])])
+        keys = hash64(self.seed, "share of masks", epochs, sample_numbers)
+        return rescaled_num_masked(stored, self.stored_rate, rates, keys)
 
     def apply(
-        self, columns: Columns, epochs: NDArray[np.int64], sample_numbers: NDArray[np.int64]
+        self,
+        columns: Columns,
+        epochs: NDArray[np.int64],
+        sample_numbers: NDArray[np.int64],
+        num_masked: NDArray[np.int64],
     ) -> None:
-        """Replaces the masks of all rows of epoch 1 and later, in place."""
-        anew = np.flatnonzero(epochs > 0)
+        """Replaces the masks of all rows that get new ones, in place; all arrays are (B,)."""
+        if self.rate is not None:
+            _widen(columns, int(num_masked.max(initial=0)))
+        anew = np.flatnonzero(epochs > 0 if self.rate is None else epochs >= 0)
         for begin in range(0, anew.size, 1_024):  # a block's worth fits the processor's cache
             rows = anew[begin : begin + 1_024]
             old = {field: column[rows] for field, column in columns.items()}
@@ -52,22 +89,32 @@ class FreshMasks:
             )
             keys = hash64(self.seed, "fresh masks", epochs[rows], sample_numbers[rows])
             input_ids, positions, labels = draw_masks(
-                originals, old["num_tokens"], old["num_masked"], keys, self.vocabulary
+                originals, old["num_tokens"], num_masked[rows], keys, self.vocabulary
             )
             columns["input_ids"][rows] = input_ids
             columns["masked_lm_positions"][rows, : positions.shape[1]] = positions
             columns["masked_lm_labels"][rows, : labels.shape[1]] = labels
+            columns["num_masked"][rows] = num_masked[rows]
+
+
+def _widen(columns: Columns, width: int) -> None:
+    """Room for more predictions than the shards have."""
+    for field in ("masked_lm_positions", "masked_lm_labels"):
+        missing = width - columns[field].shape[1]
+        if missing > 0:
+            columns[field] = np.pad(columns[field], ((0, 0), (0, missing)))
 
 
 def training_batches(
-    reader: SampleReader,
-    order: SampleOrder,
+    reader: BlockReader,
+    order: SampleOrder | MixedOrder,
     shape: BatchShape,
     rank: int,
     start_sample: int,
     fresh_masks: FreshMasks | None = None,
+    num_steps: int | None = None,
 ) -> Generator[StepBatch]:
-    """Endless stream of optimizer steps: this rank's share of each.
+    """Stream of optimizer steps: this rank's share of each.
 
     Every micro-batch also carries `num_masked` and `num_samples` of its whole global batch: the
     denominators of the losses. Samples are read by windows, the next window in a thread.
@@ -77,10 +124,13 @@ def training_batches(
         order: of the same split.
         shape: division of a global batch; the samples of a step depend only on the global size.
         rank: this rank, 0 to W - 1.
-        start_sample: samples consumed so far: the position to resume from.
-        fresh_masks: replaces the stored masks after the first epoch; None = always keep these.
+        start_sample: samples of the order consumed so far: the position to resume from.
+        fresh_masks: replaces the stored masks; None = always keep these.
+        num_steps: after which it ends; None = never.
     """
-    windows = prefetch(_windows(reader, order, shape, rank, start_sample, fresh_masks), depth=1)
+    windows = prefetch(
+        _windows(reader, order, shape, rank, start_sample, fresh_masks, num_steps), depth=1
+    )
     try:
         for window in windows:
             yield from window.steps(shape)
@@ -112,38 +162,50 @@ class _Window:
 
 
 def _windows(
-    reader: SampleReader,
-    order: SampleOrder,
+    reader: BlockReader,
+    order: SampleOrder | MixedOrder,
     shape: BatchShape,
     rank: int,
     start_sample: int,
     fresh_masks: FreshMasks | None,
+    num_steps: int | None,
 ) -> Iterator[_Window]:
-    """Endless windows; a block's rows for this rank are read once per window."""
+    """Windows up to the last step; a block's rows for this rank are read once per window."""
     size = shape.global_batch_size
-    num_steps = max(1, int(reader.block_sizes[: order.window_blocks].sum()) // size)
+    steps_of_window = max(1, int(reader.block_sizes[: order.window_blocks].sum()) // size)
     memories: list[Memory] = [{}, {}, {}]  # one window is in use, one is ready, one is being read
+    first_step = 0
     for memory in itertools.cycle(memories):
-        stop_sample = start_sample + num_steps * size
-        reader.expect(
-            order.blocks_near(start_sample, start_sample + AHEAD_WINDOWS * num_steps * size)
+        steps = (
+            steps_of_window if num_steps is None else min(steps_of_window, num_steps - first_step)
         )
+        if not steps:
+            return
+        grid = (steps, size)
+        stop_sample = start_sample + steps * size
+        reader.expect(order.blocks_near(start_sample, start_sample + AHEAD_WINDOWS * steps * size))
         epochs, blocks, rows = order.locate(start_sample, stop_sample)
         counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
-        num_tokens = counts["num_tokens"].reshape(num_steps, size).astype(np.int64)
+        num_tokens = counts["num_tokens"].reshape(grid).astype(np.int64)
+        num_masked = counts["num_masked"].reshape(grid).astype(np.int64)
         dealt = deal(num_tokens, shape)[:, :, rank]
-        own = (dealt + np.arange(num_steps)[:, None, None] * size).reshape(-1)
+        own = (dealt + np.arange(steps)[:, None, None] * size).reshape(-1)
         columns, order_of_rows = reader.collect(blocks[own], rows[own], memory)
         if fresh_masks is not None:
+            numbers = reader.sample_numbers(blocks, rows)
+            num_masked = fresh_masks.num_masked(
+                num_masked, epochs.reshape(grid), numbers.reshape(grid), first_step
+            )
             sorted_own = own[order_of_rows]
-            numbers = reader.sample_numbers(blocks[sorted_own], rows[sorted_own])
-            fresh_masks.apply(columns, epochs[sorted_own], numbers)
-        num_masked = counts["num_masked"].reshape(num_steps, size).sum(axis=1, dtype=np.int64)
-        yield _Window(columns, inverse(order_of_rows), num_tokens, num_masked)
+            fresh_masks.apply(
+                columns, epochs[sorted_own], numbers[sorted_own], num_masked.reshape(-1)[sorted_own]
+            )
+        yield _Window(columns, inverse(order_of_rows), num_tokens, num_masked.sum(axis=1))
         start_sample = stop_sample
+        first_step += steps
 
 
-def piece_counts(reader: SampleReader, vocab_size: int, max_blocks: int) -> NDArray[np.int64]:
+def piece_counts(reader: BlockReader, vocab_size: int, max_blocks: int) -> NDArray[np.int64]:
     """Number of occurrences of each piece as an original token, (vocab_size,); special pieces 0.
 
     From the first `max_blocks` blocks: documents are in random order in the shards.
@@ -158,7 +220,7 @@ def piece_counts(reader: SampleReader, vocab_size: int, max_blocks: int) -> NDAr
     return counts
 
 
-def count_validation_samples(reader: SampleReader, world_size: int, num_samples: int) -> int:
+def count_validation_samples(reader: BlockReader, world_size: int, num_samples: int) -> int:
     """Number of samples of a validation of `num_samples` (0 = all).
 
     Raises:
@@ -174,7 +236,7 @@ def count_validation_samples(reader: SampleReader, world_size: int, num_samples:
 
 
 def validation_batches(
-    reader: SampleReader, shape: BatchShape, rank: int, num_samples: int = 0
+    reader: BlockReader, shape: BatchShape, rank: int, num_samples: int = 0
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the first `num_samples` samples (0 = all), each sample once.
 

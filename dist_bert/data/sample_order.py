@@ -26,6 +26,7 @@ class SampleOrder:
         self._block_sizes = block_sizes
         self._seed = seed
         self.window_blocks = WINDOW_BLOCKS
+        self.num_blocks = block_sizes.size
         self.num_samples = int(block_sizes.sum())
         self._epoch_blocks = functools.lru_cache(2)(self._permute_blocks)
         self._window = functools.lru_cache(2)(self._permute_window)

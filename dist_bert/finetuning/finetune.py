@@ -97,7 +97,7 @@ def _run_job(job: FinetuneJob, interrupts: Interrupts, console: Console, watchdo
     setup = TrainingSetup(
         _first_model(job, console.say),
         lambda state: _steps(job, state),
-        lambda engine, watched: _validate(job, engine, watched),
+        lambda engine, step, watched: _validate(job, engine, watched),
         patience=job.config.early_stopping,
     )
     reason = train_run(job, setup, interrupts, console, watchdog)

@@ -6,7 +6,7 @@ One command is one job for each learning rate and seed. Not for: running them
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import flags_of, raise_all, resolve
+from dist_bert.data.batches import BatchShape
 from dist_bert.finetuning.config import FinetuneConfig
 from dist_bert.finetuning.examples import REGRESSION_TASKS, TASKS, Example
 from dist_bert.finetuning.question_task import QuestionTask
@@ -57,8 +58,11 @@ class FinetuneJob:
         """The learning rate of an optimizer step, from 1 on."""
         return self.deepspeed.peak_lr * self.run.lr_schedule.share(step)
 
-    @property
-    def may_differ(self) -> list[str]:
+    def batch_shape(self, step: int) -> BatchShape:
+        """The division of a step's global batch."""
+        return self.deepspeed.batch_shape
+
+    def may_differ(self, saved: Mapping[str, Any], step: int) -> list[str]:
         """Nothing."""
         return []
 

@@ -17,12 +17,13 @@ from dist_bert.common.cli import USER_ERROR_EXIT_CODE
 from dist_bert.common.device import has_gpu
 from dist_bert.common.errors import UserError
 from dist_bert.data.pretraining_batches import count_validation_samples
-from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.environment import differences, nodes
 from dist_bert.distributed.watchdog import Watchdog
+from dist_bert.pretraining.build import open_corpora
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import PartialJob, PretrainingJob
 from dist_bert.pretraining.rehearsal import Rehearsal
+from dist_bert.pretraining.timeline_text import timeline_table, warnings_of
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
 from dist_bert.training.rank_group import joined_ranks
@@ -55,16 +56,20 @@ def _problems(found: PartialJob, console: Console, watchdog: Watchdog) -> list[s
     try:
         if job is not None:
             console.say(json.dumps(job.resolved(), indent=2))
+            console.say(timeline_table(job.timeline, job.deepspeed.peak_lr))
+            for warning in warnings_of(job.timeline):
+                console.say(f"warning: {warning}")
         of_nodes = nodes(gather_environment())
         console.say(f"checked  versions and code of all nodes ({len(of_nodes):,})")
         differing = _told([f"nodes differ: {text}" for text in differences(of_nodes)])
         problems = _told(found.problems)
-        if found.source is not None and found.manifest is not None:
+        for corpus in found.corpora:
             watchdog.beat("opening the shards")
-            own = found.source.problems(found.manifest, dist.get_rank(), dist.get_world_size())
+            own = corpus.source.problems(corpus.manifest, dist.get_rank(), dist.get_world_size())
             problems += _told(_of_all_ranks(own))
-            num_shards = sum(map(len, found.manifest.splits.values()))
-            console.say(f"checked  {num_shards} shards: sizes and first blocks")
+            num_shards = sum(map(len, corpus.manifest.splits.values()))
+            name = f" of {corpus.name}" if len(found.corpora) > 1 else ""
+            console.say(f"checked  {num_shards} shards{name}: sizes and first blocks")
         if job is not None and not problems:
             problems += _told(_of_all_ranks(_start_problems(job)))
         can_rehearse = job is not None and not problems
@@ -114,12 +119,12 @@ def _start_problems(job: PretrainingJob) -> list[str]:
     run, shape = job.run, job.deepspeed.batch_shape
 
     def open_held_out() -> None:
-        held_out = SampleReader(job.source, job.manifest, "validation")
-        count_validation_samples(held_out, shape.world_size, run.validation_samples)
+        for held_out in open_corpora(job, "validation").values():
+            count_validation_samples(held_out, shape.world_size, run.validation_samples)
 
     return [
         *_problem_of(lambda: job.check_device(has_gpu())),
-        *_problem_of(lambda: SampleReader(job.source, job.manifest, "train")),
+        *_problem_of(lambda: open_corpora(job, "train")),
         *_problem_of(open_held_out),
         *_problem_of(lambda: Tokenizer(job.tokenizer_path)),
     ]

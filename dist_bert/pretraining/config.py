@@ -27,6 +27,22 @@ class PretrainingConfig(TrainingConfig):
         "static = as stored; fresh = as stored in the first epoch, then drawn again in each",
         ("fresh", "static"),
     )
+    masked_lm_prob: float = setting(
+        0.0, "share of the tokens to mask, drawn anew in every epoch; 0 = as in the shards"
+    )
+    final_masked_lm_prob: float = setting(
+        0.0, "share at the last step, to which masked_lm_prob moves in a line; 0 = the same"
+    )
+    initial_batch_size: int = setting(
+        0, "samples of the first steps; it grows by itself up to train_batch_size; 0 = no ramp"
+    )
+    ramp_samples: int = setting(0, "samples over which the batch grows, equally many for each size")
+    recipe: str = setting(
+        "", "JSON of a run of several phases: their data sets and weights, lengths, batches, lr"
+    )
+    change_recipe: bool = setting(
+        False, "resume with a recipe that differs from the checkpoint's in what is still to come"
+    )
     validation_samples: int = setting(4_096, "validation samples used each time; 0 = all of them")
     change_batch_size: bool = setting(
         False, "resume from a checkpoint of another train_batch_size, at exactly the next sample"
@@ -54,6 +70,18 @@ class PretrainingConfig(TrainingConfig):
         """All values that are out of range or contradict each other, each as one sentence."""
         problems = super().problems()
         for name in ("validation_samples", "local_cache_gib"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
+        for name in ("masked_lm_prob", "final_masked_lm_prob"):
+            if not 0.0 <= getattr(self, name) <= 0.5:
+                problems.append(f"{name} = {getattr(self, name)}: must be 0 to 0.5")
+        if self.final_masked_lm_prob and not self.masked_lm_prob:
+            problems.append("final_masked_lm_prob: does nothing without masked_lm_prob")
+        if self.masked_lm_prob and self.masks == "static":
+            problems.append(
+                "masked_lm_prob: needs fresh masks, and masks = static keeps the stored"
+            )
+        for name in ("initial_batch_size", "ramp_samples"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
         if self.extend_positions and not self.init_from:

@@ -6,8 +6,9 @@ No torch here, so `--dry_run` and every refusal come at once. Not for: running i
 
 import argparse
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +18,15 @@ from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import flags_of, raise_all, resolve
+from dist_bert.data.batches import BatchShape
 from dist_bert.data.pretraining_batches import AHEAD_WINDOWS
 from dist_bert.data.sample_order import WINDOW_BLOCKS
-from dist_bert.data.shard_format import Manifest
 from dist_bert.data.shard_source import ShardSource, bytes_of_first, most_bytes
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.config import PretrainingConfig
+from dist_bert.pretraining.recipe import Phase, resolve_run
+from dist_bert.pretraining.timeline import Corpus, Timeline, make_timeline, run_of
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import deepspeed_flags
 
@@ -32,33 +35,59 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingJob:
-    """The configurations of one run and the data set that it reads."""
+    """The configurations of one run, and its phases with the data sets that they read."""
 
     model: ModelConfig
     run: PretrainingConfig
     deepspeed: DeepSpeedConfig
-    source: ShardSource
-    manifest: Manifest
+    timeline: Timeline
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelConfig,
+        run: PretrainingConfig,
+        deepspeed: DeepSpeedConfig,
+        phases: Sequence[Phase],
+        corpora: Mapping[str, Corpus],
+    ) -> "PretrainingJob":
+        """Puts them together; arguments are those of `make_timeline`.
+
+        Raises:
+            UserError: the phases do not fit the data sets, the ranks or the run's schedule.
+        """
+        timeline = make_timeline(run, phases, corpora, deepspeed.batch_shape)
+        run = run_of(run, phases, timeline.num_steps)
+        return cls(model, run, deepspeed.with_shape(timeline.largest_shape), timeline)
+
+    @property
+    def last(self) -> Corpus:
+        """The first data set of the last phase, which says what the model is for in the end."""
+        return self.timeline.phases[-1].corpora[0]
 
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer that made the shards."""
-        return self.source.tokenizer_path(self.manifest)
+        return self.last.source.tokenizer_path(self.last.manifest)
 
     def resolved(self) -> dict[str, Any]:
         """What `--dry_run` prints and the run's `config.json` keeps: without credentials."""
+        manifest = self.last.manifest
         values: dict[str, Any] = {
             "model": dataclasses.asdict(self.model),
             "run": dataclasses.asdict(self.run),
             "deepspeed": self.deepspeed.values,
             "world_size": self.deepspeed.batch_shape.world_size,
             "shards": {
-                "fingerprint": self.manifest.fingerprint,
-                "config": self.manifest.config,
-                "tokenizer": self.manifest.tokenizer,
+                "fingerprint": manifest.fingerprint,
+                "config": manifest.config,
+                "tokenizer": manifest.tokenizer,
                 "random_next": self._random_next,
             },
         }
+        if self.run.recipe:
+            phases = self.timeline.phases
+            values["phases"] = {p.settings.name: dataclasses.asdict(p.settings) for p in phases}
         return {name: redacted_values(value) for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -68,29 +97,40 @@ class PretrainingJob:
         """
         return {
             **{f"model {name}": value for name, value in dataclasses.asdict(self.model).items()},
-            "shards fingerprint": self.manifest.fingerprint,
-            "tokenizer fingerprint": self.manifest.tokenizer["fingerprint"],
+            "tokenizer fingerprint": self.last.manifest.tokenizer["fingerprint"],
             "seed": self.run.seed,
             "masks": self.run.masks,
             "optimizer type": self.deepspeed.values["optimizer"]["type"],
-            "train_batch_size": self.deepspeed.batch_shape.global_batch_size,
+            **self.timeline.identity(),
         }
 
     def lr(self, step: int) -> float:
         """The learning rate of an optimizer step, from 1 on."""
-        return self.deepspeed.peak_lr * self.run.lr_schedule.share(step)
+        return self.deepspeed.peak_lr * self.timeline.lr_share(step)
 
-    @property
-    def may_differ(self) -> list[str]:
-        """Facts of the identity in which a checkpoint may differ, because the run says so."""
-        return ["train_batch_size"] if self.run.change_batch_size else []
+    def batch_shape(self, step: int) -> BatchShape:
+        """The division of a step's global batch."""
+        return self.timeline.shape_at(step)
+
+    def may_differ(self, saved: Mapping[str, Any], step: int) -> list[str]:
+        """Facts of the identity in which a checkpoint may differ, because the run says so.
+
+        Args:
+            saved: the checkpoint's identity.
+            step: its step.
+        """
+        allowed = ["train_batch_size"] if self.run.change_batch_size else []
+        if self.run.change_recipe:
+            allowed += self.timeline.open_facts({*saved, *self.identity()}, step)
+        return allowed
 
     @property
     def _random_next(self) -> float | None:
         """Share of the held-out pairs that are random; None where there are no pairs."""
-        if self.manifest.config["pair_objective"] == "none":
+        manifest = self.last.manifest
+        if manifest.config["pair_objective"] == "none":
             return None
-        shares = self.manifest.statistics.get("validation", {}).get("shares", {})
+        shares = manifest.statistics.get("validation", {}).get("shares", {})
         share: float | None = shares.get("random_next")
         return share
 
@@ -110,19 +150,19 @@ class PretrainingJob:
     def problems(self) -> list[str]:
         """All in which its parts do not fit each other."""
         problems = []
-        vocab_size = self.manifest.tokenizer["vocab_size"]
+        run, tokenizer = self.run, self.last.manifest.tokenizer
+        vocab_size = tokenizer["vocab_size"]
         if self.model.vocab_size < vocab_size:
             problems.append(
                 f"vocab_size = {self.model.vocab_size} is smaller than the tokenizer's"
                 f" {vocab_size}: set --vocab_size {vocab_size} or more"
             )
-        length = self.manifest.config["sequence_length"]
+        length = max(phase.sequence_length for phase in self.timeline.phases)
         if self.model.max_position_embeddings < length:
             problems.append(
                 f"max_position_embeddings = {self.model.max_position_embeddings} is below the"
                 f" shards' sequence_length = {length}: raise it, or prepare shorter shards"
             )
-        run = self.run
         checkpoint = latest_checkpoint(run.output_dir)
         if checkpoint is not None and step_of(checkpoint) > run.num_train_steps:
             problems.append(
@@ -131,35 +171,54 @@ class PretrainingJob:
             )
         if run.init_from and checkpoint is None:  # else it resumes from that
             source = WeightSource.find(run.init_from)
-            problems += source.problems(
-                self.model, self.manifest.tokenizer, run.extend_positions, run.init_parts
-            )
+            problems += source.problems(self.model, tokenizer, run.extend_positions, run.init_parts)
         if run.compile_layers and self.deepspeed.zero_stage == 3:
             problems.append(
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
                 " of what would be compiled"
             )
-        problems += self.source.room_problems(self.manifest, self._most_bytes_at_once())
-        try:
-            path = self.tokenizer_path
-        except UserError as error:  # of a URL
-            return [*problems, str(error)]
-        if not path.exists():
-            problems.append(f"{path} is missing: prepare the shards again")
-        elif files.sha256_of_file(path) != self.manifest.tokenizer["fingerprint"]:
-            problems.append(
-                f"{path} is not the tokenizer that made the shards (another fingerprint): copy that"
-                " one there, or prepare the shards again"
-            )
+        return [*problems, *self._corpus_problems()]
+
+    def _corpus_problems(self) -> list[str]:
+        """What is wrong with the data sets, and with their tokenizers."""
+        problems = []
+        fingerprint = self.last.manifest.tokenizer["fingerprint"]
+        objective = self.last.manifest.config["pair_objective"]
+        for corpus in self.timeline.corpora:
+            manifest = corpus.manifest
+            problems += corpus.source.room_problems(manifest, self._most_bytes_at_once(corpus))
+            if (manifest.config["pair_objective"] == "none") != (objective == "none"):
+                problems.append(
+                    f"{corpus.source.place}: has pair_objective"
+                    f" {manifest.config['pair_objective']}, and {self.last.source.place}"
+                    f" {objective}: all phases have pairs, or none"
+                )
+            if manifest.tokenizer["fingerprint"] != fingerprint:
+                problems.append(
+                    f"{corpus.source.place}: was made with another tokenizer than"
+                    f" {self.last.source.place}: prepare both with the same"
+                )
+                continue
+            try:
+                path = corpus.source.tokenizer_path(manifest)
+            except UserError as error:  # of a URL
+                problems.append(str(error))
+                continue
+            if not path.exists():
+                problems.append(f"{path} is missing: prepare the shards again")
+            elif files.sha256_of_file(path) != fingerprint:
+                problems.append(
+                    f"{path} is not the tokenizer that made the shards (another fingerprint): copy"
+                    " that one there, or prepare the shards again"
+                )
         return problems
 
-    def _most_bytes_at_once(self) -> int:
+    def _most_bytes_at_once(self, corpus: Corpus) -> int:
         """Shards that the ranks of a node use or expect at the same time, and the held-out ones."""
-        training, held_out = self.manifest.splits["train"], self.manifest.splits["validation"]
+        training, held_out = corpus.manifest.splits["train"], corpus.manifest.splits["validation"]
         num_blocks = sum(len(record.blocks) for record in training)
-        num_samples = sum(record.num_samples for record in training)
         batch_blocks = (
-            self.deepspeed.batch_shape.global_batch_size * num_blocks / (num_samples or 1)
+            self.deepspeed.batch_shape.global_batch_size * num_blocks / (corpus.num_samples or 1)
         )
         window = max(WINDOW_BLOCKS, math.ceil(batch_blocks))
         # One window more for ranks that are behind, one for the ends of those that are cut.
@@ -173,8 +232,7 @@ class PartialJob:
     """What a command line of launch/pretrain.py amounts to; what is wrong is None and a problem."""
 
     run: PretrainingConfig | None
-    source: ShardSource | None
-    manifest: Manifest | None
+    corpora: list[Corpus]
     job: PretrainingJob | None
     problems: list[str]
 
@@ -190,11 +248,10 @@ class PartialJob:
                 problems.append(str(error))
                 return None
 
-        run = attempt(
-            lambda: resolve(
-                PretrainingConfig, arguments.config, flags_of(PretrainingConfig, arguments)
-            )
+        resolved = attempt(
+            lambda: resolve_run(arguments.config, flags_of(PretrainingConfig, arguments))
         )
+        run, phases = resolved or (None, ())
         model = attempt(
             lambda: resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         )
@@ -205,19 +262,21 @@ class PartialJob:
         )
         # Deadlines end what an origin delays; this, whatever hangs without one.
         watchdog = Watchdog(run.time_limits if run else None)
-        watchdog.beat("reading the manifest")
-        source = None
-        if run:
-            place = (run.shards, run.local_cache, run.local_cache_gib)
-            source = attempt(lambda: ShardSource(*place))
-        manifest = attempt(source.manifest) if source else None
+        places = list(dict.fromkeys(place for phase in phases for place in phase.shards))
+        corpora = {}
+        for place in places:
+            watchdog.beat(f"reading the manifest of {place}")
+            corpus = attempt(functools.partial(_corpus, place, places, run))
+            if corpus is not None:
+                corpora[place] = corpus
         job = None
-        if run and model and deepspeed and source and manifest:
-            job = PretrainingJob(model, run, deepspeed, source, manifest)
+        if run and model and deepspeed and len(corpora) == len(places):
             watchdog.beat("checking the job")
-            attempt(lambda: raise_all("pretraining", job.problems()))
+            job = attempt(lambda: PretrainingJob.of(model, run, deepspeed, phases, corpora))
+            if job:
+                attempt(lambda: raise_all("pretraining", job.problems()))
         watchdog.stop()
-        return cls(run, source, manifest, job, problems)
+        return cls(run, list(corpora.values()), job, problems)
 
     def require_job(self) -> PretrainingJob:
         """The job.
@@ -228,3 +287,12 @@ class PartialJob:
         if self.job is None or self.problems:
             raise UserError("; ".join(self.problems))
         return self.job
+
+
+def _corpus(place: str, places: Sequence[str], run: PretrainingConfig | None) -> Corpus:
+    """A data set, named by the last part of its place, or by all of it where others end alike."""
+    assert run is not None
+    source = ShardSource(place, run.local_cache, run.local_cache_gib)
+    last = place.rstrip("/").rpartition("/")[2]
+    is_alone = sum(p.rstrip("/").rpartition("/")[2] == last for p in places) == 1
+    return Corpus(last if is_alone else place, source, source.manifest())

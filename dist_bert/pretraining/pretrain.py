@@ -8,11 +8,17 @@ import torch.distributed as dist
 from dist_bert.checkpoint import checkpoint
 from dist_bert.common.device import has_gpu
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
-from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
-from dist_bert.pretraining.build import new_model, training_stream
+from dist_bert.pretraining.build import (
+    Readers,
+    grow_positions,
+    new_model,
+    open_corpora,
+    training_stream,
+)
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
+from dist_bert.pretraining.timeline_text import phase_values, warnings_of
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
 from dist_bert.training.engine import validate
@@ -38,14 +44,18 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
     """
     run = job.run
     job.check_device(has_gpu())
-    training = SampleReader(job.source, job.manifest, "train")
-    held_out = SampleReader(job.source, job.manifest, "validation")
-    world_size = job.deepspeed.batch_shape.world_size
-    count_validation_samples(held_out, world_size, run.validation_samples)  # now, not at step 1,000
+    training = open_corpora(job, "train")
+    held_out = open_corpora(job, "validation")
+    for reader in held_out.values():  # now, not at step 1,000
+        world_size = job.deepspeed.batch_shape.world_size
+        count_validation_samples(reader, world_size, run.validation_samples)
 
     with joined_ranks(run, console, run.output_dir) as watchdog:
-        training.beat = held_out.beat = watchdog.beat
+        for reader in (*training.values(), *held_out.values()):
+            reader.beat = watchdog.beat
         watchdog.beat("making the model")
+        for warning in warnings_of(job.timeline):
+            console.say(f"warning: {warning}")
         setup = _setup(job, training, held_out, console.say)
         reason = train_run(job, setup, interrupts, console, watchdog)
         if not reason:
@@ -54,23 +64,52 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
 
 
 def _setup(
-    job: PretrainingJob,
-    training: SampleReader,
-    held_out: SampleReader,
-    say: Callable[[str], None],
+    job: PretrainingJob, training: Readers, held_out: Readers, say: Callable[[str], None]
 ) -> TrainingSetup:
     """Masked LM and next sentence, and their scores on the first held-out samples."""
-    sentences = FixedSentences(held_out, Tokenizer(job.tokenizer_path))
+    first = held_out[job.timeline.corpora[0].source.place]
+    sentences = FixedSentences(first, Tokenizer(job.tokenizer_path))
 
-    def validate_held_out(engine: Any, watched: Callable[[Batches], Batches]) -> Validation:
-        shape, count = job.deepspeed.batch_shape, job.run.validation_samples
-        batches = validation_batches(held_out, shape, dist.get_rank(), count)
-        metrics = validate(engine, watched(batches))
+    def validate_held_out(
+        engine: Any, step: int, watched: Callable[[Batches], Batches]
+    ) -> Validation:
+        metrics = held_out_scores(job, held_out, engine, step, watched)
         return Validation(metrics, lambda: sentences.ask(engine))
 
     return TrainingSetup(
         new_model(job, training, say),
         lambda state: training_stream(job, training, state),
         validate_held_out,
-        training.has_pairs,
+        first.has_pairs,
+        before_step=lambda engine, step: grow_positions(job, engine, step),
+        describe=lambda step: phase_values(job, step),
+        comparable_since=lambda step: job.timeline.phase_of(step).first_step,
     )
+
+
+def held_out_scores(
+    job: PretrainingJob,
+    held_out: Readers,
+    engine: Any,
+    step: int,
+    watched: Callable[[Batches], Batches] = lambda batches: batches,
+) -> dict[str, float]:
+    """The scores after a step: the means over its phase's data sets, weighted as in training.
+
+    Where there are several, each one's losses, too, as `mlm_loss/NAME`; they share out the
+    `validation_samples`.
+    """
+    phase, shape = job.timeline.phase_of(step), job.batch_shape(step)
+    count = -(-job.run.validation_samples // len(phase.corpora))
+    if len(phase.corpora) > 1 and count:
+        count = max(count, shape.world_size)
+    mean: dict[str, float] = {}
+    of_each: dict[str, float] = {}
+    for corpus, weight in zip(phase.corpora, phase.weights, strict=True):
+        reader = held_out[corpus.source.place]
+        batches = validation_batches(reader, shape, dist.get_rank(), count)
+        for name, value in validate(engine, watched(batches)).items():
+            mean[name] = mean.get(name, 0.0) + value * weight / sum(phase.weights)
+            if name.endswith("_loss"):
+                of_each[f"{name}/{corpus.name}"] = value
+    return mean if len(phase.corpora) == 1 else {**mean, **of_each}

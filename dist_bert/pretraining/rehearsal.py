@@ -26,10 +26,15 @@ from dist_bert.common.device import describe_device, run_device
 from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
-from dist_bert.data.reader import SampleReader
 from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.watchdog import Watchdog
-from dist_bert.pretraining.build import new_model, training_stream
+from dist_bert.pretraining.build import (
+    Readers,
+    grow_positions,
+    new_model,
+    open_corpora,
+    training_stream,
+)
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.tokenizer.tokenizer import Tokenizer
@@ -60,7 +65,7 @@ class Rehearsal:
         self._beat = watchdog.beat
         self._engine: Any = None
         self._state = TrainState()
-        self._step_seconds = self._validation_seconds = 0.0
+        self._seconds = self._validation_seconds = 0.0  # of all steps to come, of a validation
         self._save_seconds = 0.0  # while which the loop waits
         self._mfu: float | None = None
         self._checkpoint_bytes = self._free_bytes = 0
@@ -74,8 +79,9 @@ class Rehearsal:
         """
         job = self._job
         self._beat("making model and engine")
-        training = SampleReader(job.source, job.manifest, "train")
-        training.beat = self._beat
+        training = open_corpora(job, "train")
+        for reader in training.values():
+            reader.beat = self._beat
         device = describe_device(run_device(), job.deepspeed.precision)
         self._peak_flops = total_peak_flops(run_device(), job.deepspeed.precision)
         self._say(
@@ -99,49 +105,72 @@ class Rehearsal:
             if self._engine is not None:
                 self._engine.destroy()
 
-    def _take_steps(self, training: SampleReader) -> list[str]:
-        """Forward, backward and update, with the run's schedule."""
+    def _take_steps(self, training: Readers) -> list[str]:
+        """Steps from where the run stands, then from the beginning of every phase to come."""
+        timeline, done = self._job.timeline, self._state.step
+        found = []
+        for phase in timeline.phases:
+            if phase.last_step <= done:
+                continue
+            state = self._state
+            if phase.first_step > done:
+                samples = timeline.samples_before(phase.first_step + 1)
+                state = TrainState(phase.first_step, samples)
+            problems, seconds = self._take_steps_from(training, state)
+            found += problems
+            self._seconds += seconds * (phase.last_step - state.step)
+        if done >= timeline.num_steps:
+            self._say(f"checked  no step: all {done:,} are done")
+        return found
+
+    def _take_steps_from(self, training: Readers, state: TrainState) -> tuple[list[str], float]:
+        """Forward, backward and update; returns what is wrong, and the seconds of a step."""
         records: list[StepRecord] = []
         times: list[float] = []
-        job, stop = self._job, StopAgreement(lambda: 0)
-        loop = TrainingLoop(self._engine, job.run, job.lr, stop, self._beat)
-        batches = prefetch(training_stream(self._job, training, self._state))
-        for record in itertools.islice(loop.steps(batches, self._state), _NUM_STEPS):
+        job, engine, stop = self._job, self._engine, StopAgreement(lambda: 0)
+        loop = TrainingLoop(
+            engine,
+            job.run,
+            job.lr,
+            stop,
+            self._beat,
+            before_step=lambda step: grow_positions(job, engine, step),
+        )
+        batches = prefetch(training_stream(job, training, state))
+        for record in itertools.islice(loop.steps(batches, state), _NUM_STEPS):
             record.metrics.tolist()  # waits for the device
             times.append(time.perf_counter())
             records.append(record)
         batches.close()
-        if not records:
-            self._say(f"checked  no step: all {self._state.step:,} are done")
-            return []
-        self._step_seconds = times[-1] - times[-2] if len(times) > 1 else 0.0
-        if self._step_seconds:
-            flops = flops_of_batches(self._job.model, [records[-1].batch], training.has_pairs)
-            self._mfu = min(1.0, flops / self._step_seconds / self._peak_flops)
+        seconds = times[-1] - times[-2] if len(times) > 1 else 0.0
+        if seconds:
+            has_pairs = next(iter(training.values())).has_pairs
+            flops = flops_of_batches(job.model, [records[-1].batch], has_pairs)
+            self._mfu = min(1.0, flops / seconds / self._peak_flops)
         metrics = torch.stack([record.metrics for record in records])
         dist.all_reduce(metrics)
         losses = metrics[:, :2].sum(1).tolist()  # mlm_loss and nsp_loss
-        peak = torch.tensor([peak_memory_bytes(self._engine.device) / _GIB])
-        peak = peak.to(self._engine.device)
+        peak = torch.tensor([peak_memory_bytes(engine.device) / _GIB]).to(engine.device)
         dist.all_reduce(peak, dist.ReduceOp.MAX)
         self._say(
-            f"checked  {len(records)} steps after step {self._state.step:,}: losses"
-            f" {', '.join(f'{loss:.4f}' for loss in losses)}, {self._step_seconds:.3g} s a step,"
+            f"checked  {len(records)} steps after step {state.step:,}: losses"
+            f" {', '.join(f'{loss:.4f}' for loss in losses)}, {seconds:.3g} s a step,"
             f" at most {peak.item():.2f} GiB a rank"
         )
         # With fp16 the first updates are left out as a matter of course, to find the loss scale.
-        may_skip = self._job.deepspeed.precision == "fp16"
+        may_skip = job.deepspeed.precision == "fp16"
         return [
             f"step {record.state.step:,}: loss or gradient is not finite: try a lower lr, a longer"
             " warmup_steps, gradient_clipping 1.0, or fp32"
             for record, loss in zip(records, losses, strict=True)
             if not math.isfinite(loss) or (record.is_skipped and not may_skip)
-        ]
+        ], seconds
 
     def _validate_once(self) -> list[str]:
         """One batch of a validation, and the fixed sentences."""
         run, shape = self._job.run, self._job.deepspeed.batch_shape
-        held_out = SampleReader(self._job.source, self._job.manifest, "validation")
+        first = self._job.timeline.corpora[0]
+        held_out = open_corpora(self._job, "validation")[first.source.place]
         held_out.beat = self._beat
         self._beat("validating")
         batches = validation_batches(held_out, shape, dist.get_rank(), run.validation_samples)
@@ -193,8 +222,11 @@ class Rehearsal:
         num_steps = run.num_train_steps - step
         num_validations = num_steps // (run.validation_interval or num_steps or 1)
         num_saves = -(-num_steps // run.checkpoint_interval)
-        seconds = num_steps * self._step_seconds
-        seconds += num_validations * self._validation_seconds + num_saves * self._save_seconds
+        seconds = (
+            self._seconds
+            + num_validations * self._validation_seconds
+            + num_saves * self._save_seconds
+        )
         self._say(
             f"estimate {duration(seconds)} for {num_steps:,} steps, {num_validations:,} validations"
             f" and {num_saves:,} checkpoints"

@@ -111,12 +111,16 @@ class DeepSpeedConfig:
         except UserError as error:
             raise_all(origin, [*problems, str(error)])
         raise_all(origin, problems)
+        return cls(values, shape).with_shape(shape)
+
+    def with_shape(self, shape: BatchShape) -> "DeepSpeedConfig":
+        """The same with another division of a global batch."""
         sizes = {
             "train_batch_size": shape.global_batch_size,
             "train_micro_batch_size_per_gpu": shape.micro_batch_size,
             "gradient_accumulation_steps": shape.accumulation_steps,
         }
-        return cls({**values, **sizes}, shape)
+        return dataclasses.replace(self, values={**self.values, **sizes}, batch_shape=shape)
 
     def with_peak_lr(self, lr: float) -> "DeepSpeedConfig":
         """The same with another peak learning rate."""

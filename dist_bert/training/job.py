@@ -1,8 +1,10 @@
 """What every kind of training says of itself to the session that runs it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from dist_bert.data.batches import BatchShape
 from dist_bert.model.config import ModelConfig
 from dist_bert.training.config import TrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -30,9 +32,11 @@ class Job(Protocol):
     def lr(self, step: int) -> float:
         """The learning rate of an optimizer step, from 1 on."""
 
-    @property
-    def may_differ(self) -> list[str]:
-        """Facts of the identity in which a checkpoint may differ."""
+    def batch_shape(self, step: int) -> BatchShape:
+        """The division of a step's global batch."""
+
+    def may_differ(self, saved: Mapping[str, Any], step: int) -> Sequence[str]:
+        """Facts of its identity in which a checkpoint of a step may differ."""
 
     def resolved(self) -> dict[str, Any]:
         """What the run's `config.json` keeps."""

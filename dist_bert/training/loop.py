@@ -53,6 +53,7 @@ class TrainingLoop:
         stop: polled once a step, overlapped with its last micro-step.
         beat: called before every micro-step with what begins.
         spikes: finds the steps whose updates are left out because their loss jumps; None = none.
+        before_step: called with the number of every step before it.
     """
 
     engine: Any
@@ -61,6 +62,7 @@ class TrainingLoop:
     stop: StopAgreement
     beat: Callable[[str], None]
     spikes: LossSpikes | None = None
+    before_step: Callable[[int], None] = lambda step: None
 
     def steps(self, batches: Iterator[StepBatch], state: TrainState) -> Iterator[StepRecord]:
         """Trains until `run.num_train_steps` or an agreed stop; iterated by all ranks together.
@@ -89,6 +91,7 @@ class TrainingLoop:
         waiting_since = time.perf_counter()
         batch = next(batches)
         data_wait_seconds = time.perf_counter() - waiting_since
+        self.before_step(step)
         lr = self.lr(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -112,7 +115,7 @@ class TrainingLoop:
                 loss_so_far += loss.detach()
                 if is_last:
                     dist.all_reduce(loss_so_far)
-                    spike = self.spikes.measure(float(loss_so_far))  # waits for the device
+                    spike = self.spikes.measure(step, float(loss_so_far))  # waits for the device
                     loss = loss * math.nan if spike else loss  # the guard leaves the update out
             # DeepSpeed averages gradients over ranks; shares want their sum.
             engine.backward(loss * gradient_factor(loss, world_size), scale_wrt_gas=False)

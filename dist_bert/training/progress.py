@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Progress:
         peak_flops: float,
         num_skipped: int = 0,
         spikes: LossSpikes | None = None,
+        describe: Callable[[int], dict[str, float]] = lambda step: {},
     ) -> None:
         """Starts the clock.
 
@@ -59,6 +60,7 @@ class Progress:
                 0 needs it.
             num_skipped: steps that were skipped so far, on rank 0.
             spikes: detects spikes that are only recorded; None where the step records hold them.
+            describe: metrics of a step that follow from its number.
         """
         self._engine = engine
         self._model = model
@@ -71,6 +73,7 @@ class Progress:
         self._peak_flops = peak_flops
         self._warned: set[str] = set()
         self._spikes = spikes
+        self._describe = describe
         self._pending: list[StepRecord] = []
         self._is_first_step = True
         self._interval_start = time.perf_counter()
@@ -145,6 +148,7 @@ class Progress:
             "train/lr": record.lr,
             "progress/samples": record.state.samples,
             "progress/tokens": record.state.tokens,
+            **self._describe(record.state.step),
         }
         if record.grad_norm is not None:
             values["train/grad_norm"] = float(record.grad_norm)
@@ -156,7 +160,7 @@ class Progress:
         """Extra values of a row where the loss jumps, which is also reported."""
         spike = record.spike
         if self._spikes is not None and math.isfinite(loss):
-            spike = self._spikes.measure(loss)
+            spike = self._spikes.measure(record.state.step, loss)
         if not spike:
             return {}
         self._console.say(

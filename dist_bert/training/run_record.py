@@ -73,7 +73,7 @@ def open_run(
         say(f"resumed with other settings: {', '.join(told)}")
     files.write_json(run_dir / CONFIG_NAME, resolved)
     shutil.copyfile(job.tokenizer_path, run_dir / TOKENIZER_NAME)
-    shape = job.deepspeed.batch_shape
+    shape = job.batch_shape(state.step + 1)
     start = {
         "time": now(),
         "step": state.step,
@@ -104,7 +104,7 @@ def open_run(
 
 def first_line(job: Job, state: TrainState, device: dict[str, Any]) -> str:
     """What begins, on what, and how it computes; `device` as `open_run` takes it."""
-    shape = job.deepspeed.batch_shape
+    shape = job.batch_shape(state.step + 1)
     threads = f", {device['threads']} threads a rank" if device["threads"] > 1 else ""
     return (
         f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"

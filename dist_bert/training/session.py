@@ -34,7 +34,7 @@ from dist_bert.training.console import Console
 from dist_bert.training.engine import build_engine
 from dist_bert.training.job import Job
 from dist_bert.training.loop import SaveSchedule, StepRecord, TrainingLoop, validation_is_due
-from dist_bert.training.loss_spikes import LossSpikes
+from dist_bert.training.loss_spikes import LossSpikes, usual_losses
 from dist_bert.training.metrics import Prediction, read_metrics
 from dist_bert.training.progress import Progress
 from dist_bert.training.rank_reports import Ranks, total_peak_flops
@@ -64,17 +64,25 @@ class TrainingSetup:
     Attributes:
         model: at step 0, on the CPU in float32, the same on all ranks.
         stream: this rank's steps from a state on.
-        validate: scores the engine's model; takes the engine, and a function that watches over the
-            micro-batches passed through it and ends them early when all ranks agree to stop.
+        validate: scores the engine's model; takes the engine, the step, and a function that watches
+            over the micro-batches passed through it and ends them early when all ranks agree to
+            stop.
         has_pairs: whether samples have a next-sentence label.
         patience: validations in a row without a better one after which the run is over; 0 = never.
+        before_step: changes the engine's model where a step needs it; takes the engine and the
+            number of the step.
+        describe: metrics of a step that follow from its number.
+        comparable_since: the step after which losses are on the same data as a step's.
     """
 
     model: nn.Module
     stream: Callable[[TrainState], Iterator[StepBatch]]
-    validate: Callable[[Any, Callable[[Batches], Batches]], Validation]
+    validate: Callable[[Any, int, Callable[[Batches], Batches]], Validation]
     has_pairs: bool = True
     patience: int = 0
+    before_step: Callable[[Any, int], None] = lambda engine, step: None
+    describe: Callable[[int], dict[str, float]] = lambda step: {}
+    comparable_since: Callable[[int], int] = lambda step: 0
 
 
 def train_run(
@@ -170,7 +178,8 @@ class _Session:
         self.stop = stop
         self._watchdog = watchdog
         self._console = console
-        self._validation_losses: dict[int, float] = {}  # of the last step that had a validation
+        # Loss of the last step that had a validation, and since when such losses compare.
+        self._validations: dict[int, tuple[float, int]] = {}
         self._best = checkpoint.best_validation(job.run.output_dir)  # its loss and step
         self._has_rolled_back = False  # since the last checkpoint: so it need not be saved
         self.run = run = job.run
@@ -184,11 +193,19 @@ class _Session:
         with all_ranks_agree("cannot start"):
             self._writer = open_run(job, state, device, console.say) if is_first else None
         self._rows = read_metrics(run.output_dir) if is_first and state.step else []
-        told = [LossSpikes.of_rows(run.spike_threshold, self._rows)]
+        told = [usual_losses(self._rows)]
         dist.broadcast_object_list(told, src=0)  # so that all ranks act on a spike together
-        (spikes,) = told
+        spikes = LossSpikes(run.spike_threshold, told[0], setup.comparable_since)
         acted_on = spikes if run.on_spike != "record" else None
-        self.loop = TrainingLoop(engine, run, job.lr, stop, watchdog.beat, acted_on)
+        self.loop = TrainingLoop(
+            engine,
+            run,
+            job.lr,
+            stop,
+            watchdog.beat,
+            acted_on,
+            lambda step: setup.before_step(engine, step),
+        )
         self._progress = Progress(
             engine,
             job.model,
@@ -200,6 +217,7 @@ class _Session:
             device["peak_flops"],
             _skipped_steps(self._rows),
             None if acted_on else spikes,
+            setup.describe,
         )
         if is_first:
             console.open_log(Path(run.output_dir) / LOG_NAME)
@@ -243,12 +261,14 @@ class _Session:
         self._progress.flush()
         doing = f"in the validation at step {state.step:,}"
         found = self._setup.validate(
-            self._engine, lambda batches: self.stop.until_stop(self._watched(batches, doing))
+            self._engine,
+            state.step,
+            lambda batches: self.stop.until_stop(self._watched(batches, doing)),
         )
         if not self.stop.reason:
             loss = self._progress.validation(state.step, found.metrics, found.ask())
             loss = loss if found.score is None else 1.0 - found.score
-            self._validation_losses = {state.step: loss}
+            self._validations = {state.step: (loss, self._setup.comparable_since(state.step))}
             self._best = min(self._best, (loss, state.step))
         self._progress.restart_clock()
         return self.is_over(state.step)
@@ -268,7 +288,7 @@ class _Session:
         self._watchdog.beat(f"saving step {state.step:,}")
         if self.stop.reason == SAVE_FAILED:
             self._saves.finish()
-        self._saves.save(state, self._validation_losses.get(state.step))
+        self._saves.save(state, *self._validations.get(state.step, (None, 0)))
         if state.step == 1:  # a save that cannot work fails at once
             self._saves.finish()
         self._watchdog.beat(f"after step {state.step:,}")
@@ -297,7 +317,7 @@ class _Session:
             UserError: that did not help, or there is no checkpoint.
         """
         run = self.run
-        size = self._job.deepspeed.batch_shape.global_batch_size
+        size = self._job.batch_shape(state.step).global_batch_size
         first = state.samples - run.max_skipped_steps * size
         problem = (
             f"step {state.step:,}: loss or gradient was not finite in {run.max_skipped_steps} steps"

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from dist_bert.checkpoint.checkpoint import TrainState
 from dist_bert.common.cli import end_rank
-from dist_bert.data.reader import SampleReader
 from dist_bert.data.shard_source import ShardSource
 from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.model.config import ModelConfig
-from dist_bert.pretraining.build import new_model, training_stream
+from dist_bert.pretraining.build import new_model, open_corpora, training_stream
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import PretrainingJob
+from dist_bert.pretraining.recipe import Phase
+from dist_bert.pretraining.timeline import Corpus
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
 from dist_bert.training.loop import TrainingLoop
@@ -33,12 +34,13 @@ def main() -> None:
     results = {}
     for name, case in json.loads(arguments.cases.read_text()).items():
         source = ShardSource(str(arguments.shards))
-        job = PretrainingJob(
+        run = PretrainingConfig(**case["run"])
+        job = PretrainingJob.of(
             ModelConfig(**case["model"]),
-            PretrainingConfig(**case["run"]),
+            run,
             DeepSpeedConfig.from_values(case["deepspeed"], name, 1),
-            source,
-            source.manifest(),
+            [Phase.of_run(run)],
+            {run.shards: Corpus("shards", source, source.manifest())},
         )
         results[name] = curve(job)
     arguments.results.write_text(json.dumps(results))
@@ -47,14 +49,14 @@ def main() -> None:
 
 def curve(job: PretrainingJob) -> list[list[float]]:
     """Masked LM loss, next-sentence loss and gradient norm of every step."""
-    reader = SampleReader(job.source, job.manifest, "train")
-    engine = build_engine(new_model(job, reader, say=print), job.deepspeed)
+    readers = open_corpora(job, "train")
+    engine = build_engine(new_model(job, readers, say=print), job.deepspeed)
     is_loss = [name.endswith("_loss") for name in engine.module.metric_names]
     steps = []
 
     state, stop = TrainState(), StopAgreement(lambda: 0)
     loop = TrainingLoop(engine, job.run, job.lr, stop, beat=lambda doing: None)
-    for record in loop.steps(training_stream(job, reader, state), state):
+    for record in loop.steps(training_stream(job, readers, state), state):
         assert record.grad_norm is not None
         steps.append([*record.metrics[is_loss].tolist(), float(record.grad_norm)])
     engine.destroy()

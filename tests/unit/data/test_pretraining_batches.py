@@ -12,7 +12,7 @@ from dist_bert.common.hashing import hash64
 from dist_bert.data.batches import NO_LABEL, BatchShape, StepBatch, unpad
 from dist_bert.data.masking import MaskingVocabulary, draw_masks, restore
 from dist_bert.data.pretraining_batches import FreshMasks, training_batches, validation_batches
-from dist_bert.data.reader import SampleReader
+from dist_bert.data.reader import Columns, SampleReader
 from tests.support.synthetic import (
     VOCAB_SIZE,
     DataSet,
@@ -66,6 +66,11 @@ def steps_of(
         list(islice(training_batches(reader, make_order(), shape, rank, start, masks), num_steps))
         for rank in range(shape.world_size)
     ]
+
+
+def apply(masks: FreshMasks, columns: Columns, epochs: NDArray[Any], numbers: NDArray[Any]) -> None:
+    """With as many predictions as are stored."""
+    masks.apply(columns, epochs, numbers, columns["num_masked"].astype(np.int64))
 
 
 SHAPES_OF_12 = [BatchShape(1, 1, 12), BatchShape(3, 2, 2), BatchShape(2, 3, 2), BatchShape(4, 3, 1)]
@@ -159,7 +164,7 @@ def test_fresh_masks_are_keyed_by_sample_epoch_and_seed(reader: SampleReader) ->
     def draw(seed: int, epoch: int, numbers: NDArray[np.int64]) -> dict[int, Sample]:
         columns = gathered(reader, numbers)
         originals = restored(columns)
-        FreshMasks(VOCABULARY, seed).apply(columns, np.full(numbers.size, epoch), numbers)
+        apply(FreshMasks(VOCABULARY, seed), columns, np.full(numbers.size, epoch), numbers)
         np.testing.assert_array_equal(restored(columns), originals)
         return dict(zip(numbers.tolist(), samples_of(unpad(columns)), strict=True))
 
@@ -173,7 +178,7 @@ def test_fresh_masks_are_keyed_by_sample_epoch_and_seed(reader: SampleReader) ->
     assert draw(SEED + 1, 1, everything) != reference
 
     columns = gathered(reader, np.array([3, 3]))
-    FreshMasks(VOCABULARY, SEED).apply(columns, np.array([1, 1]), np.array([3, 4]))
+    apply(FreshMasks(VOCABULARY, SEED), columns, np.array([1, 1]), np.array([3, 4]))
     assert (columns["masked_lm_positions"][0] != columns["masked_lm_positions"][1]).any()
 
 
@@ -187,7 +192,7 @@ def test_fresh_masks_are_those_that_the_vocabulary_asks_for(reader: SampleReader
     )
     numbers = np.arange(NUM_TRAIN)
     columns, stored = (gathered(reader, numbers) for _ in range(2))
-    FreshMasks(vocabulary, SEED).apply(columns, np.full(NUM_TRAIN, 3), numbers)
+    apply(FreshMasks(vocabulary, SEED), columns, np.full(NUM_TRAIN, 3), numbers)
     keys = hash64(SEED, "fresh masks", np.full(NUM_TRAIN, 3), numbers)
     ids, positions, labels = draw_masks(
         restored(stored), stored["num_tokens"], stored["num_masked"], keys, vocabulary
@@ -200,7 +205,7 @@ def test_fresh_masks_are_those_that_the_vocabulary_asks_for(reader: SampleReader
 def test_only_the_rows_of_later_epochs_change(reader: SampleReader) -> None:
     columns, stored = (gathered(reader, np.arange(NUM_TRAIN)) for _ in range(2))
     epochs = np.arange(NUM_TRAIN) % 2
-    FreshMasks(VOCABULARY, SEED).apply(columns, epochs, np.arange(NUM_TRAIN))
+    apply(FreshMasks(VOCABULARY, SEED), columns, epochs, np.arange(NUM_TRAIN))
     for field, column in columns.items():
         np.testing.assert_array_equal(column[epochs == 0], stored[field][epochs == 0])
     for field in ("input_ids", "masked_lm_positions", "masked_lm_labels"):

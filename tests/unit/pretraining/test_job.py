@@ -67,7 +67,7 @@ def test_a_job_takes_its_parts_from_files_and_flags(tmp_path: Path, data_set: Da
     job = make_job(tmp_path, "--seed", "7", "--hidden_dropout_prob", "0")
     assert job.model == dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0)
     assert job.run == PretrainingConfig(shards=str(data_set.folder), seed=7, **RUN)
-    assert job.manifest == data_set.manifest
+    assert job.last.manifest == data_set.manifest
     assert job.deepspeed.batch_shape.accumulation_steps == 2
     assert job.tokenizer_path == data_set.folder / "tokenizer.model"
 
@@ -156,7 +156,7 @@ def test_where_the_shards_lie_is_no_part_of_the_identity(tmp_path: Path, data_se
     url, cache = data_set.folder.as_uri(), str(tmp_path / "cache")
     flags = ("--shards", url, "--local_cache", cache, "--local_cache_gib", "1")
     job = make_job(tmp_path, *flags)
-    assert job.identity() == local.identity() and job.manifest == local.manifest
+    assert job.identity() == local.identity() and job.last.manifest == local.last.manifest
     assert job.tokenizer_path.parent == tmp_path / "cache"
     assert job.tokenizer_path.read_bytes() == local.tokenizer_path.read_bytes()
     assert job.resolved()["run"]["local_cache_gib"] == 1.0
