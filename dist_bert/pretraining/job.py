@@ -121,7 +121,7 @@ class PretrainingJob:
         """
         allowed = ["train_batch_size"] if self.run.change_batch_size else []
         if self.run.change_recipe:
-            allowed += self.timeline.open_facts({*saved, *self.identity()}, step)
+            allowed += self.timeline.open_facts(saved, step)
         return allowed
 
     @property

@@ -7,7 +7,7 @@ any step is known without those before it. No torch here: `--check` and the plan
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dist_bert.common.settings import raise_all
@@ -161,7 +161,6 @@ class Timeline:
         """
         facts: dict[str, Any] = {}
         for number, phase in enumerate(self.phases, start=1):
-            prefix = f"phase {number} " if number > 1 else ""
             own = {
                 "shards fingerprint": _mixture_fingerprint(phase),
                 "train_batch_size": phase.stages[-1].shape.global_batch_size,
@@ -173,21 +172,36 @@ class Timeline:
                     own[name] = getattr(phase.settings, name)
             if phase.settings.final_masked_lm_prob:
                 own["final_masked_lm_prob"] = phase.settings.final_masked_lm_prob
-            facts.update({f"{prefix}{name}": value for name, value in own.items()})
+            facts.update({_name(number, fact): value for fact, value in own.items()})
         return facts
 
-    def open_facts(self, names: Iterable[str], step: int) -> list[str]:
-        """Which facts of an identity are still open at a step: what is to come may be changed.
+    def open_facts(self, saved: Mapping[str, Any], step: int) -> list[str]:
+        """Which facts of the identity are still open at a step: what is to come may be changed.
 
-        All facts of the phases that begin there or later, and the length of the one before.
+        All facts of the phases that begin there or later, for this run and the saved one, and the
+        length of the phase before.
 
         Args:
-            names: of facts, of this run or another one.
-            step: optimizer steps done.
+            saved: the identity of a checkpoint.
+            step: its step.
         """
-        begun = sum(phase.first_step < step for phase in self.phases)
-        lengths = ("steps" if begun <= 1 else f"phase {begun} steps",)
-        return [name for name in names if name in lengths or _phase_number(name) > begun]
+        own = self.identity()
+        begun = max(_num_begun(own, step), _num_begun(saved, step))
+        length = _name(begun, "steps")
+        return [n for n in {**saved, **own} if n == length or _phase_number(n) > begun]
+
+
+def _name(number: int, fact: str) -> str:
+    """Of a fact of a phase, counted from 1."""
+    return f"phase {number} {fact}" if number > 1 else fact
+
+
+def _num_begun(identity: Mapping[str, Any], step: int) -> int:
+    """How many phases have begun when so many steps are done."""
+    number, end = 1, 0
+    while (end := end + identity.get(_name(number, "steps"), math.inf)) < step:
+        number += 1
+    return number
 
 
 def _phase_number(fact: str) -> int:
@@ -248,7 +262,7 @@ def make_timeline(
             consumed.update(
                 zip((c.manifest.fingerprint for c in own), plan.consumed_at_end, strict=True)
             )
-        found += _mixture_problems(own)
+        found += _mixture_problems(phase, own)
         problems += [f"{where}{problem}" for problem in found]
     raise_all("pretraining", problems)
     timeline = Timeline((), run_of(run, phases, step).lr_schedule)
@@ -340,9 +354,16 @@ def _own_schedule(plan: PhasePlan, lr_before: float) -> LrSchedule | None:
     )
 
 
-def _mixture_problems(corpora: Sequence[Corpus]) -> list[str]:
-    """In what the data sets of one phase may not differ."""
+def _mixture_problems(phase: Phase, corpora: Sequence[Corpus]) -> list[str]:
+    """What is wrong with the data sets of one phase; in some facts they may not differ."""
     problems = []
+    if phase.masked_lm_prob:
+        problems += [
+            f"masked_lm_prob: the manifest of {corpus.name} does not say what share it has masked;"
+            " prepare it again"
+            for corpus in corpora
+            if not corpus.manifest.config.get("masked_lm_prob")
+        ]
     for name in ("pair_objective", "whole_words", "mean_span_length", "masked_lm_prob"):
         values = {corpus.manifest.config.get(name) for corpus in corpora}
         if len(values) > 1:

@@ -126,6 +126,7 @@ def write_data_set(
             "pair_objective": pair_objective,
             "whole_words": False,
             "mean_span_length": 0.0,
+            "masked_lm_prob": 0.15,
         },
         tokenizer={
             "fingerprint": hashlib.sha256(tokenizer).hexdigest(),

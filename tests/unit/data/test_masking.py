@@ -14,6 +14,7 @@ from dist_bert.data.masking import (
     draw_masks,
     is_maskable,
     num_to_mask,
+    rescaled_num_masked,
     restore,
 )
 
@@ -362,3 +363,26 @@ def test_more_predictions_than_maskable_tokens_is_our_mistake() -> None:
     ids = np.array([[CLS, 50, SEP, 51, SEP]], np.uint16)
     with pytest.raises(AssertionError, match="maskable"):
         draw_masks(ids, np.array([5]), np.array([3]), hash64(np.arange(1)), TOKENS)
+
+
+# --- rescaled_num_masked
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.15, 0.2, 0.3, 0.5])
+def test_a_rescaled_number_has_the_rate_as_its_mean_and_always_fits(rate: float) -> None:
+    num_maskable = np.repeat(np.arange(0, 300), 400)
+    keys = hash64("samples", np.arange(num_maskable.size))
+    stored = num_to_mask(num_maskable, 0.15, keys)
+    rescaled = rescaled_num_masked(stored, 0.15, np.full(keys.size, rate), keys)
+    assert (rescaled <= num_maskable).all()
+    assert (rescaled[num_maskable > 0] >= 1).all() and not rescaled[num_maskable == 0].any()
+    for maskable in (40, 120, 299):
+        mean = rescaled[num_maskable == maskable].mean()
+        assert mean == pytest.approx(rate * maskable, abs=0.25)  # 4 errors of 400 draws
+
+
+def test_each_sample_has_a_rate_of_its_own() -> None:
+    stored = np.array([20, 20, 20, 1, 0])
+    keys = hash64("samples", np.arange(5))
+    rates = np.array([0.15, 0.3, 0.075, 0.5, 0.5])
+    assert rescaled_num_masked(stored, 0.15, rates, keys).tolist() == [20, 40, 10, 1, 0]

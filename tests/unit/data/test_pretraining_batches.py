@@ -252,3 +252,54 @@ def test_more_ranks_than_validation_samples_are_refused(held_out: SampleReader) 
         batches = validation_batches(held_out, BatchShape(1, world_size, 2), 0, num_samples)
         with pytest.raises(UserError, match=rf"for {world_size} ranks: increase validation"):
             next(batches)
+
+
+# --- another share of masks
+
+
+def falling(k: int) -> float:
+    return 0.4 - 0.03 * k
+
+
+def steps_at_rate(
+    reader: SampleReader, shape: BatchShape, num_steps: int, done: int = 0
+) -> list[list[StepBatch]]:
+    """Steps of each rank, of which some are done; the share of masks falls from step to step."""
+    masks = FreshMasks(VOCABULARY, SEED, 0.15, lambda k: falling(done + k))
+    start = done * shape.global_batch_size
+    return [
+        list(training_batches(reader, make_order(), shape, rank, start, masks, num_steps - done))
+        for rank in range(shape.world_size)
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_12)
+def test_a_share_that_falls_is_the_same_for_every_layout(
+    data_set: DataSet, reader: SampleReader, shape: BatchShape
+) -> None:
+    whole = steps_at_rate(reader, SHAPES_OF_12[0], 9)[0]
+    per_rank = steps_at_rate(reader, shape, 9)
+    assert [len(steps) for steps in per_rank] == [9] * shape.world_size
+    for step, reference in enumerate(whole):
+        micro_batches = [m for steps in per_rank for m in steps[step].micro_batches]
+        samples = [sample for micro in micro_batches for sample in samples_of(micro)]
+        assert sorted(samples) == sorted(samples_of(reference.micro_batches[0]))
+        num_masked = sum(len(sample[3]) for sample in samples)
+        assert {micro["num_masked"] for micro in micro_batches} == {num_masked}
+        assert all(original_of(sample) in number_of_original(data_set) for sample in samples)
+
+
+def test_a_share_that_falls_resumes_inside_of_its_fall(reader: SampleReader) -> None:
+    shape = BatchShape(2, 1, 6)
+    whole = steps_at_rate(reader, shape, 9)[0]
+    for done in (1, 4, 8):
+        assert_equal_steps(steps_at_rate(reader, shape, 9, done)[0], whole[done:])
+
+
+def test_the_first_epoch_is_masked_at_the_share_too(reader: SampleReader) -> None:
+    steps = steps_at_rate(reader, BatchShape(1, 1, NUM_TRAIN), 4)[0]
+    stored = steps_of(reader, BatchShape(1, 1, NUM_TRAIN), 1)[0][0]
+    for k, step in enumerate(steps):
+        expected = stored.num_masked * falling(k) / 0.15
+        # of 27 short samples, some keep their one prediction
+        assert 0.6 * expected < step.num_masked < 1.1 * expected
