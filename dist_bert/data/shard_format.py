@@ -341,7 +341,7 @@ class ShardFile:
         self.path = Path(file.name if file else Path(folder) / record.file)
         self.record = record
         self._types = types
-        self._checked: set[int] = set()
+        self._views: dict[int, dict[str, NDArray[Any]]] = {}  # of blocks that are whole
         try:
             with file or open(self.path, "rb") as opened:
                 status = os.fstat(opened.fileno())
@@ -367,6 +367,8 @@ class ShardFile:
         Raises:
             DamagedBlockError: the bytes have changed since they were written.
         """
+        if index in self._views:
+            return self._views[index]
         record = self.record.blocks[index]
         views = {}
         position = record.offset
@@ -377,12 +379,11 @@ class ShardFile:
             views[field] = np.frombuffer(self._map, dtype, count, start).reshape(shape)
             num_bytes = _NPY_HEADER + count * dtype.itemsize
             position += _TAR_UNIT + num_bytes + -num_bytes % _TAR_UNIT
-        if index not in self._checked:
-            view = memoryview(self._map)[record.offset : position]
-            if zlib.crc32(view) != record.crc32:
-                raise DamagedBlockError(
-                    f"{self.path}: block {index} is damaged (crc32 differs from the manifest);"
-                    " prepare this shard again"
-                )
-            self._checked.add(index)
+        view = memoryview(self._map)[record.offset : position]
+        if zlib.crc32(view) != record.crc32:
+            raise DamagedBlockError(
+                f"{self.path}: block {index} is damaged (crc32 differs from the manifest);"
+                " prepare this shard again"
+            )
+        self._views[index] = views
         return views

@@ -52,6 +52,11 @@ and a full cache, and from an HTTP server on this machine: at full speed, and ho
 would wait at 10,000 samples a second. Needs room for the data set in a temporary folder (TMPDIR
 names its place).
 """
+_MIXTURES = """Measures training's data path on mixtures of 1, 2, 4 and 8 data sets.
+
+They are parts of one data set, which needs eight shards: an epoch of micro-batches on one rank, in
+CPU time, and the memory that it takes.
+"""
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 
 
@@ -68,6 +73,7 @@ def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> None
         ("train", "training step and loader", _TRAIN, _add_train_flags, measure_train),
         ("saves", "what checkpoints cost", _SAVES, _add_saves_flags, measure_saves),
         ("sources", "shards elsewhere", _SOURCES, _add_sources_flags, measure_sources),
+        ("mixtures", "several data sets", _MIXTURES, _add_sources_flags, measure_mixtures),
     ):
         command = commands.add_parser(name, description=description, help=help_text)
         command.set_defaults(measure=measure)
@@ -160,6 +166,14 @@ def measure_sources(arguments: argparse.Namespace) -> Figures:
             report=say,
         )
     return {f"{len(records)} shards, {num_bytes / 1e6:.1f} MB": rows}
+
+
+def measure_mixtures(arguments: argparse.Namespace) -> Figures:
+    """Figures of mixtures of data sets: table -> row -> column -> figure."""
+    from dist_bert.tools.benchmark.mixtures import compare_mixtures
+
+    shards, rounds = Path(arguments.shards), arguments.rounds
+    return {"mixtures": compare_mixtures(shards, [1, 2, 4, 8], rounds=rounds, report=say)}
 
 
 def _training_inputs(
