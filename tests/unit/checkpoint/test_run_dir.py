@@ -78,6 +78,15 @@ def test_where_best_names_nothing_the_lowest_loss_is_taken(
     assert "best: names no checkpoint that is there; step-000000005" in caplog.text
 
 
+def test_the_best_is_of_the_newest_samples(tmp_path: Path) -> None:
+    folder = write_checkpoints(tmp_path, 3, 5, 9, 11)
+    for step, since, loss in ((3, 0, 1.0), (5, 4, 3.0), (9, 4, 2.0), (11, 4, 2.5)):
+        state = {"validation_loss": loss, "comparable_since": since}
+        (folder / f"step-{step:09d}" / "state.json").write_text(json.dumps(state))
+    (folder / "best").write_text("gone")
+    assert require_checkpoint(tmp_path, "best") == folder / "step-000000009"
+
+
 def test_a_checkpoint_may_be_given_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,11 +80,13 @@ class Saves:
             self.engine, run_dir, {"seed": 5}, keep, watchdog, self.told.append
         )
 
-    def step(self, step: int, validation_loss: float | None = None) -> dict[str, torch.Tensor]:
+    def step(
+        self, step: int, validation_loss: float | None = None, comparable_since: int = 0
+    ) -> dict[str, torch.Tensor]:
         """A step and its save; returns the weights behind it."""
         self.engine.optimizer.step()
         weights = {n: p.detach().clone() for n, p in self.engine.module.named_parameters()}
-        self.writer.save(TrainState(step, 36 * step, 360 * step), validation_loss)
+        self.writer.save(TrainState(step, 36 * step, 360 * step), validation_loss, comparable_since)
         return weights
 
     def pointer(self, name: str) -> str:
@@ -236,3 +238,12 @@ def test_closing_ends_what_is_written_and_the_thread(gate: Gate, saves: Saves) -
     saves.writer.close()
     assert steps_of(saves.run_dir) == [2, 1] and saves.told == [1, 2]
     assert not any(thread.name == "checkpoint writer" for thread in threading.enumerate())
+
+
+def test_losses_of_an_earlier_phase_do_not_count(saves: Saves) -> None:
+    best = []
+    for step, loss, since in ((1, 1.0, 0), (2, 3.0, 1), (3, 2.0, 1), (4, 2.5, 1), (5, 9.0, 4)):
+        saves.step(step, loss, since)
+        saves.writer.finish()
+        best.append(int(saves.pointer("best").strip()[-3:]))
+    assert best == [1, 2, 3, 3, 5]
