@@ -37,6 +37,11 @@ class PretrainingConfig(TrainingConfig):
         0, "samples of the first steps; it grows by itself up to train_batch_size; 0 = no ramp"
     )
     ramp_samples: int = setting(0, "samples over which the batch grows, equally many for each size")
+    micro_batch_tokens: int = setting(
+        0,
+        "most tokens of a rank in a micro-step, instead of train_micro_batch_size_per_gpu samples:"
+        " all micro-batches of a step then have almost equal numbers of tokens; 0 = off",
+    )
     recipe: str = setting(
         "", "JSON of a run of several phases: their data sets and weights, lengths, batches, lr"
     )
@@ -81,7 +86,7 @@ class PretrainingConfig(TrainingConfig):
             problems.append(
                 "masked_lm_prob: needs fresh masks, and masks = static keeps the stored"
             )
-        for name in ("initial_batch_size", "ramp_samples"):
+        for name in ("initial_batch_size", "ramp_samples", "micro_batch_tokens"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
         if self.extend_positions and not self.init_from:
