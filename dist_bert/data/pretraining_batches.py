@@ -106,7 +106,7 @@ class _Window:
                 [{**next(micro_batches), **totals} for _ in range(shape.accumulation_steps)],
                 num_samples=size,
                 num_tokens=int(num_tokens.sum()),
-                num_token_pairs=int((num_tokens**2).sum()),
+                lengths=num_tokens,
                 num_masked=int(num_masked),
             )
 

@@ -688,7 +688,7 @@ def test_a_step_on_the_gpu_never_waits_for_it() -> None:
     config = dataclasses.replace(TINY, hidden_size=32)
     model = make_model(config).cuda().bfloat16()
     arrays = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in make_batch().items()}
-    step = StepBatch([arrays], num_samples=3, num_tokens=25, num_token_pairs=243)
+    step = StepBatch([arrays], num_samples=3, num_tokens=25, lengths=np.array(LENGTHS))
     (step,) = pinned(iter([step]))
     model(**to_device(step.micro_batches[0], torch.device("cuda")))[0].backward()  # set-up
     try:
