@@ -48,7 +48,7 @@ class StepBatch:
     micro_batches: list[MicroBatch]  # A of this rank
     num_samples: int  # G
     num_tokens: int  # real tokens of the global batch
-    num_token_pairs: int  # sum of squared lengths over the global batch: the work of attention
+    lengths: NDArray[np.int64]  # (G,) tokens of each sample of the global batch
     num_masked: int = 0  # masked positions of the global batch
 
 

@@ -167,7 +167,7 @@ class _Window:
                 [{**next(micro_batches), **totals} for _ in sizes],
                 num_samples=size,
                 num_tokens=int(num_tokens.sum()),
-                num_token_pairs=int((num_tokens**2).sum()),
+                lengths=num_tokens,
                 num_masked=int(num_masked),
             )
 
