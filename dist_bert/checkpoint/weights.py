@@ -35,7 +35,8 @@ def read_stored(source: WeightSource) -> StoredWeights:
         UserError: a file is damaged, or its tensors are not those of its config.
     """
     if source.checkpoint is not None:
-        return StoredWeights(CheckpointReader(source.checkpoint).weights(), (), ())
+        tensors = CheckpointReader(source.checkpoint).weights(source.is_average)
+        return StoredWeights(tensors, (), ())
     tensors = _read_files(source.tensor_files)
     if not source.is_published:
         return StoredWeights(tensors, (), ())
@@ -145,6 +146,8 @@ def load_initial_weights(
     notes = []
     if source.checkpoint is not None:
         where = f"{source.path} at {source.checkpoint.name}"
+        if source.is_average:
+            where += ", the average"
     else:
         where = str(source.path)
         if stored.left_out:

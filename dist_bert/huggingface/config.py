@@ -14,6 +14,9 @@ class ExportConfig:
         "export the checkpoint of the lowest validation loss, not the latest (of a fine-tuned run"
         " there is only the best)",
     )
+    average: bool = setting(
+        False, "export the average of the weights, of a pretrained run with average_decay"
+    )
     sample_text: str | None = setting(
         None,
         "texts, one a line, whose token ids are compared (default: those of the run's shards; of a"

@@ -96,7 +96,14 @@ def export(
             check += f" ONNX: {equal_onnx}."
         name = output_dir.absolute().name
         card = model_card(
-            name, resolved, run.step, run_dir, run.tokenizer.has_word_pieces, check, no_mlm_head
+            name,
+            resolved,
+            run.step,
+            run_dir,
+            run.tokenizer.has_word_pieces,
+            check,
+            no_mlm_head,
+            run.is_average,
         )
         files.write_bytes(folder / "README.md", card.encode())
 

@@ -57,6 +57,9 @@ class PretrainingConfig(TrainingConfig):
         "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
         " or file in Hugging Face layout; a run that has a checkpoint resumes from that",
     )
+    init_average: bool = setting(
+        False, "with init_from: take the average of the weights, of a run with average_decay"
+    )
     init_parts: str = setting(
         "all",
         "with init_from: embeddings takes word embeddings alone, for another architecture",
@@ -89,8 +92,9 @@ class PretrainingConfig(TrainingConfig):
         for name in ("initial_batch_size", "ramp_samples", "micro_batch_tokens"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
-        if self.extend_positions and not self.init_from:
-            problems.append("extend_positions = True: does nothing without init_from")
+        for name in ("extend_positions", "init_average"):
+            if getattr(self, name) and not self.init_from:
+                problems.append(f"{name} = True: does nothing without init_from")
         if self.init_parts != "all" and not self.init_from:
             problems.append(f"init_parts = {self.init_parts}: does nothing without init_from")
         if self.init_parts != "all" and self.extend_positions:

@@ -42,6 +42,7 @@ from dist_bert.training.engine import build_engine, validate
 from dist_bert.training.loop import StepRecord, TrainingLoop
 from dist_bert.training.progress import duration, flops_of_batches, peak_memory_bytes, slowness
 from dist_bert.training.rank_reports import total_peak_flops
+from dist_bert.training.weight_average import start_average
 
 _NUM_STEPS = 2  # the first one pays for set-up, the second one is timed
 _SCRATCH_NAME = ".check"
@@ -90,6 +91,7 @@ class Rehearsal:
         )
         try:
             self._engine = _new_engine(job, new_model(job, training, self._say))
+            start_average(self._engine, job.run.average_decay)
             if may_resume:
                 self._state = checkpoint.load(
                     self._engine, job.run.output_dir, job.identity(), job.may_differ

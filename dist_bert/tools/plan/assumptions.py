@@ -50,6 +50,7 @@ class Assumptions:
         changes = deepspeed_flags(arguments)
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
         layout = ZeroLayout.of(model, deepspeed)
+        layout = dataclasses.replace(layout, has_average=run.average_decay > 0)
         workload = _workload(arguments, run, model)
         if workload.sequence_length > model.max_position_embeddings:
             raise UserError(

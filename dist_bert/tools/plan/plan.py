@@ -25,6 +25,7 @@ from dist_bert.tools.plan.memory import (
     plan_memory,
     snapshot_bytes,
 )
+from dist_bert.tools.plan.update import flops_share, plan_update
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.metrics import read_metrics
 
@@ -188,6 +189,10 @@ def make_plan(
             "largest_micro_batch_with_checkpointing": largest[True],
         },
         "run": _run(layout, batch_size, run, workload, step),
+        "update": {
+            **dataclasses.asdict(plan_update(layout)),
+            "share_of_flops": flops_share(layout, workload.flops(layout.model, batch_size)),
+        },
         "communication": _communication(plan_communication(layout), hardware.link, step),
         "scaling": [
             _step_as_json(time)
@@ -215,10 +220,11 @@ def make_plan(
 def time_of_step(
     layout: ZeroLayout, micro_batch_size: int, workload: Workload, hardware: Hardware
 ) -> StepTime:
-    """Arithmetic at the given MFU, and messages, of one optimizer step."""
+    """Arithmetic at the given MFU, Muon's iterations too, and messages, of one step."""
     num_samples = micro_batch_size * layout.num_ranks * layout.accumulation_steps
     speed = hardware.peak_flops * hardware.mfu * layout.num_ranks
     compute = workload.flops(layout.model, num_samples) / speed
+    compute += plan_update(layout).newton_schulz_flops / (hardware.peak_flops * hardware.mfu)
     messages = plan_communication(layout)
     return StepTime(
         layout.num_ranks,
