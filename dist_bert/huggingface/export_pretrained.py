@@ -13,7 +13,6 @@ import numpy as np
 
 from dist_bert.checkpoint.run_dir import CONFIG_NAME
 from dist_bert.common import files
-from dist_bert.common.errors import UserError
 from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import read_json
 from dist_bert.data.masking import restore
@@ -64,8 +63,6 @@ def export(
     from dist_bert.huggingface.compare import check_ids, check_outputs
 
     require_published_form(run.config)
-    if with_onnx and run.config.architecture == "modern":
-        raise UserError("--onnx true: is written of BERT alone; leave it out for a modern model")
     if without := tuple(head for head, names in family(run.config).heads.items() if not names):
         print(f"left out   {', '.join(without)}: ModernBertForMaskedLM has none", flush=True)
         run = dataclasses.replace(run, missing_heads=(*run.missing_heads, *without))
