@@ -27,6 +27,7 @@ from dist_bert.huggingface.folder import (
 )
 from dist_bert.huggingface.onnx_model import write_onnx
 from dist_bert.huggingface.pretrained_card import model_card
+from dist_bert.huggingface.sentence_vectors import check_vectors, write_sentence_files
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.published_config import require_published_form
 from dist_bert.model.published_names import family
@@ -42,6 +43,8 @@ def export(
     sample_text: str | None,
     allow_differences: bool,
     with_onnx: bool = False,
+    sentence_pooling: str | None = None,
+    is_normalized: bool = False,
 ) -> None:
     """Writes the folder, loads it, compares, and prints the results.
 
@@ -56,6 +59,8 @@ def export(
         sample_text: file of texts, one per line; None = those of the run's shards.
         allow_differences: whether to only report texts with different token ids.
         with_onnx: whether to write `model.onnx`, too.
+        sentence_pooling: `mean` or `cls`: write the files of sentence-transformers, too.
+        is_normalized: whether their vectors have length 1.
 
     Raises:
         UserError: transformers has no such model, or its logits or ids differ; leaves no folder.
@@ -91,6 +96,12 @@ def export(
             equal_onnx = write_onnx(load_model(folder, kind), folder)
             print(f"onnx       {equal_onnx}", flush=True)
             check += f" ONNX: {equal_onnx}."
+        if sentence_pooling is not None:
+            width, most = run.config.hidden_size, run.config.max_position_embeddings
+            write_sentence_files(folder, width, most, sentence_pooling, is_normalized)
+            equal_vectors = check_vectors(run, folder, sentence_pooling, texts)
+            print(f"vectors    {equal_vectors}", flush=True)
+            check += f" Vectors: {equal_vectors}."
         name = output_dir.absolute().name
         card = model_card(
             name, resolved, run.step, run_dir, run.tokenizer.has_word_pieces, check, no_mlm_head
