@@ -48,7 +48,7 @@ _FIXED = (
     "local_rope_theta",
 )
 _MLM_ACTIVATION = "mlm_hidden_act"
-_MLM_HEAD = ("cls.predictions.transform.", "head.")  # how the names of BERT, ModernBERT begin
+_MLM_HEAD = ("cls.predictions.transform.", "decoder.bias")  # of BERT, of ModernBERT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,14 +42,18 @@ def read_stored(source: WeightSource) -> StoredWeights:
         return StoredWeights(tensors, (), ())
     table = family(source.model)
     published, left_out = under_published_names(tensors, table)
+    own = [name for name in published if name not in table.tied]
     missing = tuple(
         head
         for head, prefixes in table.heads.items()
-        if not any(name.startswith(prefixes) and name not in table.tied for name in published)
+        if not prefixes or not all(any(n.startswith(prefix) for n in own) for prefix in prefixes)
     )
     without = tuple(prefix for head in missing for prefix in table.heads[head])
-    # A decoder alone is no head: it is the word embeddings again.
+    # A decoder alone is no head: it is the word embeddings again. A head without its decoder is
+    # that of another task.
+    others = {name.split(".")[0] for name in own if name.startswith(without)}
     published = {name: t for name, t in published.items() if not name.startswith(without)}
+    left_out = tuple(sorted(others.union(left_out)))
     return StoredWeights(from_published(published, source.model, without), missing, left_out)
 
 

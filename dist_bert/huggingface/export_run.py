@@ -59,7 +59,16 @@ def export_pretrained(place: Path, checkpoint: Path, output_dir: Path, config: E
     num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     print(f"exporting  {checkpoint}: {num_parameters / 1e6:.1f} M parameters", flush=True)
     folder = run_folder(place)
-    export(trained, folder, output_dir, config.sample_text, config.allow_differences, config.onnx)
+    export(
+        trained,
+        folder,
+        output_dir,
+        config.sample_text,
+        config.allow_differences,
+        config.onnx,
+        config.sentence_transformers,
+        config.normalize,
+    )
     return f'load it with AutoModel.from_pretrained("{output_dir}")'
 
 
