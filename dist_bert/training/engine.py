@@ -15,10 +15,10 @@ from dist_bert.checkpoint.format import WEIGHT
 from dist_bert.data.batches import MicroBatch
 from dist_bert.model.micro_batches import sum_of_shares
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
-from dist_bert.training.half_precision import scale_plain_losses
+from dist_bert.training.half_precision import step_plainly
 from dist_bert.training.optimizer import parameter_groups
 from dist_bert.training.optimizers.build import own_optimizer
-from dist_bert.training.skipped_steps import skip_plain_updates
+from dist_bert.training.skipped_steps import judge_by_norm, skip_plain_updates
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
@@ -38,10 +38,12 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     )
     if own is not None:
         own.bind(list(fragments.places(engine)), not fragments.is_replicated(engine))
-    if config.zero_stage == 0 and config.precision == "fp16":
-        scale_plain_losses(engine)
     if config.zero_stage == 0 and config.precision == "fp32":
         skip_plain_updates(engine)
+    elif config.zero_stage == 0:
+        step_plainly(engine)
+    elif config.zero_stage < 3:
+        judge_by_norm(engine)
     if config.precision != "fp32":
         _start_exactly(engine, initial)
     return engine

@@ -73,8 +73,9 @@ def newton_schulz_bytes(rows: int, columns: int, num_steps: int, size: int = 2) 
     """
     m, n = sorted((rows, columns))
     casts = 2 * (4 + size) if size < 4 else 0
-    once = casts + 3 * size + 8  # the norm reads it, its division and the scale read and write
-    return num_steps * size * (8 * m * n + 11 * m * m) + once * m * n
+    # The norm reads it; its copy beside others of its shape, division and scale read and write.
+    once = casts + 3 * size + 16
+    return num_steps * size * (3 * m * n + 4 * m * m) + once * m * n
 
 
 def flops_share(layout: ZeroLayout, step_flops: float) -> float:

@@ -139,31 +139,47 @@ class WholeMatrices:
             dist.all_gather_object(held, own)
         self._exchange = Exchange.of(matrices, held, dist.get_rank() if is_sharded else 0)
 
-    def apply(self, function: Callable[[Tensor], Tensor], values: dict[str, Tensor]) -> None:
+    def apply(
+        self, function: Callable[[Sequence[Tensor]], Sequence[Tensor]], values: dict[str, Tensor]
+    ) -> None:
         """Replaces every matrix by the function of it, in place.
 
         Args:
-            function: (rows, columns) to (rows, columns).
+            function: matrices, (rows, columns) each, to as many of the same shapes.
             values: name of a parameter -> (size,) this rank's piece of it.
         """
         exchange = self._exchange
-        for matrix in exchange.whole:
-            view = self._view(values, matrix, (0, matrix.size))
-            view.copy_(function(view.view(matrix.rows, matrix.columns)).reshape(-1))
-        if not exchange.is_needed:
-            return
+        own = [self._view(values, matrix, (0, matrix.size)) for matrix in exchange.whole]
+        shapes = [(matrix.rows, matrix.columns) for matrix in exchange.whole]
         pieces = [self._view(values, matrix, span) for matrix, span in exchange.sent]
-        sent = torch.cat([torch.empty(0, device=self._device), *pieces])
-        received = sent.new_empty(sum(exchange.num_received))
-        num_sent, num_received = list(exchange.num_sent), list(exchange.num_received)
-        dist.all_to_all_single(received, sent, num_received, num_sent)
+        received = self._sent_to_owners(pieces) if exchange.is_needed else torch.empty(0)
         for matrix, parts in exchange.owned:
-            whole = sent.new_empty(matrix.size)
+            whole = received.new_empty(matrix.size)
             for place, first, size in parts:
                 whole[first : first + size] = received[place : place + size]
-            whole = function(whole.view(matrix.rows, matrix.columns)).reshape(-1)
+            own.append(whole)
+            shapes.append((matrix.rows, matrix.columns))
+        if own:
+            found = [view.view(shape) for view, shape in zip(own, shapes, strict=True)]
+            torch._foreach_copy_(found, list(function(found)))
+        for (_, parts), whole in zip(exchange.owned, own[len(exchange.whole) :], strict=True):
             for place, first, size in parts:
                 received[place : place + size] = whole[first : first + size]
+        if exchange.is_needed:
+            self._send_back(received, pieces)
+
+    def _sent_to_owners(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Sends the pieces of cut matrices; returns those of this rank's own."""
+        sent = torch.cat([torch.empty(0, device=self._device), *pieces])
+        received = sent.new_empty(sum(self._exchange.num_received))
+        num_sent, num_received = list(self._exchange.num_sent), list(self._exchange.num_received)
+        dist.all_to_all_single(received, sent, num_received, num_sent)
+        return received
+
+    def _send_back(self, received: Tensor, pieces: Sequence[Tensor]) -> None:
+        """Sends the pieces back to where they came from, and puts those of this rank there."""
+        sent = received.new_empty(sum(self._exchange.num_sent))
+        num_sent, num_received = list(self._exchange.num_sent), list(self._exchange.num_received)
         dist.all_to_all_single(sent, received, num_sent, num_received)
         for piece, result in zip(pieces, sent.split([len(p) for p in pieces]), strict=True):
             piece.copy_(result)

@@ -75,8 +75,10 @@ class Muon:
         pieces: Pieces = group["pieces"]
         names = [place.name for place in pieces.places]
         views = dict(zip(names, pieces.views(updates), strict=True))
-        group["whole"].apply(self._update_of, views)
+        group["whole"].apply(self._updates_of, views)
         return updates
 
-    def _update_of(self, matrix: Tensor) -> Tensor:
-        return orthogonalized(matrix, self.newton_schulz_steps).mul_(update_scale(matrix.shape))
+    def _updates_of(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        updates = orthogonalized(matrices, self.newton_schulz_steps)
+        torch._foreach_mul_(updates, [update_scale(matrix.shape) for matrix in matrices])
+        return updates

@@ -28,6 +28,9 @@ from tests.unit.tools.test_memory_plan import MODEL, MODERN, make_layout
 OWN = ("Lamb", "StableAdamW", "Muon")
 
 
+COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default)
+
+
 class Traffic(TorchDispatchMode):
     """Sums the bytes of all tensors that kernels read, and of those that they write."""
 
@@ -44,8 +47,9 @@ class Traffic(TorchDispatchMode):
             pairs = zip(args, is_written, strict=False)  # defaults are not among the arguments
             written = [t for arg, own in pairs if own for t in tensors(arg)]
             written += [t for t in tensors(result) if t.data_ptr() not in read]
-            if func is torch.ops.aten.copy_.default:  # what it replaces is not read
-                del read[args[0].data_ptr()]
+            if func in COPIES:  # what they replace is not read
+                for replaced in tensors(args[0]):
+                    del read[replaced.data_ptr()]
             self.num_bytes += sum(t.nbytes for t in (*read.values(), *written))
         return result
 
@@ -73,7 +77,7 @@ def make(name: str, model: ModelConfig) -> OwnOptimizer:
 def test_newton_schulz_by_its_kernels(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape)
     with FlopCounterMode(display=False) as flops, Traffic() as traffic:
-        found = orthogonalized(matrix, 5).mul_(update_scale(shape)).reshape(-1)
+        found = orthogonalized([matrix], 5)[0].mul_(update_scale(shape))
     assert found.numel() == matrix.numel()
     assert flops.get_total_flops() == newton_schulz_flops(*shape, 5)
     assert traffic.num_bytes == pytest.approx(newton_schulz_bytes(*shape, 5, size=4), rel=0.01)

@@ -21,7 +21,7 @@ from tests.support.synthetic import TINY_MODEL
 @pytest.mark.parametrize("shape", [(24, 24), (24, 37), (37, 24), (1, 5)])
 def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    found = orthogonalized(matrix, 5)
+    (found,) = orthogonalized([matrix], 5)
     assert found.shape == shape and found.dtype == torch.float32
     values = torch.linalg.svdvals(matrix)
     moved = torch.linalg.svdvals(found)[values / values.norm() > 0.01]
@@ -35,8 +35,8 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) 
 def test_one_step_is_the_quintic_of_the_singular_values() -> None:
     matrix = torch.diag(torch.tensor([3.0, 4.0]))
     expected = [3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5 for x in (0.6, 0.8)]
-    assert orthogonalized(matrix, 1).diagonal().tolist() == pytest.approx(expected)
-    assert not orthogonalized(torch.zeros(3, 5), 5).any()
+    assert orthogonalized([matrix], 1)[0].diagonal().tolist() == pytest.approx(expected)
+    assert not orthogonalized([torch.zeros(3, 5)], 5)[0].any()
 
 
 def test_an_update_has_a_root_mean_square_of_a_fifth() -> None:
@@ -121,4 +121,4 @@ def test_the_halves_of_a_gated_feed_forward_are_two_matrices() -> None:
 def test_the_size_of_a_gradient_does_not_count() -> None:
     assert math.isclose(update_scale((24, 37)), 0.2 * math.sqrt(37))
     matrix = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(orthogonalized(1000 * matrix, 5), orthogonalized(matrix, 5))
+    torch.testing.assert_close(*orthogonalized([1000 * matrix, matrix], 5))
