@@ -3,6 +3,7 @@
 python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
 deepspeed launch/benchmark.py train --shards data/shards --json figures.json
 deepspeed launch/benchmark.py saves --shards data/shards --json figures.json
+deepspeed launch/benchmark.py optimizers --shards data/shards --json figures.json
 python launch/benchmark.py sources --shards data/shards --json figures.json
 python launch/benchmark.py mixtures --shards data/shards --json figures.json
 """

@@ -12,6 +12,7 @@ from dist_bert.checkpoint.run_dir import (
     LATEST_NAME,
     TOKENIZER_NAME,
     read_resolved,
+    require_average,
     require_weights,
     run_folder,
 )
@@ -63,6 +64,8 @@ class TrainedRun:
         run_dir = run_folder(path)
         device = run_device()
         if not path.is_dir():
+            if is_average:
+                require_average(path)
             return cls._of_file(path.parent, device)
         reader = CheckpointReader(path)
         resolved = read_resolved(run_dir, {"model": dict, "deepspeed": dict})

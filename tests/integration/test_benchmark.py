@@ -135,6 +135,29 @@ def test_saves_are_compared(data_set: Path, tmp_path: Path) -> None:
         assert row["cost_percent_every_100"] == pytest.approx(row["cost_seconds"] / step)
 
 
+def test_optimizers_are_compared(data_set: Path, tmp_path: Path) -> None:
+    size_flags = [f"--{name}={size}" for name, size in TINY_MODEL.items()]
+    made = run_script(
+        *launcher(2), SCRIPT, "optimizers", "--shards", data_set, "--rounds", "2",
+        "--train_batch_size", "24", "--micro_batch_size", "6",
+        "--json", tmp_path / "figures.json", *size_flags,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    rows = figures["optimizers"]
+    assert made.stdout.endswith(f"\n{table('optimizers', rows)}\n")
+    assert list(rows) == ["AdamW", "Lamb", "StableAdamW", "Muon"]
+    assert rows["AdamW"]["update_by_AdamW"] == 1.0
+    for row in rows.values():
+        assert 0 < row["update_ms"] < row["step_ms"] and 0 < row["update_share"] < 1
+    refused = run_script(
+        sys.executable, SCRIPT, "optimizers", "--shards", data_set, "--optimizers", "AdamW", "Lamb",
+        "--deepspeed_config", "configs/zero3.json", *size_flags,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "optimizer type Lamb with ZeRO 3 would train wrongly" in refused.stderr
+
+
 def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:
     made = run_script(
         *launcher(2), SCRIPT, "train", "--shards", data_set, "--against", "plain_torch"

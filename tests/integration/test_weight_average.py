@@ -16,6 +16,8 @@ from dist_bert.checkpoint.format import CheckpointReader
 from dist_bert.checkpoint.run_dir import checkpoints_newest_first
 from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.checkpoint.weights import read_stored
+from dist_bert.common.errors import UserError
+from dist_bert.inference.trained_run import TrainedRun
 from tests.integration.average_worker import CASES
 from tests.integration.conftest import (
     TINY_MODEL,
@@ -169,3 +171,5 @@ def test_training_starts_from_the_average(
         "--dry_run", "A [MASK].",
     )  # fmt: skip
     assert_one_line_error(refused, f"{plain}/model.safetensors: has no average of the weights")
+    with pytest.raises(UserError, match="has no average of the weights"):
+        TrainedRun.load(plain, is_average=True)

@@ -16,6 +16,7 @@ from dist_bert.common.device import num_wanted_gpus
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
 from dist_bert.model.config import ModelConfig
+from dist_bert.training.optimizers.kinds import OURS
 
 if TYPE_CHECKING:
     from dist_bert.data.reader import SampleReader
@@ -57,6 +58,11 @@ _MIXTURES = """Measures training's data path on mixtures of 1, 2, 4 and 8 data s
 They are parts of one data set, which needs eight shards: an epoch of micro-batches on one rank, in
 CPU time, and the memory that it takes.
 """
+_OPTIMIZERS = """Measures what the update takes of a training step, by optimizer.
+
+AdamW, Lamb, StableAdamW and Muon take turns on one global batch of real samples, with the other
+settings of the DeepSpeed JSON: milliseconds of a step and of its update, its share of the step.
+"""
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 
 
@@ -72,6 +78,13 @@ def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> None
         ("prepare", "preparation and reader", _PREPARE, _add_prepare_flags, measure_prepare),
         ("train", "training step and loader", _TRAIN, _add_train_flags, measure_train),
         ("saves", "what checkpoints cost", _SAVES, _add_saves_flags, measure_saves),
+        (
+            "optimizers",
+            "the update's share",
+            _OPTIMIZERS,
+            _add_optimizers_flags,
+            measure_optimizers,
+        ),
         ("sources", "shards elsewhere", _SOURCES, _add_sources_flags, measure_sources),
         ("mixtures", "several data sets", _MIXTURES, _add_sources_flags, measure_mixtures),
     ):
@@ -148,6 +161,27 @@ def measure_saves(arguments: argparse.Namespace) -> Figures:
     finally:
         leave_distributed()
     return {f"saves of {arguments.steps} steps": rows}
+
+
+def measure_optimizers(arguments: argparse.Namespace) -> Figures:
+    """Figures of updates: table -> row -> column -> figure."""
+    model, deepspeed, reader = _training_inputs(arguments)
+    from dist_bert.distributed.process_group import leave_distributed, start_distributed
+    from dist_bert.tools.benchmark.optimizers import compare_optimizers  # imports torch, deepspeed
+
+    start_distributed()
+    try:
+        rows = compare_optimizers(
+            list(dict.fromkeys(arguments.optimizers)),
+            reader,
+            model,
+            deepspeed,
+            rounds=arguments.rounds,
+            report=say,
+        )
+    finally:
+        leave_distributed()
+    return {"optimizers": rows}
 
 
 def measure_sources(arguments: argparse.Namespace) -> Figures:
@@ -256,6 +290,21 @@ def _add_saves_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--folder", metavar="DIR", help="on the disk that is measured (default: TMPDIR's)"
+    )
+
+
+def _add_optimizers_flags(command: argparse.ArgumentParser) -> None:
+    _add_training_inputs(command)
+    names = ["AdamW", *(kind.name for kind in OURS.values())]
+    command.add_argument(
+        "--optimizers",
+        nargs="+",
+        choices=names,
+        default=names,
+        help="the first one is what the others are compared with (default: all)",
+    )
+    command.add_argument(
+        "--rounds", type=count, default=5, help="of which the median counts (default: 5)"
     )
 
 

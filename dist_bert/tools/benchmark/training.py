@@ -96,7 +96,7 @@ def compare_steps(
     for number in range(rounds + 1):  # the first one pays for set-up
         for name, contestant in contestants.items():
             report(f"round {number} of {rounds}: {name}" if number else f"warming up {name}")
-            elapsed, peaks[name] = _measure(contestant.step)
+            elapsed, peaks[name] = measure(contestant.step)
             if number:
                 seconds[name].append(elapsed)
     flops = training_flops(
@@ -317,7 +317,7 @@ def padded_inputs(columns: dict[str, np.ndarray[Any, Any]]) -> MicroBatch:
     }
 
 
-def _measure(step: Callable[[], None]) -> tuple[float, float]:
+def measure(step: Callable[[], None]) -> tuple[float, float]:
     """Seconds of a step over all ranks, and the bytes that it needs at its peak on this one."""
     _give_back_memory()
     before = _memory_bytes("VmRSS")
