@@ -4,6 +4,7 @@ python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
 deepspeed launch/benchmark.py train --shards data/shards --json figures.json
 deepspeed launch/benchmark.py saves --shards data/shards --json figures.json
 python launch/benchmark.py sources --shards data/shards --json figures.json
+python launch/benchmark.py attention --model configs/model/modern_base.json --json figures.json
 """
 
 import argparse
