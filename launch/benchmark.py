@@ -6,6 +6,7 @@ deepspeed launch/benchmark.py saves --shards data/shards --json figures.json
 deepspeed launch/benchmark.py optimizers --shards data/shards --json figures.json
 python launch/benchmark.py sources --shards data/shards --json figures.json
 python launch/benchmark.py mixtures --shards data/shards --json figures.json
+python launch/benchmark.py attention --model configs/model/modern_base.json --json figures.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """One rank of test_plan: what real engines hold and send, as JSON, for every case.
 
-Started by the launcher with the number of the first case and the output folder.
+Started by the launcher with the architecture, the number of the first case and the output folder.
 """
 
 import argparse
@@ -21,8 +21,9 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
+from tests.integration.conftest import MODERN_PARTS
 
-MODEL = ModelConfig(
+_BERT = ModelConfig(
     vocab_size=701,
     hidden_size=48,
     num_hidden_layers=3,
@@ -30,6 +31,7 @@ MODEL = ModelConfig(
     intermediate_size=101,
     max_position_embeddings=53,
 )
+MODELS = {"bert": _BERT, "modern": dataclasses.replace(_BERT, **MODERN_PARTS)}  # type: ignore[arg-type]
 MICRO_BATCH_SIZE = 3
 SENT_ARGUMENT = {  # operation -> name and place of the argument that has all of the message
     "all_reduce": ("tensor", 0),
@@ -80,13 +82,15 @@ def cases(first_accumulation: int) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
+    parser.add_argument("--architecture")
     parser.add_argument("--first_accumulation", type=int)
     parser.add_argument("--output_dir", type=Path)
     arguments = parser.parse_args()
     sent: Counter[str] = Counter()
     count_messages(sent)
     start_distributed()
-    measured = [measure(case, sent) for case in cases(arguments.first_accumulation)]
+    model = MODELS[arguments.architecture]
+    measured = [measure(model, case, sent) for case in cases(arguments.first_accumulation)]
     path = arguments.output_dir / f"rank{dist.get_rank()}.json"
     path.write_text(json.dumps(measured))
     leave_distributed()
@@ -116,14 +120,14 @@ def count_messages(sent: Counter[str]) -> None:
         setattr(dist, operation, refused)
 
 
-def measure(case: Case, sent: Counter[str]) -> dict[str, Any]:
+def measure(model: ModelConfig, case: Case, sent: Counter[str]) -> dict[str, Any]:
     """Messages of one step, bytes held while gradients are there; the third step of a run.
 
     ZeRO-3 watches the order of weights for two steps.
     """
     num_ranks = dist.get_world_size()
     torch.manual_seed(1)
-    engine = build_engine(BertForPreTraining(MODEL), case.config(num_ranks))
+    engine = build_engine(BertForPreTraining(model), case.config(num_ranks))
     held: Counter[str] = Counter()
     for step in range(3):
         sent.clear()
@@ -144,7 +148,7 @@ def batch(seed: int) -> dict[str, Any]:
     lengths = torch.tensor([13, 7, 11])
     num_tokens = int(lengths.sum())
     return {
-        "input_ids": torch.randint(5, MODEL.vocab_size, (num_tokens,), generator=rng),
+        "input_ids": torch.randint(5, _BERT.vocab_size, (num_tokens,), generator=rng),
         "token_type_ids": torch.zeros(num_tokens, dtype=torch.int64),
         "position_ids": torch.cat([torch.arange(n) for n in lengths.tolist()]),
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),

@@ -19,7 +19,7 @@ from dist_bert.common.text_tables import number, table
 from dist_bert.data.reader import Columns
 from dist_bert.data.shard_format import FIELD_SHAPES, Manifest, ShardRecord
 from dist_bert.tools.benchmark.loader import content, samples_per_second
-from tests.integration.conftest import TINY_MODEL, launcher, run_script
+from tests.integration.conftest import MODERN_PARTS, TINY_MODEL, launcher, run_script
 from tests.support.corpus import write_text_files
 
 SCRIPT = "launch/benchmark.py"
@@ -82,8 +82,10 @@ def test_sources_are_compared(data_set: Path, tmp_path: Path) -> None:
 def test_training_is_compared_on_real_batches(
     data_set: Path, tmp_path: Path, num_ranks: int
 ) -> None:
+    """On one rank BERT, on two ranks a modern model with local layers."""
     against = ["plain_torch", "transformers"] if num_ranks == 1 else ["transformers_sorted"]
-    size_flags = [f"--{name}={size}" for name, size in TINY_MODEL.items()]
+    parts = {} if num_ranks == 1 else MODERN_PARTS
+    size_flags = [f"--{name}={str(size).lower()}" for name, size in (TINY_MODEL | parts).items()]
     made = run_script(
         *launcher(num_ranks), SCRIPT, "train", "--shards", data_set, "--rounds", "2",
         "--train_batch_size", "24", "--micro_batch_size", "6", "--against", *against,
@@ -104,9 +106,9 @@ def test_training_is_compared_on_real_batches(
         assert row["mfu"] > 0 and row["ours_is_faster"] > 0 and row["peak_gib"] >= 0
         roofline = row["mfu"] * device["peak_tflops"] / device["matmul_tflops"]
         assert row["share_of_roofline"] == pytest.approx(roofline)
-    parts = figures["parts"]["ours"]
-    assert sum(parts.values()) == pytest.approx(1.0)
-    named = {name for name, share in parts.items() if share > 0.003}
+    shares = figures["parts"]["ours"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    named = {name for name, share in shares.items() if share > 0.003}
     assert {"embedding", "attention", "feed_forward", "heads", "optimizer"} <= named
     assert num_ranks == 1 or "communication" in named
     (loader,) = (rows["ours"] for name, rows in figures.items() if name.startswith("loader"))
@@ -156,6 +158,29 @@ def test_optimizers_are_compared(data_set: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert refused.returncode == 2
     assert "optimizer type Lamb with ZeRO 3 would train wrongly" in refused.stderr
+
+
+def test_windows_are_compared_by_length(tmp_path: Path) -> None:
+    flags = [
+        "--lengths", "96", "288", "--windows", "32", "64", "--hidden_size", "48",
+        "--num_attention_heads", "4", "--rounds", "1",
+    ]  # fmt: skip
+    made = run_script(
+        sys.executable, SCRIPT, "attention", *flags, "--json", tmp_path / "figures.json"
+    )
+    assert made.returncode == 0, made.stderr
+    ((name, rows),) = json.loads((tmp_path / "figures.json").read_text())["figures"].items()
+    assert made.stdout.endswith(f"\n{table(name, rows)}\n") and name == "attention, 48 wide"
+    shapes = [(length, window) for length in (96, 288) for window in (32, 64)]
+    assert list(rows) == [f"{length} tokens, window {window}" for length, window in shapes]
+    unit = rows["96 tokens, window 32"]["window_cpu_seconds"] / (96 * 32)
+    for (length, window), row in zip(shapes, rows.values(), strict=True):
+        seconds = row["window_cpu_seconds"]
+        assert row["of_all_pairs"] == pytest.approx(seconds / row["all_pairs_cpu_seconds"])
+        expected = seconds / (length * window) / unit
+        assert row["by_length_times_window"] == pytest.approx(expected)
+    refused = run_script(sys.executable, SCRIPT, "attention", *flags, "--windows", "33")
+    assert refused.returncode == 2 and "local_attention = 33: must be even" in refused.stderr
 
 
 def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:

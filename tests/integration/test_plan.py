@@ -11,19 +11,20 @@ import pytest
 
 from dist_bert.data.reader import SampleReader
 from dist_bert.data.shard_format import Manifest
+from dist_bert.model.config import ModelConfig
 from dist_bert.tools.plan.communication import plan_communication
 from dist_bert.tools.plan.memory import buffer_bytes, state_bytes
 from dist_bert.tools.plan.plan import Workload
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 from tests.integration.conftest import launcher, run_script
-from tests.integration.plan_worker import MODEL, Case, cases
+from tests.integration.plan_worker import MODELS, Case, cases
 
 OPTIMIZER = ("float32 weights", "AdamW moments")
 
 
-def by_operation(case: Case, num_ranks: int) -> dict[str, int]:
+def by_operation(model: ModelConfig, case: Case, num_ranks: int) -> dict[str, int]:
     """Bytes and messages that the plan says are handed over in a step."""
-    layout = ZeroLayout.of(MODEL, case.config(num_ranks))
+    layout = ZeroLayout.of(model, case.config(num_ranks))
     planned: Counter[str] = Counter()
     for message in plan_communication(layout).collectives:
         planned[message.operation] += message.message_bytes
@@ -31,9 +32,9 @@ def by_operation(case: Case, num_ranks: int) -> dict[str, int]:
     return planned
 
 
-def by_owner(case: Case, num_ranks: int) -> dict[str, int]:
+def by_owner(model: ModelConfig, case: Case, num_ranks: int) -> dict[str, int]:
     """Bytes that the plan says are held, as the worker divides them."""
-    layout = ZeroLayout.of(MODEL, case.config(num_ranks))
+    layout = ZeroLayout.of(model, case.config(num_ranks))
     states = state_bytes(layout)
     if case.stage == 1 and case.accumulation_steps > 1:  # they stay until gradients are reduced
         states["gradient buckets"] = buffer_bytes(layout)["gradient buckets"]
@@ -69,20 +70,25 @@ def test_it_takes_the_means_of_prepared_shards(data_set: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_ranks", "first_accumulation"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("architecture", "num_ranks", "first_accumulation"),
+    [("bert", 2, 2), ("bert", 4, 1), ("modern", 2, 1)],
+)
 def test_engines_hold_and_send_what_is_planned(
-    tmp_path: Path, num_ranks: int, first_accumulation: int
+    tmp_path: Path, architecture: str, num_ranks: int, first_accumulation: int
 ) -> None:
     ended = run_script(
         *launcher(num_ranks), "tests/integration/plan_worker.py",
-        "--first_accumulation", str(first_accumulation), "--output_dir", tmp_path,
+        "--architecture", architecture, "--first_accumulation", str(first_accumulation),
+        "--output_dir", tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ranks: list[list[dict[str, Any]]] = [
         json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(num_ranks)
     ]
+    model = MODELS[architecture]
     for case, *measured in zip(cases(first_accumulation), *ranks, strict=True):
         for rank in measured:
-            assert rank["sent"] == by_operation(case, num_ranks), case
+            assert rank["sent"] == by_operation(model, case, num_ranks), case
         held = {name: max(rank["held"][name] for rank in measured) for name in measured[0]["held"]}
-        assert held == pytest.approx(by_owner(case, num_ranks), rel=0.001), case
+        assert held == pytest.approx(by_owner(model, case, num_ranks), rel=0.001), case

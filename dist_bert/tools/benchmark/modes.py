@@ -5,6 +5,7 @@ preparation (`data_prep.benchmark`), which a mode is given.
 """
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
@@ -35,9 +36,10 @@ up to 2 GB in a temporary folder (TMPDIR names its place), which is removed.
 _TRAIN = """Measures optimizer steps on real batches, compared with the alternatives.
 
 Ours, also with compiled layers or without DeepSpeed (plain_torch, on one rank), and transformers'
-BertForPreTraining, padded as its samples come or sorted by length as ours are, take turns on one
-global batch, in the precision and with the optimizer of the DeepSpeed JSON. Then: where the time of
-our step goes, and how long training would wait for data at 10,000 samples a second and rank.
+BertForPreTraining, or ModernBertForMaskedLM for a modern model, padded as its samples come or
+sorted by length as ours are, take turns on one global batch, in the precision and with the
+optimizer of the DeepSpeed JSON. Then: where the time of our step goes, and how long training would
+wait for data at 10,000 samples a second and rank.
 """
 _SAVES = """Measures what checkpoints cost training.
 
@@ -63,6 +65,11 @@ _OPTIMIZERS = """Measures what the update takes of a training step, by optimizer
 AdamW, Lamb, StableAdamW and Muon take turns on one global batch of real samples, with the other
 settings of the DeepSpeed JSON: milliseconds of a step and of its update, its share of the step.
 """
+_ATTENTION = """Measures attention within a window against attention to all tokens, on the CPU.
+
+One sample, forward and backward, at several lengths, in turns: how much a local layer saves, and
+that its cost grows with length times window. Takes no shards.
+"""
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 
 
@@ -87,6 +94,7 @@ def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> None
         ),
         ("sources", "shards elsewhere", _SOURCES, _add_sources_flags, measure_sources),
         ("mixtures", "several data sets", _MIXTURES, _add_sources_flags, measure_mixtures),
+        ("attention", "windows by length", _ATTENTION, _add_attention_flags, measure_attention),
     ):
         command = commands.add_parser(name, description=description, help=help_text)
         command.set_defaults(measure=measure)
@@ -210,6 +218,26 @@ def measure_mixtures(arguments: argparse.Namespace) -> Figures:
     return {"mixtures": compare_mixtures(shards, [1, 2, 4, 8], rounds=rounds, report=say)}
 
 
+def measure_attention(arguments: argparse.Namespace) -> Figures:
+    """Figures of local and global attention: table -> row -> column -> figure."""
+    model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
+    windows = arguments.windows or [model.local_attention]
+    for window in windows:
+        dataclasses.replace(model, local_attention=window)  # refuses what no model may have
+    from dist_bert.inference.trained_run import DTYPES
+    from dist_bert.tools.benchmark.windows import compare_windows  # imports torch
+
+    rows = compare_windows(
+        model,
+        arguments.lengths,
+        windows,
+        DTYPES[arguments.precision],
+        rounds=arguments.rounds,
+        report=say,
+    )
+    return {f"attention, {model.hidden_size:,} wide": rows}
+
+
 def _training_inputs(
     arguments: argparse.Namespace,
 ) -> "tuple[ModelConfig, DeepSpeedConfig, SampleReader]":
@@ -313,6 +341,32 @@ def _add_sources_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rounds", type=count, default=3, help="of which the best counts (default: 3)"
     )
+
+
+def _add_attention_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--lengths",
+        type=count,
+        nargs="+",
+        default=[512, 2_048, 8_192],
+        metavar="TOKENS",
+        help="of the sample (default: 512 2048 8192)",
+    )
+    command.add_argument(
+        "--windows",
+        type=count,
+        nargs="+",
+        metavar="TOKENS",
+        help="half of it on each side (default: the model's local_attention)",
+    )
+    command.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="bf16", help="(default: bf16)"
+    )
+    command.add_argument(
+        "--rounds", type=count, default=3, help="of which the median counts (default: 3)"
+    )
+    command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
+    add_flags(command, ModelConfig)
 
 
 def _add_training_inputs(command: argparse.ArgumentParser) -> None:

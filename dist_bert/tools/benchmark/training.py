@@ -3,8 +3,8 @@
 - ours: unpadded micro-batches, sorted by length over the global batch, in DeepSpeed's engine
 - compiled: ours with compiled layers (GPUs)
 - plain_torch: the same model and micro-batches without DeepSpeed: what the engine costs (one rank)
-- transformers: its `BertForPreTraining` in DeepSpeed's engine, micro-batches as the samples come,
-  padded to the longest of each, with torch's best attention
+- transformers: its `BertForPreTraining`, or `ModernBertForMaskedLM`, in DeepSpeed's engine,
+  micro-batches as the samples come, padded to the longest of each, with torch's best attention
 - transformers_sorted: the same, given our sorting by length
 
 Letters: G samples of a global batch, M of a micro-batch, S longest sample, P masked positions.
@@ -40,6 +40,7 @@ from dist_bert.model.flops import attention_pairs, matmul_roofline, peak_flops, 
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.products import converts
 from dist_bert.model.published_config import require_published_form, to_published_config
+from dist_bert.tokenizer.tokenizer import PAD_ID
 from dist_bert.tools.benchmark.step_profile import shares_of_parts
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
@@ -49,6 +50,7 @@ from dist_bert.training.skipped_steps import gradient_factor
 OURS = "ours"
 COMPILED = "compiled"
 NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted")
+_MODERN_INPUTS = ("input_ids", "attention_mask", "labels")  # no segments, no pairs of them
 _STATUS = Path("/proc/self/status")  # Linux
 
 
@@ -211,6 +213,8 @@ def _make(
     engine = build_engine(_transformers_model(model), deepspeed)
     is_sorted = name == "transformers_sorted"
     padded = padded_batches(reader, deepspeed.batch_shape, dist.get_rank(), is_sorted)
+    if model.architecture == "modern":
+        padded = [{name: batch[name] for name in _MODERN_INPUTS} for batch in padded]
     return Contestant(lambda: _transformers_step(engine, padded), engine)
 
 
@@ -273,10 +277,19 @@ def _transformers_model(model: ModelConfig) -> nn.Module:
             " it out with --against plain_torch"
         ) from None
     require_published_form(model)
+    published = to_published_config(model)
+    made: nn.Module
     if model.architecture == "modern":
-        raise UserError("--against transformers: knows BERT alone; leave it out of a modern model")
-    config = transformers.BertConfig(attn_implementation="sdpa", **to_published_config(model))
-    made: nn.Module = transformers.BertForPreTraining(config)
+        config = transformers.ModernBertConfig(
+            attn_implementation="sdpa",
+            pad_token_id=PAD_ID,  # its own would lie behind the end of a smaller vocabulary
+            sparse_prediction=True,  # scores masked positions alone, as ours does
+            **published,
+        )
+        made = transformers.ModernBertForMaskedLM(config)
+    else:
+        config = transformers.BertConfig(attn_implementation="sdpa", **published)
+        made = transformers.BertForPreTraining(config)
     return made
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dist_bert.checkpoint import writer
+from dist_bert.common.settings import resolve
 from dist_bert.model import bert as model_module
 from dist_bert.model import kernels
 from dist_bert.model.bert import BertForPreTraining
@@ -28,6 +30,7 @@ from dist_bert.tools.plan.memory import (
 )
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 
+ROOT = Path(__file__).parents[3]
 MODEL = ModelConfig(
     vocab_size=701,
     hidden_size=64,
@@ -68,9 +71,16 @@ def make_layout(model: ModelConfig = MODEL, **values: Any) -> ZeroLayout:
     return ZeroLayout(model=model, **{**defaults, **values})
 
 
-def bytes_saved(model: ModelConfig, dtype: torch.dtype, device: str, checkpointing: bool) -> int:
+def bytes_saved(
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: str,
+    checkpointing: bool,
+    length: int = LENGTH,
+    num_masked: int = NUM_MASKED,
+) -> int:
     """What autograd keeps for the backward pass of one micro-batch, parameters left out."""
-    num_tokens = NUM_SAMPLES * LENGTH
+    num_tokens = NUM_SAMPLES * length
     kept: dict[int, torch.UntypedStorage] = {}  # holds them, so that no address comes twice
     with torch.device(device):
         bert = BertForPreTraining(model).to(dtype)
@@ -80,9 +90,9 @@ def bytes_saved(model: ModelConfig, dtype: torch.dtype, device: str, checkpointi
             "input_ids": torch.ones(num_tokens, dtype=torch.int64),
             "token_type_ids": torch.zeros(num_tokens, dtype=torch.int64),
             "position_ids": torch.zeros(num_tokens, dtype=torch.int64),
-            "cu_seqlens": torch.arange(0, num_tokens + 1, LENGTH, dtype=torch.int32),
-            "masked_lm_positions": torch.arange(NUM_MASKED),
-            "masked_lm_labels": torch.ones(NUM_MASKED, dtype=torch.int64),
+            "cu_seqlens": torch.arange(0, num_tokens + 1, length, dtype=torch.int32),
+            "masked_lm_positions": torch.arange(num_masked),
+            "masked_lm_labels": torch.ones(num_masked, dtype=torch.int64),
             "next_sentence_label": torch.zeros(NUM_SAMPLES, dtype=torch.int64),
         }
 
@@ -94,15 +104,21 @@ def bytes_saved(model: ModelConfig, dtype: torch.dtype, device: str, checkpointi
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = bert(
-                **batch, max_seqlen=LENGTH, num_masked=NUM_MASKED, num_samples=NUM_SAMPLES
+                **batch, max_seqlen=length, num_masked=num_masked, num_samples=NUM_SAMPLES
             )
         assert loss.requires_grad
         return sum(storage.nbytes() for storage in kept.values())
 
 
-def planned_saved(model: ModelConfig, weight_bytes: int, checkpointing: bool) -> int:
+def planned_saved(
+    model: ModelConfig,
+    weight_bytes: int,
+    checkpointing: bool,
+    length: int = LENGTH,
+    num_masked: int = NUM_MASKED,
+) -> int:
     """The plan's activations without what is gone again when the forward pass is over."""
-    sample = SampleSize(LENGTH, NUM_MASKED / NUM_SAMPLES)
+    sample = SampleSize(length, num_masked / NUM_SAMPLES)
     items = activation_bytes(model, weight_bytes, sample, NUM_SAMPLES, checkpointing)
     gone = ["the layer computed again", "part of the loss in float32"]
     # What a layer is given to be computed again is kept beside what autograd saves.
@@ -141,6 +157,19 @@ def test_on_a_gpu_autograd_keeps_what_is_planned(
     with gpu_attention(monkeypatch):
         saved = bytes_saved(model, torch.bfloat16, "meta", checkpointing)
     assert saved == pytest.approx(planned_saved(model, 2, checkpointing), rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["modern_base", "modern_large"])
+def test_of_samples_of_8192_tokens_autograd_keeps_what_is_planned(
+    name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the published sizes, on tensors without contents."""
+    model = resolve(ModelConfig, ROOT / f"configs/model/{name}.json")
+    size = (8_192, NUM_SAMPLES * 1_228)  # 15 % of the tokens
+    with gpu_attention(monkeypatch):
+        saved = bytes_saved(model, torch.bfloat16, "meta", checkpointing, *size)
+    assert saved == pytest.approx(planned_saved(model, 2, checkpointing, *size), rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

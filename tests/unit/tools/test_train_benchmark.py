@@ -12,10 +12,28 @@ from dist_bert.data.reader import SampleReader
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.published_names import to_published
-from dist_bert.tools.benchmark.training import _transformers_model, padded_batches, padded_inputs
+from dist_bert.tools.benchmark.training import (
+    _MODERN_INPUTS,
+    _transformers_model,
+    padded_batches,
+    padded_inputs,
+)
 from tests.support.synthetic import TINY_MODEL, write_data_set
 
 MODEL = dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+MODERN = dataclasses.replace(
+    MODEL,
+    architecture="modern",
+    norm="pre",
+    positions="rotary",
+    feed_forward="geglu",
+    bias=False,
+    norm_bias=False,
+    type_vocab_size=0,
+    num_hidden_layers=4,
+    global_attn_every_n_layers=3,
+    local_attention=6,
+)
 SHAPE = BatchShape(accumulation_steps=2, world_size=1, micro_batch_size=3)
 
 
@@ -39,6 +57,23 @@ def test_transformers_gets_our_samples(reader: SampleReader) -> None:
     assert inputs["input_ids"].shape == (5, columns["num_tokens"].max())
     expected = theirs(**to_device(inputs, cpu)).loss
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_transformers_modern_bert_gets_our_samples(reader: SampleReader) -> None:
+    """Its loss is ours without the next-sentence head, which it does not have."""
+    columns = reader.gather(np.zeros(5, np.int64), np.arange(5))
+    batch = unpad(columns)
+    num_masked = int((batch["masked_lm_labels"] != NO_LABEL).sum())
+    cpu = torch.device("cpu")
+    ours = BertForPreTraining(MODERN).eval()
+    _, metrics = ours(**to_device(batch, cpu), num_masked=num_masked, num_samples=5)
+    theirs = _transformers_model(MODERN).eval()
+    theirs.load_state_dict(to_published(ours.state_dict(), MODERN))
+    padded = padded_inputs(columns)
+    inputs = {name: padded[name] for name in _MODERN_INPUTS}
+    made = theirs(**to_device(inputs, cpu))
+    assert metrics[0].item() == pytest.approx(made.loss.item(), abs=1e-5)
+    assert made.logits.shape == (num_masked, MODERN.vocab_size)
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])
