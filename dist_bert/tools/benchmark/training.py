@@ -273,8 +273,11 @@ def _transformers_model(model: ModelConfig) -> nn.Module:
             " it out with --against plain_torch"
         ) from None
     require_published_form(model)
-    if model.architecture == "modern":
-        raise UserError("--against transformers: knows BERT alone; leave it out of a modern model")
+    if model.architecture == "modern" or model.positions == "rotary":
+        raise UserError(
+            "--against transformers: knows BERT alone; leave it out of a modern model, and of one"
+            " with rotary positions"
+        )
     config = transformers.BertConfig(attn_implementation="sdpa", **to_published_config(model))
     made: nn.Module = transformers.BertForPreTraining(config)
     return made
