@@ -48,7 +48,9 @@ class FinetuneConfig:
         False, "leave the encoder's weights random: what pretraining is worth"
     )
     new_pooler: bool = setting(
-        False, "texts: start with a new pooler, not the one trained on next-sentence prediction"
+        False,
+        "texts: start with a new pooler, not the one trained on next-sentence prediction (of a"
+        " modern encoder: a new prediction head, not the masked LM's)",
     )
     qa_head: str = setting(
         "span",

@@ -27,7 +27,7 @@ NUM_SPAN_SCORES = 2  # a token as the first and as the last one of the answer
 
 
 class Pooler(Linear):
-    """BERT's, on [CLS]: a linear layer, then tanh."""
+    """BERT's, on [CLS]: a linear layer, whose parameters these are, then tanh."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, H) to (N, H)."""

@@ -17,6 +17,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.huggingface.tokenizer import compare, read_model
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.micro_batches import from_padded
+from dist_bert.model.published_names import family
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
 _NUM_PAIRS = 8  # of the longest texts, to compare logits: up to 1 GB with 512 positions
@@ -58,7 +59,8 @@ def check_outputs(
     )
     new_ids = torch.arange(run.config.vocab_size) if new_ids is None else new_ids
     with torch.no_grad():
-        of_kind = _modern_pairs if run.config.architecture == "modern" else _output_pairs
+        has_pairs = family(run.config).heads["NSP head"]
+        of_kind = _output_pairs if has_pairs else _masked_lm_pairs
         pairs = of_kind(run, model, batch, new_ids)
     return tell_difference(pairs, int(batch["attention_mask"].sum()), len(batch["input_ids"]))
 
@@ -115,16 +117,17 @@ def _output_pairs(
     return pairs
 
 
-def _modern_pairs(
+def _masked_lm_pairs(
     run: TrainedRun, model: Any, batch: Any, new_ids: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same of a model without segments, whose published form has the MLM head alone."""
+    """The same of a model whose published form has the MLM head alone."""
     ours = run.model.cpu()
     is_token = batch["attention_mask"].bool()
     ids = new_ids[batch["input_ids"]]
-    unpadded: dict[str, Any] = from_padded(ids, batch["attention_mask"], torch.zeros_like(ids))
+    segments = batch["token_type_ids"] if "token_type_ids" in batch else torch.zeros_like(ids)
+    unpadded: dict[str, Any] = from_padded(ids, batch["attention_mask"], segments)
     hidden = ours.encoder(**unpadded)
-    pairs = {"hidden states": (hidden, model.model(**batch).last_hidden_state[is_token])}
+    pairs = {"hidden states": (hidden, model.base_model(**batch).last_hidden_state[is_token])}
     if "MLM head" not in run.missing_heads:
         logits = ours.mlm_logits(hidden)[:, new_ids]  # (T, R)
         pairs["MLM logits"] = (logits, model(**batch).logits[is_token])

@@ -80,6 +80,11 @@ def export_finetuned(
         UserError: transformers has no such model, or its logits or ids differ; leaves no folder.
     """
     require_published_form(model.config)
+    if not family(model.config).task_modules:
+        raise UserError(
+            f"{model.run_dir}: is fine-tuned on an encoder of architecture bert with positions ="
+            " rotary, which is exported as a pretrained run only; launch/predict.py applies it"
+        )
     model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
     resolved = read_resolved(model.run_dir, _NEEDED)
     examples = _examples(model, resolved)

@@ -50,7 +50,7 @@ def export(
 
     transformers' BERT has one activation for the layers and the MLM head. If the run has two, the
     folder only has the encoder, the pooler and the NSP head, and a printed line explains it. Its
-    ModernBERT has only the MLM head, and a line names what is left out.
+    ModernBERT and NomicBert have only the MLM head, and a line names what is left out.
 
     Args:
         run: loaded from `run_dir`.
@@ -69,7 +69,9 @@ def export(
 
     require_published_form(run.config)
     if without := tuple(head for head, names in family(run.config).heads.items() if not names):
-        print(f"left out   {', '.join(without)}: ModernBertForMaskedLM has none", flush=True)
+        print(
+            f"left out   {', '.join(without)}: {pretrained_kind(run.config)} has none", flush=True
+        )
         run = dataclasses.replace(run, missing_heads=(*run.missing_heads, *without))
     if no_mlm_head := _why_no_mlm_head(run):
         print(f"no MLM head: {no_mlm_head}", flush=True)

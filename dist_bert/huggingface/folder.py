@@ -16,7 +16,7 @@ from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_config import to_published_config
-from dist_bert.model.published_names import family, to_published
+from dist_bert.model.published_names import Family, family, to_published
 from dist_bert.tokenizer.config import SPECIAL_PIECES
 from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, Tokenizer
 
@@ -59,8 +59,8 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
         folder: must exist.
     """
     published = to_published(state_dict, config)
-    kind = _modern_architecture if config.architecture == "modern" else _architecture
-    facts = {"architectures": [kind(published)], "tie_word_embeddings": True}
+    kind = _architecture(published, family(config))
+    facts = {"architectures": [kind], "tie_word_embeddings": True}
     _write(published, config, facts, folder)
 
 
@@ -135,7 +135,8 @@ def write_tokenizer(
 
 def pretrained_kind(config: ModelConfig) -> str:
     """The class in transformers of an architecture with its pretraining heads."""
-    return "ModernBertForMaskedLM" if config.architecture == "modern" else "BertForPreTraining"
+    table = family(config)
+    return f"{table.classes}For{'PreTraining' if table.heads['NSP head'] else 'MaskedLM'}"
 
 
 def load_model(folder: Path, kind: str = "BertForPreTraining") -> Any:
@@ -172,16 +173,12 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
 
 
-def _architecture(published: Mapping[str, Tensor]) -> str:
+def _architecture(published: Mapping[str, Tensor], table: Family) -> str:
     """The transformers class that has these weights."""
     has_pairs = "cls.seq_relationship.weight" in published
-    if "cls.predictions.bias" not in published:
-        return "BertForNextSentencePrediction" if has_pairs else "BertModel"
-    return "BertForPreTraining" if has_pairs else "BertForMaskedLM"
-
-
-def _modern_architecture(published: Mapping[str, Tensor]) -> str:
-    return "ModernBertForMaskedLM" if "decoder.bias" in published else "ModernBertModel"
+    if table.parameters["mlm_bias"][0] not in published:
+        return f"{table.classes}{'ForNextSentencePrediction' if has_pairs else 'Model'}"
+    return f"{table.classes}For{'PreTraining' if has_pairs else 'MaskedLM'}"
 
 
 def _quiet_transformers() -> Any:

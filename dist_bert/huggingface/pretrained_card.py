@@ -75,6 +75,8 @@ def model_card(
 def _kind(resolved: dict[str, Any]) -> str:
     if resolved.get("model", {}).get("architecture") == "modern":
         return "A ModernBERT encoder with the head of its masked LM"
+    if resolved.get("model", {}).get("positions") == "rotary":
+        return "A BERT encoder with rotary positions (NomicBert) and the head of its masked LM"
     return "A BERT encoder with the heads of its pretraining"
 
 

@@ -1,4 +1,4 @@
-"""The architecture as a published config.json states it, of BERT and of ModernBERT; no torch.
+"""The architecture as published: config.json of BERT, of NomicBert and of ModernBERT; no torch.
 
 What a format has no word for is refused, in both directions: a model that is loaded elsewhere must
 be the model that was trained. Dropout acts in training alone, at other places there than here, so
@@ -34,6 +34,23 @@ _BERT_PARTS = {
     "norm_bias": True,
     "global_attn_every_n_layers": 1,
 }
+# The same of NomicBert, transformers' BERT with rotary positions.
+_NOMIC_PARTS = {
+    "norm": "post",
+    "feed_forward": "geglu",
+    "bias": False,
+    "norm_bias": True,
+    "global_attn_every_n_layers": 1,
+}
+# What its config is where the file does not say, other than a BERT's.
+_NOMIC_DEFAULTS = {
+    "vocab_size": 30_528,
+    "max_position_embeddings": 2_048,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_act": "silu",
+}
+_NOMIC_THETA = 1_000.0
 # ModelConfig's name -> that of a ModernBertConfig, and what it is where the file does not say.
 _MODERN_FIELDS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 50_368),
@@ -64,10 +81,15 @@ def unpublished_parts(config: ModelConfig) -> list[str]:
         return []
     wrong = [
         f"{name} = {getattr(config, name)}"
-        for name, value in _BERT_PARTS.items()
+        for name, value in _parts(config).items()
         if getattr(config, name) != value
     ]
     return wrong + ["type_vocab_size = 0"] * (config.type_vocab_size == 0)
+
+
+def _parts(config: ModelConfig) -> dict[str, Any]:
+    """Of the published form of a `bert`."""
+    return _NOMIC_PARTS if config.positions == "rotary" else _BERT_PARTS
 
 
 def require_published_form(config: ModelConfig) -> None:
@@ -77,21 +99,26 @@ def require_published_form(config: ModelConfig) -> None:
         UserError: it has parts that its published form lacks.
     """
     if parts := unpublished_parts(config):
+        needed = ", ".join(f"{name} {value}" for name, value in _parts(config).items())
+        kind = "NomicBert, for rotary positions," if config.positions == "rotary" else "BERT"
         raise UserError(
-            f"{', '.join(parts)}: transformers has no BERT of such parts, so it cannot be exported"
+            f"{', '.join(parts)}: transformers has no BERT of such parts, so it cannot be exported:"
+            f" its {kind} has {needed}, and segments"
         )
 
 
 def to_published_config(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of a model that has a published form."""
     if config.architecture == "bert":
-        return {
-            "model_type": "bert",
+        values = {
             **{name: getattr(config, name) for name in _BERT_FIELDS},
             "hidden_act": config.hidden_act,
             "initializer_range": config.initializer_range,
-            "position_embedding_type": "absolute",
         }
+        if config.positions == "learned":
+            return {"model_type": "bert", **values, "position_embedding_type": "absolute"}
+        theta = {"rope_type": "default", "rope_theta": config.global_rope_theta}
+        return {"model_type": "nomic_bert", **values, "rope_parameters": theta}
     return {
         "model_type": "modernbert",
         **{theirs: getattr(config, ours) for ours, (theirs, _) in _MODERN_FIELDS.items()},
@@ -124,16 +151,30 @@ def from_published_config(values: Mapping[str, Any], origin: str) -> ModelConfig
     """
     if values.get("model_type") == "modernbert":
         return _modern(values, origin)
-    _require(
-        values, origin, {"model_type": "bert", "position_embedding_type": "absolute"}, "is_decoder"
-    )
+    parts: dict[str, Any] = {}
+    if values.get("model_type") == "nomic_bert":
+        values = {**_NOMIC_DEFAULTS, **values}
+        theta = _nomic_theta(values, origin)
+        parts = {**_NOMIC_PARTS, "positions": "rotary", "global_rope_theta": theta}
+        _require(values, origin, {"tie_word_embeddings": True}, "is_decoder")
+    else:
+        only = {"model_type": "bert", "position_embedding_type": "absolute"}
+        _require(values, origin, only, "is_decoder")
     given = {name: values[name] for name in _BERT_FIELDS if name in values}
     activation = values.get("hidden_act", "gelu")
     if activation not in ("gelu", "relu"):
         shown = reprlib.repr(activation)
         raise UserError(f"{origin}: hidden_act = {shown}: only 'gelu' (exact) and 'relu' fit")
     both = {"hidden_act": activation, "mlm_hidden_act": activation}  # published models have one
-    return from_dict(ModelConfig, {**given, **both}, origin)
+    return from_dict(ModelConfig, {**given, **parts, **both}, origin)
+
+
+def _nomic_theta(values: Mapping[str, Any], origin: str) -> Any:
+    """The base of rotary angles."""
+    parameters = values.get("rope_parameters")
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    _require(parameters, f"{origin}: rope_parameters", {"rope_type": "default"})
+    return parameters.get("rope_theta", _NOMIC_THETA)
 
 
 def _require(

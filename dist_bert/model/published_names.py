@@ -1,8 +1,8 @@
 """Converts state dicts to and from the published parameter names.
 
-The published names are those of `transformers.BertForPreTraining` and `ModernBertForMaskedLM`. A
-table for each family maps each of our names to the published tensors that form it, stacked along
-dimension 0. Not for: reading or writing files.
+The published names are those of `transformers.BertForPreTraining`, `NomicBertForMaskedLM` and
+`ModernBertForMaskedLM`. A table for each family maps each of our names to the published tensors
+that form it, stacked along dimension 0. Not for: reading or writing files.
 """
 
 from collections.abc import Mapping
@@ -37,6 +37,7 @@ class Family(NamedTuple):
     layer_modules: Names
     classes: str  # how the names of transformers' classes begin
     task_modules: Names  # of the heads of fine-tuning, each of which has some of them
+    always_biased: tuple[str, ...] = ()  # our modules; without a bias, the published one is zero
 
 
 BERT = Family(
@@ -76,6 +77,39 @@ BERT = Family(
     classes="Bert",
     task_modules={"classifier": ("classifier",), "span": ("qa_outputs",)},
 )
+NOMIC = Family(
+    encoder="nomic_bert.",
+    word_embeddings="nomic_bert.embeddings.word_embeddings.weight",
+    tied={
+        "cls.predictions.decoder.weight": "nomic_bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    heads={"MLM head": ("cls.predictions.",), "pooler": (), "NSP head": ()},
+    parameters={
+        "encoder.word_embeddings.weight": ("nomic_bert.embeddings.word_embeddings.weight",),
+        "encoder.token_type_embeddings.weight": (
+            "nomic_bert.embeddings.token_type_embeddings.weight",
+        ),
+        "mlm_bias": ("cls.predictions.bias",),
+    },
+    modules={
+        "encoder.embeddings_norm": ("nomic_bert.embeddings.LayerNorm",),
+        "mlm_dense": ("cls.predictions.transform.dense",),
+        "mlm_norm": ("cls.predictions.transform.layer_norm",),
+    },
+    layer="nomic_bert.layers.{}.",
+    layer_modules={
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attention_output": ("self_attn.o_proj",),
+        "attention_norm": ("post_attention_layernorm",),
+        "intermediate": ("mlp.gate_proj", "mlp.up_proj"),
+        "output": ("mlp.down_proj",),
+        "output_norm": ("post_mlp_layernorm",),
+    },
+    classes="NomicBert",
+    task_modules={},
+    always_biased=("mlm_dense",),
+)
 MODERN = Family(
     encoder="model.",
     word_embeddings="model.embeddings.tok_embeddings.weight",
@@ -112,7 +146,9 @@ MODERN = Family(
 
 def family(config: ModelConfig) -> Family:
     """The table of an architecture."""
-    return MODERN if config.architecture == "modern" else BERT
+    if config.architecture == "modern":
+        return MODERN
+    return NOMIC if config.positions == "rotary" else BERT
 
 
 def published_names(config: ModelConfig) -> Names:
@@ -152,6 +188,10 @@ def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[
         if ours in state_dict
         for name, part in zip(parts, state_dict[ours].chunk(len(parts)), strict=True)
     }
+    for module in table.always_biased:
+        if f"{module}.weight" in state_dict and f"{module}.bias" not in state_dict:
+            weight = state_dict[f"{module}.weight"]
+            published[names[f"{module}.bias"][0]] = weight.new_zeros(len(weight))
     published[table.word_embeddings] = published[table.word_embeddings][: config.vocab_size]
     if "mlm_bias" in state_dict:  # the decoder is the MLM head's
         published |= {copy: published[original] for copy, original in table.tied.items()}
@@ -180,7 +220,8 @@ def from_published(
     table = family(config)
     tied = table.tied
     with torch.device("meta"):  # shapes without memory
-        whole = to_published(BertForPreTraining(config).state_dict(), config)
+        own = BertForPreTraining(config).state_dict()
+    whole = to_published(own, config)
     expected = {name: value for name, value in whole.items() if not name.startswith(without)}
     for copy, original in tied.items():  # a file may have either of the two
         if original not in given and copy in given:
@@ -198,6 +239,10 @@ def from_published(
             for copy, original in tied.items()
             if copy in given and not torch.equal(given[copy], given[original])
         ]
+    for module in table.always_biased:
+        (name,) = published_names(config)[f"{module}.bias"]
+        if not problems and name in given and f"{module}.bias" not in own and given[name].any():
+            problems = [f"{name} is not zero, but this model has none"]
     if problems:
         shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
         raise UserError("published parameters do not fit the model: " + "; ".join(shown))
@@ -206,5 +251,5 @@ def from_published(
     return {
         ours: torch.cat([given[name] for name in names])
         for ours, names in published_names(config).items()
-        if names[0] in expected
+        if ours in own and names[0] in expected
     }

@@ -329,6 +329,14 @@ def test_refusals(
     relu = dataclasses.replace(model, config=dataclasses.replace(MODEL, hidden_act="relu"))
     with pytest.raises(UserError, match="logits of transformers differ from ours"):
         export_finetuned(relu, tmp_path / "new", None, False, False)
+    rotary = dataclasses.replace(
+        model,
+        config=dataclasses.replace(
+            MODEL, positions="rotary", feed_forward="geglu", bias=False, hidden_act="relu"
+        ),
+    )
+    with pytest.raises(UserError, match="with positions = rotary, which is exported as a pretrain"):
+        export_finetuned(rotary, tmp_path / "new", None, False, False)
     (run_dir / "model.safetensors").unlink()
     made = run_script(*SCRIPT, "--checkpoint", run_dir, "--output_dir", tmp_path / "new")
     assert_one_line_error(made, "has no model.safetensors; give the --output_dir of a run of")

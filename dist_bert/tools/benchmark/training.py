@@ -277,6 +277,11 @@ def _transformers_model(model: ModelConfig) -> nn.Module:
             " it out with --against plain_torch"
         ) from None
     require_published_form(model)
+    if model.architecture == "bert" and model.positions == "rotary":
+        raise UserError(
+            "--against transformers: has no BERT with rotary positions; leave it out with --against"
+            " plain_torch"
+        )
     published = to_published_config(model)
     made: nn.Module
     if model.architecture == "modern":

@@ -135,7 +135,7 @@ def test_the_head_of_another_modern_task_is_left_out(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "change", [{"positions": "rotary"}, {"norm": "pre"}, {"type_vocab_size": 0}], ids=str
+    "change", [{"feed_forward": "geglu"}, {"norm": "pre"}, {"type_vocab_size": 0}], ids=str
 )
 def test_a_bert_of_other_parts_is_refused(
     change: dict[str, Any], folder: Path, tmp_path: Path
