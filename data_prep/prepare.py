@@ -1,4 +1,4 @@
-"""Text to shards: plan, tokenise, deal, build, seal.
+"""Text to shards: plan, tokenise; then deal, build, seal for each length of samples.
 
     plan      rank 0 lists the inputs, cuts them into units and shares the plan with all ranks
     tokenise  every unit of the token store is made by one rank (`data_prep.token_store`)
@@ -14,9 +14,9 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,48 +24,41 @@ from data_prep import data_set, shard_assignment
 from data_prep.clauses import PieceBorders
 from data_prep.data_set import BuiltShard, Paths
 from data_prep.duplicates import FirstDocuments, num_ranges, write_first_documents
-from data_prep.inputs import InputPart, resolve_inputs
 from data_prep.limits import Limits, check
 from data_prep.mpi_ranks import MpiRanks, connect
+from data_prep.plan import Plan, Target, make_plan
 from data_prep.prepare_config import PrepareConfig
 from data_prep.progress import StageProgress
 from data_prep.samples import SampleRecipe, SampleStatistics, build_blocks
 from data_prep.shard_assignment import Split, SplitCounts
-from data_prep.stored_units import require_own_tokenizer, sound_units
+from data_prep.stored_units import sound_units
 from data_prep.token_store import TokenStore, UnitRecord, make_unit, unit_fingerprint, unit_folder
-from data_prep.work_units import plan_units, sentence_lists
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
-from dist_bert.data.shard_format import SPLITS, FieldTypes, write_shard
+from dist_bert.data.shard_format import SPLITS, FieldTypes, Manifest, write_shard
 from dist_bert.tokenizer.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """The plan that rank 0 makes before any work; the same on all ranks."""
-
-    units: list[list[InputPart]]
-    config: PrepareConfig
-    identity: dict[str, Any]  # of the data set, see `data_set.is_finished`
-    is_finished: bool
-
-
 def prepare(
     patterns: Sequence[str],
-    paths: Paths,
-    config: PrepareConfig,
+    tokenizer_path: Path,
+    token_store: Path,
+    data_sets: Mapping[Path, PrepareConfig],
     limits: Limits,
     log_dir: Path | None = None,
 ) -> None:
-    """Makes a data set; all ranks of an MPI launch call it together.
+    """Makes one data set, or several of other lengths; all ranks of an MPI launch call it together.
+
+    Several share the encoded text; each has the bytes that it would have if it was made alone.
 
     Args:
         patterns: of the input files; empty = the documentation of the installed packages.
-        paths: of the files to read and write.
-        config: of the data set.
-        limits: a data set beyond them is not completed.
+        tokenizer_path: its model.
+        token_store: folder of the encoded text.
+        data_sets: folder -> its configuration; they differ in `sequence_length` alone.
+        limits: a data set beyond them is not completed, nor are those that follow it.
         log_dir: receives a log of every rank.
 
     Raises:
@@ -73,34 +66,40 @@ def prepare(
             are beyond the limits: finished work is kept, so a retry with higher ones is cheap.
     """
     start = time.monotonic()
+    all_paths = {Paths(tokenizer_path, folder, token_store): c for folder, c in data_sets.items()}
     with connect() as ranks, contextlib.ExitStack() as locks:
         if log_dir:
             _log_to(log_dir / f"rank-{ranks.rank:05d}.log")
-        plan = ranks.share(lambda: _make_plan(patterns, paths, config, log_dir))
-        if plan.is_finished:
-            if ranks.is_first:
-                data_set.remove_work(paths.output_dir)
-                print(f"{paths.output_dir}: is finished already, from this text, with this config")
+        plan = ranks.share(lambda: make_plan(patterns, all_paths, log_dir))
+        for target in plan.targets:
+            if target.is_finished and ranks.is_first:
+                folder = target.paths.output_dir
+                data_set.remove_work(folder)
+                print(f"{folder}: is finished already, from this text, with this config")
+        if not plan.unfinished:
             return
-        ranks.share(lambda: _begin(plan, paths, locks))
-        tokenizer = ranks.each(lambda: Tokenizer(paths.tokenizer, may_renumber=True))
+        ranks.share(lambda: _begin(plan, locks))
+        tokenizer = ranks.each(lambda: Tokenizer(tokenizer_path, may_renumber=True))
         try:
-            records = _tokenise(ranks, plan, paths, tokenizer, limits.max_bad_share)
-            num_documents = ranks.share(lambda: _count_documents(records, config))
+            records = _tokenise(ranks, plan, token_store, tokenizer, limits.max_bad_share)
+            num_documents = ranks.share(lambda: _count_documents(records, plan.unfinished))
+            store = TokenStore(token_store, num_documents)
+            for target in plan.unfinished:
+                if len(plan.targets) > 1 and ranks.is_first:
+                    length = target.config.sequence_length
+                    print(
+                        f"\n{target.paths.output_dir}: samples of up to {length:,} tokens",
+                        flush=True,
+                    )
+                manifest = _make(ranks, target, store, records, tokenizer, limits)
+                if ranks.is_first:
+                    print(data_set.summary(manifest, time.monotonic() - start), flush=True)
+                start = time.monotonic()
         except UserError:
             if ranks.is_first:
-                data_set.unclaim(paths.output_dir)
+                for target in plan.unfinished:
+                    data_set.unclaim(target.paths.output_dir)
             raise
-        store = TokenStore(paths.token_store, num_documents)
-        tokens_per_document = ranks.share(lambda: _tokens_per_document(records))
-        splits = _deal(ranks, store, paths, plan.config, tokens_per_document)
-        shards = _build(ranks, store, splits, records, paths, tokenizer, plan.config)
-        ranks.share(lambda: _check_limits(shards, plan.config, limits, paths.output_dir))
-        manifest = ranks.share(
-            lambda: data_set.seal(paths, plan.config, tokenizer, records, splits, shards)
-        )
-        if ranks.is_first:
-            print(data_set.summary(manifest, time.monotonic() - start))
 
 
 def _log_to(path: Path) -> None:
@@ -109,41 +108,12 @@ def _log_to(path: Path) -> None:
     logging.basicConfig(filename=path, level=logging.INFO, format=form, encoding="utf-8")
 
 
-def _make_plan(
-    patterns: Sequence[str], paths: Paths, config: PrepareConfig, log_dir: Path | None
-) -> _Plan:
-    tokenizer = Tokenizer(paths.tokenizer, may_renumber=True)
-    written = data_set.written_files(paths, log_dir)
-    inputs, layout = resolve_inputs(patterns, config.format, written)
-    data_set.check_apart(paths.output_dir, inputs)
-    num_bytes = sum(file.bytes for file in inputs)
-    print(f"plan     {len(inputs):,} files  {num_bytes / 1e6:.1f} MB", flush=True)
-    for line in tokenizer.changes:
-        print(line, flush=True)
-    for path in sentence_lists(inputs, layout):
-        print(
-            f"{path}: looks like one sentence per line without documents, but is read as one"
-            " document; if its lines are sentences, give --format sentences",
-            flush=True,
-        )
-    listed = files.fingerprint([(file.path, file.bytes) for file in inputs])
-    config = dataclasses.replace(config, format=layout)
-    identity = {
-        **dataclasses.asdict(config),
-        "tokenizer": tokenizer.fingerprint,
-        "input": f"{len(inputs)} files of {num_bytes} bytes ({listed[:12]})",
-    }
-    is_finished = data_set.is_finished(paths.output_dir, identity)
-    if not is_finished:
-        require_own_tokenizer(paths.token_store, tokenizer.fingerprint)
-    units = [] if is_finished else plan_units(inputs, layout)
-    return _Plan(units, config, identity, is_finished)
-
-
-def _begin(plan: _Plan, paths: Paths, locks: contextlib.ExitStack) -> None:
-    for folder in {paths.output_dir, paths.token_store}:
+def _begin(plan: Plan, locks: contextlib.ExitStack) -> None:
+    """Takes the folders of all data sets before any work."""
+    for folder in {f for t in plan.unfinished for f in (t.paths.output_dir, t.paths.token_store)}:
         locks.enter_context(data_set.locked(folder))
-    data_set.claim(paths.output_dir, plan.identity)
+    for target in plan.unfinished:
+        data_set.claim(target.paths.output_dir, target.identity)
 
 
 def _resume(
@@ -176,11 +146,12 @@ def _resume(
 
 
 def _tokenise(
-    ranks: MpiRanks, plan: _Plan, paths: Paths, tokenizer: Tokenizer, max_bad_share: float
+    ranks: MpiRanks, plan: Plan, token_store: Path, tokenizer: Tokenizer, max_bad_share: float
 ) -> list[UnitRecord]:
     progress = StageProgress("tokenise", "units")
-    folders = [unit_folder(paths.token_store, unit) for unit in range(len(plan.units))]
-    wanted = [unit_fingerprint(unit, plan.config, tokenizer.fingerprint) for unit in plan.units]
+    config = plan.targets[0].config  # as a `TextConfig` that of all
+    folders = [unit_folder(token_store, unit) for unit in range(len(plan.units))]
+    wanted = [unit_fingerprint(unit, config, tokenizer.fingerprint) for unit in plan.units]
     sizes = [sum(part.bytes for part in unit) for unit in plan.units]
     found = sound_units(ranks, folders, wanted, sizes)
 
@@ -193,7 +164,7 @@ def _tokenise(
         return make_unit(
             folders[unit],
             plan.units[unit],
-            plan.config,
+            config,
             tokenizer,
             max_bad_share=max_bad_share,
             breathe=breathe,
@@ -202,8 +173,9 @@ def _tokenise(
     return _resume(ranks, progress, sizes, found.get, work)
 
 
-def _count_documents(records: list[UnitRecord], config: PrepareConfig) -> list[int]:
+def _count_documents(records: list[UnitRecord], targets: Sequence[Target]) -> list[int]:
     """Number of documents of each unit; raises an error if no samples can be made of them."""
+    config = max((target.config for target in targets), key=lambda c: c.sequence_length)
     num_documents = sum(r.num_documents for r in records)
     if num_documents == 0:
         raise UserError("--input: the corpus is empty, no file contains text; give files that do")
@@ -231,6 +203,23 @@ def _check_limits(
     for shard in shards:
         total.add(shard.statistics)
     check(total, config, limits, output_dir)
+
+
+def _make(
+    ranks: MpiRanks,
+    target: Target,
+    store: TokenStore,
+    records: list[UnitRecord],
+    tokenizer: Tokenizer,
+    limits: Limits,
+) -> Manifest:
+    """Makes a data set from the encoded text; returns its manifest, on all ranks."""
+    paths, config = target.paths, target.config
+    tokens_per_document = ranks.share(lambda: _tokens_per_document(records))
+    splits = _deal(ranks, store, paths, config, tokens_per_document)
+    shards = _build(ranks, store, splits, records, paths, tokenizer, config)
+    ranks.share(lambda: _check_limits(shards, config, limits, paths.output_dir))
+    return ranks.share(lambda: data_set.seal(paths, config, tokenizer, records, splits, shards))
 
 
 def _tokens_per_document(records: list[UnitRecord]) -> float:

@@ -2,9 +2,13 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from dist_bert.common.cli import share
-from dist_bert.common.settings import add_flags, raise_all, setting
+from dist_bert.common.errors import UserError
+from dist_bert.common.settings import add_flags, from_dict, raise_all, read_json, setting
 
 FORMATS = (
     "auto",
@@ -22,6 +26,16 @@ FORMATS = (
     "python_docs",
 )
 PAIR_OBJECTIVES = ("nsp", "sop", "none")
+
+
+def _lengths(text: str) -> list[int]:
+    """The value of `--sequence_length`, for argparse."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be a whole number, or several with commas between them: 32,128,512"
+        )
+    return [int(part) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +92,12 @@ class PrepareConfig(TextConfig):
         0.02, "share of documents held out, chosen by content; 0 to 0.5"
     )
     sequence_length: int = setting(
-        128, "most tokens of a sample, including special tokens; 8 to 65,535"
+        128,
+        "most tokens of a sample, including special tokens; 8 to 65,535. Several lengths, such as"
+        " 32,128,512 (a list in the JSON), make a data set each, in OUTPUT_DIR_32 and so on, from"
+        " text that is read and encoded once",
+        metavar="N[,N...]",
+        parse=_lengths,
     )
     short_sequence_prob: float = setting(
         0.1, "share of samples with a random shorter target length, 0 to 1"
@@ -148,6 +167,44 @@ class PrepareConfig(TextConfig):
     def expected_tokens_per_sample(self) -> float:
         """Expected mean of text tokens per sample, used to plan the shards."""
         return self.max_text_tokens * (1.0 - self.short_sequence_prob / 2)
+
+
+def resolve_data_sets(
+    output_dir: Path, file: str | None, flags: Mapping[str, Any]
+) -> dict[Path, PrepareConfig]:
+    """The data sets to make, one for each length, in their order: default < JSON file < flag.
+
+    Args:
+        output_dir: of a single one; several are made in OUTPUT_DIR_128 and so on.
+        file: path of the JSON, or None.
+        flags: values from the command line; None means "not given".
+
+    Returns:
+        Folder -> its configuration; they differ in `sequence_length` alone.
+
+    Raises:
+        UserError: an unknown key, a value of a wrong type or range, a length that is given twice,
+            or a folder without a name that a length can be added to.
+    """
+    values = read_json(file) if file is not None else {}
+    values.update({name: value for name, value in flags.items() if value is not None})
+    given = values.pop("sequence_length", PrepareConfig.sequence_length)
+    lengths = given if isinstance(given, list) else [given]
+    if not lengths or any(length in lengths[:n] for n, length in enumerate(lengths)):
+        raise UserError(f"sequence_length = {given}: must name each length once, and at least one")
+    origin = str(file or "flags")
+    configs = [from_dict(PrepareConfig, {**values, "sequence_length": n}, origin) for n in lengths]
+    if len(configs) == 1:
+        return {output_dir: configs[0]}
+    if output_dir.name in ("", ".."):
+        raise UserError(
+            f"--output_dir {output_dir}: has no name of its own to add the lengths to; give a name"
+            " such as data/shards"
+        )
+    return {
+        output_dir.with_name(f"{output_dir.name}_{config.sequence_length}"): config
+        for config in configs
+    }
 
 
 def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> None:

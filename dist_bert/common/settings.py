@@ -13,7 +13,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,12 +27,18 @@ _SHORT.maxstring = _SHORT.maxother = 200
 
 
 def setting(
-    default: Any, help_text: str, choices: tuple[str, ...] = (), metavar: str | None = None
+    default: Any,
+    help_text: str,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
 ) -> Any:
-    """A dataclass field with the line that `--help` shows (unit and range included)."""
-    return dataclasses.field(
-        default=default, metadata={"help": help_text, "choices": choices, "metavar": metavar}
-    )
+    """A dataclass field with the line that `--help` shows (unit and range included).
+
+    `parse` reads its flag where that may say more than a value of the field's type.
+    """
+    metadata = {"help": help_text, "choices": choices, "metavar": metavar, "parse": parse}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def raise_all(what: str, problems: list[str]) -> None:
@@ -131,7 +137,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         else:
             group.add_argument(
                 f"--{field.name}",
-                type=_base_type(kind),
+                type=field.metadata.get("parse") or _base_type(kind),
                 choices=field.metadata.get("choices") or None,
                 metavar=field.metadata.get("metavar"),
                 help=help_text,

@@ -57,6 +57,17 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
     assert resolve(Oven, None, flags) == Oven(degrees=220, fan=True)
 
 
+def test_a_flag_may_be_read_in_a_way_of_its_own() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Cake:
+        layers: int = setting(2, "how many", parse=lambda text: len(text.split("+")))
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Cake)
+    assert flags_of(Cake, parser.parse_args([])) == {"layers": None}
+    assert flags_of(Cake, parser.parse_args(["--layers", "nut+plum+nut"])) == {"layers": 3}
+
+
 def test_a_flag_can_set_what_is_false_or_zero(tmp_path: Path) -> None:
     file = write(tmp_path / "oven.json", {"fan": True, "degrees": 200, "hours": 2.5})
     flags = parse("--fan", "false", "--degrees", "0", "--hours", "0")

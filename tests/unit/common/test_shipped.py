@@ -13,6 +13,7 @@ from dist_bert import __version__
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
 from dist_bert.common.shipped import found, shipped
+from dist_bert.pretraining.recipe import resolve_run
 
 ROOT = Path(__file__).parents[3]
 NAMES = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
@@ -50,6 +51,7 @@ def test_configurations_are_found_from_anywhere_but_own_ones_first(
     monkeypatch.chdir(tmp_path)
     assert found("configs/zero2.json") == ROOT / "configs" / "zero2.json"
     assert read_json("configs/model/bert_tiny.json")["hidden_size"] == 128
+    assert resolve_run(None, {"recipe": "configs/recipes/bert.json"})[1][0].steps == 900_000
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "zero2.json").write_text('{"own": 1}')
     assert read_json("configs/zero2.json") == {"own": 1}
@@ -89,6 +91,8 @@ def test_a_wheel_has_scripts_and_configurations(tmp_path: Path) -> None:
     assert names >= {f"dist_bert/launch/{name}.py" for name in NAMES}
     assert "dist_bert/launch/slurm/pretrain.sbatch" in names
     assert "dist_bert/configs/model/bert_base.json" in names
+    recipes = ("bert", "decay_on_better_data", "short_first", "small_budget")
+    assert names >= {f"dist_bert/configs/recipes/{name}.json" for name in recipes}
     assert not any("__pycache__" in name for name in names)
     (entry,) = installed.glob("*.dist-info/entry_points.txt")
     assert "dist-bert = dist_bert.__main__:main" in entry.read_text()

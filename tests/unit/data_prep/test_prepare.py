@@ -1,5 +1,6 @@
 """Parts of the preparation: inputs, the hand-out, sampling, settings, the folder of a data set."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterator
@@ -13,13 +14,21 @@ from data_prep.data_set import BuiltShard
 from data_prep.inputs import InputPart, find_inputs, installed_packages
 from data_prep.make_tokenizer import _hash, sample_sentences
 from data_prep.mpi_ranks import hand_out
-from data_prep.prepare_config import FORMATS, PrepareConfig, TextConfig
+from data_prep.prepare_config import (
+    FORMATS,
+    PrepareConfig,
+    TextConfig,
+    add_input_flags,
+    resolve_data_sets,
+)
 from data_prep.progress import StageProgress
 from data_prep.readers import _READERS
 from data_prep.readers.source import RecordTally
 from data_prep.samples import SampleStatistics
+from dist_bert.common.cli import Parser
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
+from dist_bert.common.settings import flags_of
 from dist_bert.data.shard_format import BlockRecord, ShardRecord
 from tests.support.corpus import write_text_files
 
@@ -155,6 +164,70 @@ def test_settings_out_of_range_are_all_named() -> None:
         TextConfig(min_characters=-1)
     assert PrepareConfig().expected_tokens_per_sample == 125 * 0.95
     assert PrepareConfig(pair_objective="none").max_text_tokens == 126
+
+
+def data_sets(*flags: str, output_dir: str = "out") -> dict[str, int]:
+    """Folder -> length, of a command line."""
+    parser = Parser()
+    add_input_flags(parser, PrepareConfig)
+    parser.add_argument("--config")
+    arguments = parser.parse_args(flags)
+    found = resolve_data_sets(
+        Path(output_dir), arguments.config, flags_of(PrepareConfig, arguments)
+    )
+    assert all(
+        dataclasses.replace(c, sequence_length=128) == PrepareConfig() for c in found.values()
+    )
+    return {str(folder): config.sequence_length for folder, config in found.items()}
+
+
+def test_each_length_is_a_data_set_of_its_own(tmp_path: Path) -> None:
+    assert data_sets() == {"out": 128}
+    assert data_sets("--sequence_length", "61") == {"out": 61}
+    file = tmp_path / "config.json"
+    file.write_text('{"sequence_length": [512, 32]}')
+    several = data_sets("--config", str(file), output_dir="data/my_shards")
+    assert several == {"data/my_shards_512": 512, "data/my_shards_32": 32}
+    assert list(several.values()) == [512, 32], "in the order given"
+    assert data_sets("--config", str(file), "--sequence_length", "8, 9") == {"out_8": 8, "out_9": 9}
+    file.write_text('{"sequence_length": [61]}')
+    assert data_sets("--config", str(file)) == {"out": 61}
+
+
+@pytest.mark.parametrize(
+    ("flag", "problem"),
+    [
+        ("32,128,32", r"sequence_length = \[32, 128, 32\]: must name each length once"),
+        ("32,0", "sequence_length = 0: must be 8 to 65535"),
+        ("[]", "must name each length once, and at least one"),
+        ("[32, 128.0]", "sequence_length = 128.0: must be int"),
+        ('[32, "128"]', "sequence_length = '128': must be int"),
+        ("[[32], 61]", r"sequence_length = \[32\]: must be int"),
+    ],
+)
+def test_lengths_that_cannot_be_are_named(tmp_path: Path, flag: str, problem: str) -> None:
+    flags = ["--sequence_length", flag]
+    if flag[0] == "[":
+        (tmp_path / "config.json").write_text(f'{{"sequence_length": {flag}}}')
+        flags = ["--config", str(tmp_path / "config.json")]
+    with pytest.raises(UserError, match=problem):
+        data_sets(*flags)
+
+
+@pytest.mark.parametrize("flag", ["", ",", "32,", "32 128", "x", "32,-1", "1e2", "\u0664"])
+def test_text_that_is_no_length_is_one_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        data_sets("--sequence_length", flag)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"argument --sequence_length: {flag!r}: must be a whole number, or several" in error
+
+
+@pytest.mark.parametrize("folder", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_is_for_one_length(folder: str) -> None:
+    assert data_sets(output_dir=folder) == {folder: 128}
+    with pytest.raises(UserError, match="has no name of its own to add the lengths to; give"):
+        data_sets("--sequence_length", "8,9", output_dir=folder)
 
 
 def test_every_format_has_a_reader() -> None:
