@@ -16,7 +16,7 @@ from dist_bert.checkpoint.run_dir import latest_checkpoint, step_of
 from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
-from dist_bert.common.redaction import redacted_values
+from dist_bert.common.redaction import redacted, redacted_values
 from dist_bert.common.settings import flags_of, raise_all, resolve
 from dist_bert.data.batches import BatchShape
 from dist_bert.data.pretraining_batches import AHEAD_WINDOWS
@@ -86,8 +86,10 @@ class PretrainingJob:
             },
         }
         if self.run.recipe:
-            phases = self.timeline.phases
-            values["phases"] = {p.settings.name: dataclasses.asdict(p.settings) for p in phases}
+            settings = [dataclasses.asdict(phase.settings) for phase in self.timeline.phases]
+            for phase in settings:  # keys are not redacted below
+                phase["shards"] = {redacted(place): w for place, w in phase["shards"].items()}
+            values["phases"] = {phase["name"]: phase for phase in settings}
         return {name: redacted_values(value) for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -290,9 +292,14 @@ class PartialJob:
 
 
 def _corpus(place: str, places: Sequence[str], run: PretrainingConfig | None) -> Corpus:
-    """A data set, named by the last part of its place, or by all of it where others end alike."""
+    """A data set, named by the last part of its place, or by all of it where others end alike.
+
+    Names go to metrics and messages, so they are without credentials.
+    """
     assert run is not None
     source = ShardSource(place, run.local_cache, run.local_cache_gib)
-    last = place.rstrip("/").rpartition("/")[2]
-    is_alone = sum(p.rstrip("/").rpartition("/")[2] == last for p in places) == 1
-    return Corpus(last if is_alone else place, source, source.manifest())
+    names = [redacted(other).rstrip("/") for other in places]
+    ends = [name.rpartition("/")[2] for name in names]
+    number = places.index(place)
+    is_alone = ends.count(ends[number]) == 1
+    return Corpus(ends[number] if is_alone else names[number], source, source.manifest())
