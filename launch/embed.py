@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     texts = given_texts(arguments.text, arguments.input)
     if config.word is not None:
         require_utf8(config.word, "--word")
-    trained = TrainedRun.load(checkpoint)
+    trained = TrainedRun.load(checkpoint, is_average=arguments.average)
     if config.attention:
         two = list(itertools.islice(texts, 2))  # the second would be one too many
         show_attention(trained, two, config.layer, config.head, config.attention)

@@ -37,7 +37,9 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.inference.trained_run import TrainedRun
 
     source = ShardSource(arguments.shards, arguments.local_cache, arguments.local_cache_gib)
-    result = evaluate(TrainedRun.load(checkpoint), source, arguments.max_samples)
+    result = evaluate(
+        TrainedRun.load(checkpoint, is_average=arguments.average), source, arguments.max_samples
+    )
     if is_first_rank():
         print(evaluation_text(result))
         if arguments.json:

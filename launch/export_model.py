@@ -28,7 +28,8 @@ def main(arguments: argparse.Namespace) -> None:
         find_run,
     )
 
-    found, is_finetuned = find_run(arguments.checkpoint, config.best)
+    found, is_finetuned = find_run(arguments.checkpoint, config.best, config.average)
+    config.check(is_finetuned)
     if arguments.dry_run:
         settings = {**vars(arguments), **vars(config), "checkpoint": found}
         print(json.dumps(settings, indent=2, default=str))

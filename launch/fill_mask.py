@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.inference.trained_run import TrainedRun
 
     texts = given_texts(arguments.text, arguments.input)
-    trained = TrainedRun.load(checkpoint)
+    trained = TrainedRun.load(checkpoint, is_average=arguments.average)
     if arguments.picture:
         compared, found = draw_comparison(trained, texts, arguments.top_k, arguments.picture)
         if found and not arguments.json:

@@ -11,6 +11,7 @@ import json
 from dist_bert.checkpoint.run_dir import BEST_NAME, LATEST_NAME, require_checkpoint
 from dist_bert.common.cli import Parser, local_path, run
 from dist_bert.common.settings import add_switch
+from dist_bert.inference.run_flags import add_average_flag
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -22,8 +23,9 @@ def main(arguments: argparse.Namespace) -> None:
         return
     from dist_bert.checkpoint.format import export_weights
 
-    export_weights(checkpoint, arguments.output)
-    print(f"{arguments.output}: the weights of {checkpoint.name}")
+    export_weights(checkpoint, arguments.output, arguments.average)
+    kind = "average of the weights" if arguments.average else "weights"
+    print(f"{arguments.output}: the {kind} of {checkpoint.name}")
 
 
 if __name__ == "__main__":
@@ -39,5 +41,6 @@ if __name__ == "__main__":
         "--output", type=local_path, required=True, metavar="FILE", help="is replaced"
     )
     add_switch(parser, "--best", "the checkpoint of the lowest validation loss")
+    add_average_flag(parser)
     add_switch(parser, "--dry_run", "print what would be done and stop")
     run(main, parser.parse_args())

@@ -18,12 +18,13 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_bert.checkpoint import fragments
-from dist_bert.checkpoint.format import CheckpointReader, export_weights
+from dist_bert.checkpoint.format import AVERAGE, WEIGHT, CheckpointReader, export_weights
 from dist_bert.checkpoint.run_dir import (
     ASIDE_PREFIX,
     BEST_NAME,
     CHECKPOINTS_NAME,
     DAMAGED_PREFIX,
+    HAS_AVERAGE,
     LATEST_NAME,
     WEIGHTS_NAME,
     checkpoints_newest_first,
@@ -82,9 +83,13 @@ def load(
     if dist.get_rank() == 0:
         warn_of_pointer(run_dir, LATEST_NAME, reader.folder)
     fragments.create_states(engine)
+    starts_average = bool(fragments.averages(engine)) and not reader.contents.get(HAS_AVERAGE)
+    if starts_average and dist.get_rank() == 0:
+        _LOG.warning("%s has no average of the weights: it starts from them", reader.folder)
     for fragment in fragments.fragments(engine):
         for what, values in fragment.tensors.items():
-            values.copy_(reader.read(what, fragment.name, fragment.start, fragment.size))
+            saved = WEIGHT if what == AVERAGE and starts_average else what
+            values.copy_(reader.read(saved, fragment.name, fragment.start, fragment.size))
     fragments.set_numbers(engine, reader.contents["optimizer"])
     fragments.refresh_weights(engine)
     return TrainState(**reader.contents["state"])

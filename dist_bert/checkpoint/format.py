@@ -21,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dist_bert.checkpoint.run_dir import STATE_NAME, step_of
+from dist_bert.checkpoint.run_dir import STATE_NAME, require_average, step_of
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
 
-WEIGHT = "weight"  # what a fragment is, besides the names of the optimizer's state
+# What a fragment is, besides the names of the optimizer's state.
+WEIGHT, AVERAGE = "weight", "average"
 _SUM = "fingerprint"  # of all other contents of a state.json
 
 
@@ -36,7 +37,7 @@ class Fragment:
 
     name: str  # of the parameter
     start: int  # first element
-    tensors: dict[str, Tensor]  # what -> (size,) float32; `WEIGHT`, and the optimizer's state
+    tensors: dict[str, Tensor]  # what -> (size,) float32; `WEIGHT`, and what else is kept of it
 
     @property
     def size(self) -> int:
@@ -121,7 +122,7 @@ class CheckpointReader:
         """Some elements of a flattened tensor, (size,) float32.
 
         Args:
-            what: `WEIGHT` or a name of the optimizer's state.
+            what: `WEIGHT`, `AVERAGE` or a name of the optimizer's state.
             name: of the parameter.
             start: first element.
             size: number of elements.
@@ -137,18 +138,24 @@ class CheckpointReader:
         assert num_found == size, f"{self.folder}: {what} of {name}: {num_found} of {size} elements"
         return values
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, is_average: bool = False) -> dict[str, Tensor]:
         """All weights in float32 and in their shapes, by the parameters' names.
 
+        Args:
+            is_average: their average over the steps instead.
+
         Raises:
-            UserError: a file is not what was written.
+            UserError: a file is not what was written, or there is no average.
         """
+        if is_average:
+            require_average(self.folder)
         for file in self.files:
             if problem := file.problem(self.folder):
                 raise UserError(f"{self.folder}: is damaged ({problem}); give another checkpoint")
         shapes: dict[str, list[int]] = self.contents["shapes"]
+        what = AVERAGE if is_average else WEIGHT
         return {
-            name: self.read(WEIGHT, name, 0, torch.Size(shape).numel()).view(shape)
+            name: self.read(what, name, 0, torch.Size(shape).numel()).view(shape)
             for name, shape in shapes.items()
         }
 
@@ -164,9 +171,9 @@ def write_state(folder: Path, contents: dict[str, Any]) -> None:
     files.write_json(folder / STATE_NAME, summed, indent=None)
 
 
-def export_weights(checkpoint: Path, path: Path) -> None:
-    """Writes a checkpoint's weights, whole and in float32, as one safetensors file."""
-    weights = CheckpointReader(checkpoint).weights()
+def export_weights(checkpoint: Path, path: Path, is_average: bool = False) -> None:
+    """Writes a checkpoint's weights, or their average, whole and in float32, as one file."""
+    weights = CheckpointReader(checkpoint).weights(is_average)
     with files.whole_path(path) as temporary:
         save_file(weights, temporary)
         files.allow_as_usual(temporary)

@@ -20,7 +20,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-from dist_bert.checkpoint.format import WEIGHT, Fragment
+from dist_bert.checkpoint.format import AVERAGE, WEIGHT, Fragment
 from dist_bert.checkpoint.places import Place
 
 
@@ -29,15 +29,23 @@ def fragments(engine: Any) -> list[Fragment]:
 
     With the state that the optimizer has for them by now: see `create_states`.
     """
-    states = engine.basic_optimizer.state
+    states, own_averages = engine.basic_optimizer.state, averages(engine)
     found = []
     for place in places(engine):
         tensors = {WEIGHT: place.owner.data}
+        if place.owner in own_averages:
+            tensors[AVERAGE] = own_averages[place.owner]
         for key, value in states.get(place.owner, {}).items():
             if torch.is_tensor(value) and value.shape == place.owner.shape:
                 tensors[key] = value.data
         views = {k: t.view(-1).narrow(0, place.offset, place.size) for k, t in tensors.items()}
         found.append(Fragment(place.name, place.start, views))
+    return found
+
+
+def averages(engine: Any) -> dict[Tensor, Tensor]:
+    """The averages of what the optimizer works on (`dist_bert.training.weight_average`)."""
+    found: dict[Tensor, Tensor] = getattr(engine, "weight_averages", {})
     return found
 
 

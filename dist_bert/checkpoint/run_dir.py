@@ -44,6 +44,7 @@ BEST_NAME = "best"
 DAMAGED_PREFIX = "damaged-"  # of a checkpoint's folder that was found not to be whole
 ASIDE_PREFIX = "aside-"  # of one that is newer than the checkpoint that a run was resumed from
 STATE_NAME = "state.json"
+HAS_AVERAGE = "has_average"  # in it: the checkpoint has an average of the weights
 WEIGHTS_NAME = "model.safetensors"
 
 _LOG = logging.getLogger("dist_bert")
@@ -122,6 +123,22 @@ def require_weights(place: str | Path, pointer: str = LATEST_NAME) -> Path:
     if pointer == LATEST_NAME and weights.exists() and not has_checkpoints:
         return weights
     return require_checkpoint(place, pointer)
+
+
+def require_average(weights: Path) -> None:
+    """Refuses weights without the average that is asked for.
+
+    Args:
+        weights: a checkpoint, or a file of weights.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not weights.is_dir() or not read_json(weights / STATE_NAME).get(HAS_AVERAGE):
+        raise UserError(
+            f"{weights}: has no average of the weights, which checkpoints of runs with"
+            " average_decay have: leave the average out, or give one of those"
+        )
 
 
 def run_folder(place: str | Path) -> Path:

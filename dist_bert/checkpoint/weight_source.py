@@ -13,6 +13,7 @@ from dist_bert.checkpoint.run_dir import (
     CONFIG_NAME,
     TOKENIZER_NAME,
     latest_checkpoint,
+    require_average,
     require_checkpoint,
     run_folder,
 )
@@ -47,7 +48,7 @@ _FIXED = (
     "local_rope_theta",
 )
 _MLM_ACTIVATION = "mlm_hidden_act"
-_MLM_HEAD = ("cls.predictions.transform.", "head.")  # how the names of BERT, ModernBERT begin
+_MLM_HEAD = ("cls.predictions.transform.", "decoder.bias")  # of BERT, of ModernBERT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +61,33 @@ class WeightSource:
     model: ModelConfig
     tokenizer: Path | None  # that made the ids; None where published weights come without one
     is_published: bool  # under published names, not ours
+    is_average: bool = False  # the average of the checkpoint's weights
 
     @classmethod
-    def find(cls, path: str | Path, flag: str = "--init_from") -> "WeightSource":
+    def find(
+        cls, path: str | Path, flag: str = "--init_from", is_average: bool = False
+    ) -> "WeightSource":
         """Finds what is at a path.
 
         Args:
             path: a run's folder or one of its checkpoints, or a folder, safetensors file or index
                 in Hugging Face layout. A run that has ended may have its weights file alone.
             flag: that names the path, for messages.
+            is_average: take the average of a checkpoint's weights.
 
         Raises:
-            UserError: there are no weights, or they are of a kind that cannot be read.
+            UserError: there are no weights, they are of a kind that cannot be read, or they have
+                no average where that is asked for.
         """
         path = Path(path)
         run = run_folder(path)
         if (run / CHECKPOINTS_NAME).is_dir():
-            return cls._of_run(path, run, flag)
+            source = cls._of_run(path, run, flag)
+            if is_average and source.checkpoint is not None:
+                require_average(source.checkpoint)
+            return dataclasses.replace(source, is_average=is_average)
+        if is_average:
+            require_average(path)
         folder = path if path.is_dir() else path.parent
         config = folder / CONFIG_NAME
         tensor_files = _tensor_files(path, flag)

@@ -35,20 +35,25 @@ def read_stored(source: WeightSource) -> StoredWeights:
         UserError: a file is damaged, or its tensors are not those of its config.
     """
     if source.checkpoint is not None:
-        return StoredWeights(CheckpointReader(source.checkpoint).weights(), (), ())
+        tensors = CheckpointReader(source.checkpoint).weights(source.is_average)
+        return StoredWeights(tensors, (), ())
     tensors = _read_files(source.tensor_files)
     if not source.is_published:
         return StoredWeights(tensors, (), ())
     table = family(source.model)
     published, left_out = under_published_names(tensors, table)
+    own = [name for name in published if name not in table.tied]
     missing = tuple(
         head
         for head, prefixes in table.heads.items()
-        if not any(name.startswith(prefixes) and name not in table.tied for name in published)
+        if not prefixes or not all(any(n.startswith(prefix) for n in own) for prefix in prefixes)
     )
     without = tuple(prefix for head in missing for prefix in table.heads[head])
-    # A decoder alone is no head: it is the word embeddings again.
+    # A decoder alone is no head: it is the word embeddings again. A head without its decoder is
+    # that of another task.
+    others = {name.split(".")[0] for name in own if name.startswith(without)}
     published = {name: t for name, t in published.items() if not name.startswith(without)}
+    left_out = tuple(sorted(others.union(left_out)))
     return StoredWeights(from_published(published, source.model, without), missing, left_out)
 
 
@@ -145,6 +150,8 @@ def load_initial_weights(
     notes = []
     if source.checkpoint is not None:
         where = f"{source.path} at {source.checkpoint.name}"
+        if source.is_average:
+            where += ", the average"
     else:
         where = str(source.path)
         if stored.left_out:

@@ -28,7 +28,7 @@ from dist_bert.checkpoint.checkpoint import (
     remove_old,
 )
 from dist_bert.checkpoint.format import Fragment, FragmentFile, write_state
-from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME
+from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME, HAS_AVERAGE
 from dist_bert.common.device import has_gpu
 from dist_bert.common.errors import UserError
 from dist_bert.distributed.agreement import all_ranks_agree
@@ -194,6 +194,7 @@ class CheckpointWriter:
             "comparable_since": save.comparable_since,
             "optimizer": save.optimizer,
             "shapes": self._shapes,
+            HAS_AVERAGE: bool(fragments.averages(self._engine)),
             "files": gathered,
         }
         with all_ranks_agree(failure, partial, self._group):

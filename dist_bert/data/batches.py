@@ -7,6 +7,7 @@ a micro-batch, S longest sample, P most predictions of a sample, T tokens of a m
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,15 @@ NO_LABEL = -100  # of a padding position, of a sample without B; ignored by loss
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """Division of a global batch: `global_batch_size` = accumulation * world size * micro-batch."""
+    """Division of a global batch: `global_batch_size` = accumulation * world size * micro-batch.
+
+    By tokens, micro-batches hold as many samples as fit, and a step has as many as it needs.
+    """
 
     accumulation_steps: int  # A, micro-steps of an optimizer step
     world_size: int  # W, data-parallel ranks
-    micro_batch_size: int  # M, samples of one rank in one micro-step
+    micro_batch_size: int  # M, samples of one rank in one micro-step; 1 where it is by tokens
+    micro_batch_tokens: int = 0  # most tokens of one rank in one micro-step; 0 = by samples
 
     @property
     def global_batch_size(self) -> int:
@@ -43,7 +48,7 @@ class StepBatch:
     micro_batches: list[MicroBatch]  # A of this rank
     num_samples: int  # G
     num_tokens: int  # real tokens of the global batch
-    num_token_pairs: int  # sum of squared lengths over the global batch: the work of attention
+    lengths: NDArray[np.int64]  # (G,) tokens of each sample of the global batch
     num_masked: int = 0  # masked positions of the global batch
 
 
@@ -66,6 +71,36 @@ def deal(num_tokens: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int64]:
     ).copy()
     rounds[:, :, 1::2] = rounds[:, :, 1::2, ::-1]
     return rounds.swapaxes(2, 3)
+
+
+def deal_by_tokens(
+    num_tokens: NDArray[np.int64], world_size: int, most_tokens: int
+) -> list[NDArray[np.int64]]:
+    """Distributes samples over the fewest micro-steps in which no rank has too many tokens.
+
+    Sorted by length and dealt back and forth over all ranks and micro-steps, so that all of them
+    have almost equal numbers of tokens and lengths. Equally computed on every rank.
+
+    Args:
+        num_tokens: (G,) lengths, at least one sample a rank.
+        world_size: W.
+        most_tokens: of a micro-batch; no sample is longer.
+
+    Returns:
+        A * W index arrays into G, none empty: of the ranks in the first micro-step, and so on.
+    """
+    longest_first = np.argsort(-num_tokens, kind="stable")
+    least = max(1, math.ceil(num_tokens.sum() / (world_size * most_tokens)))
+    for num_micro_steps in range(least, num_tokens.size // world_size + 1):
+        num_parts = num_micro_steps * world_size
+        place = np.arange(num_tokens.size)
+        part, is_back = place % num_parts, place // num_parts % 2 == 1
+        part = np.where(is_back, num_parts - 1 - part, part)
+        if np.bincount(part, num_tokens[longest_first]).max() <= most_tokens:
+            break
+    return np.split(
+        longest_first[np.argsort(part, kind="stable")], np.cumsum(np.bincount(part))[:-1]
+    )
 
 
 def unpad(columns: Columns) -> MicroBatch:

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
 from dist_bert.common.prefetch import prefetch
-from dist_bert.data.batches import BatchShape, MicroBatch, StepBatch, deal, unpad
+from dist_bert.data.batches import (
+    BatchShape,
+    MicroBatch,
+    StepBatch,
+    deal,
+    deal_by_tokens,
+    unpad,
+)
 from dist_bert.data.masking import (
     NUM_SPECIAL_IDS,
     MaskingVocabulary,
@@ -133,7 +140,7 @@ def training_batches(
     )
     try:
         for window in windows:
-            yield from window.steps(shape)
+            yield from window.steps()
     finally:
         windows.close()
 
@@ -144,21 +151,28 @@ class _Window:
 
     columns: Columns  # of this rank
     places: NDArray[np.intp]  # the row in `columns` of each sample, in the order of training
+    sizes: list[list[int]]  # of each step, the samples of this rank's micro-batches
     num_tokens: NDArray[np.int64]  # (K, G)
     num_masked: NDArray[np.int64]  # (K,)
 
-    def steps(self, shape: BatchShape) -> Iterator[StepBatch]:
-        micro_batches = _micro_batches(self.columns, self.places, shape.micro_batch_size)
-        size = shape.global_batch_size
-        for num_tokens, num_masked in zip(self.num_tokens, self.num_masked, strict=True):
+    def steps(self) -> Iterator[StepBatch]:
+        ends = np.cumsum([size for sizes in self.sizes for size in sizes])
+        micro_batches = map(self._micro_batch, np.split(self.places, ends[:-1]))
+        size = self.num_tokens.shape[1]
+        for sizes, num_tokens, num_masked in zip(
+            self.sizes, self.num_tokens, self.num_masked, strict=True
+        ):
             totals = {"num_masked": int(num_masked), "num_samples": size}
             yield StepBatch(
-                [{**next(micro_batches), **totals} for _ in range(shape.accumulation_steps)],
+                [{**next(micro_batches), **totals} for _ in sizes],
                 num_samples=size,
                 num_tokens=int(num_tokens.sum()),
-                num_token_pairs=int((num_tokens**2).sum()),
+                lengths=num_tokens,
                 num_masked=int(num_masked),
             )
+
+    def _micro_batch(self, rows: NDArray[np.intp]) -> MicroBatch:
+        return unpad({field: column.take(rows, axis=0) for field, column in self.columns.items()})
 
 
 def _windows(
@@ -188,8 +202,10 @@ def _windows(
         counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
         num_tokens = counts["num_tokens"].reshape(grid).astype(np.int64)
         num_masked = counts["num_masked"].reshape(grid).astype(np.int64)
-        dealt = deal(num_tokens, shape)[:, :, rank]
-        own = (dealt + np.arange(steps)[:, None, None] * size).reshape(-1)
+        dealt = _deal(num_tokens, shape, rank)
+        own = np.concatenate(
+            [part + step * size for step, parts in enumerate(dealt) for part in parts]
+        )
         columns, order_of_rows = reader.collect(blocks[own], rows[own], memory)
         if fresh_masks is not None:
             numbers = reader.sample_numbers(blocks, rows)
@@ -200,9 +216,20 @@ def _windows(
             fresh_masks.apply(
                 columns, epochs[sorted_own], numbers[sorted_own], num_masked.reshape(-1)[sorted_own]
             )
-        yield _Window(columns, inverse(order_of_rows), num_tokens, num_masked.sum(axis=1))
+        sizes = [[part.size for part in parts] for parts in dealt]
+        yield _Window(columns, inverse(order_of_rows), sizes, num_tokens, num_masked.sum(axis=1))
         start_sample = stop_sample
         first_step += steps
+
+
+def _deal(
+    num_tokens: NDArray[np.int64], shape: BatchShape, rank: int
+) -> list[list[NDArray[np.int64]]]:
+    """Of each of K steps, the samples (into G) of this rank's micro-batches."""
+    if not shape.micro_batch_tokens:
+        return [list(parts) for parts in deal(num_tokens, shape)[:, :, rank]]
+    world_size, most = shape.world_size, shape.micro_batch_tokens
+    return [deal_by_tokens(lengths, world_size, most)[rank::world_size] for lengths in num_tokens]
 
 
 def piece_counts(reader: BlockReader, vocab_size: int, max_blocks: int) -> NDArray[np.int64]:
@@ -251,15 +278,12 @@ def validation_batches(
     rows = np.concatenate([np.arange(size) for size in reader.block_sizes])[:count]
     counts = reader.gather(blocks, rows, ("num_tokens", "num_masked"))
     totals = {"num_masked": int(counts["num_masked"].sum(dtype=np.int64)), "num_samples": count}
-    num_steps = max(1, count // (shape.micro_batch_size * shape.world_size))
-    longest_first = np.argsort(-counts["num_tokens"].astype(np.int64), kind="stable")
-    for step in np.array_split(longest_first, num_steps):
-        own = step[rank :: shape.world_size]
+    num_tokens, world_size = counts["num_tokens"].astype(np.int64), shape.world_size
+    if shape.micro_batch_tokens:
+        parts = deal_by_tokens(num_tokens, world_size, shape.micro_batch_tokens)[rank::world_size]
+    else:
+        num_steps = max(1, count // (shape.micro_batch_size * world_size))
+        steps = np.array_split(np.argsort(-num_tokens, kind="stable"), num_steps)
+        parts = [step[rank::world_size] for step in steps]
+    for own in parts:
         yield {**unpad(reader.gather(blocks[own], rows[own])), **totals}
-
-
-def _micro_batches(columns: Columns, places: NDArray[np.intp], size: int) -> Iterator[MicroBatch]:
-    """Runs of `size` samples, unpadded; `places` has the row of each sample."""
-    for begin in range(0, places.size, size):
-        rows = places[begin : begin + size]
-        yield unpad({field: column.take(rows, axis=0) for field, column in columns.items()})

@@ -55,7 +55,7 @@ def training_steps(
             [{**micro_batch(features, samples[rows]), **totals} for rows in own],
             num_samples=size,
             num_tokens=int(num_tokens.sum()),
-            num_token_pairs=int((num_tokens**2).sum()),
+            lengths=num_tokens,
         )
         start_sample += size
 

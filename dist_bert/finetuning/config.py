@@ -18,6 +18,9 @@ class FinetuneConfig:
         "the encoder: a pretraining run's folder or one of its checkpoints, or a folder in Hugging"
         " Face layout",
     )
+    average: bool = setting(
+        False, "take the average of the encoder's weights, of a run with average_decay"
+    )
     train: str = setting("", "labelled examples to learn from; see docs/finetuning.md for layouts")
     eval: str = setting(
         "", "labelled examples to score; empty = a part of the training file (eval_share)"

@@ -115,6 +115,8 @@ def _first_model(job: FinetuneJob, say: Callable[[str], None]) -> Head:
         say("the encoder's weights are left random")
     else:
         say(load_initial_weights(pretrained, job.model, job.source).description)
+        if job.model.architecture == "modern":
+            say("left out: pooler and NSP head, which the heads of a modern encoder do not have")
     head = job.task.new_head(job.model)
     start_from(head, pretrained, job.model.initializer_range, job.config.new_pooler)
     head.encoder.activation_checkpointing = job.run.activation_checkpointing

@@ -4,9 +4,11 @@ Like the pretraining model, a head takes an unpadded micro-batch and returns its
 global batch's mean loss and metrics; without labels it returns its scores. Not for: what the
 scores mean (`dist_bert.finetuning.task`).
 
-Source: Devlin et al. 2019, "BERT", section 4 (https://arxiv.org/abs/1810.04805).
+Sources: Devlin et al. 2019, "BERT", section 4 (https://arxiv.org/abs/1810.04805). On an encoder of
+architecture `modern`, the heads are those of transformers' classes (modeling_modernbert.py): a
+prediction head, of the same parts as the masked LM's, before each classifier.
 
-Letters: T tokens of the micro-batch, B samples, H hidden, C classes, S longest sample.
+Letters: T tokens of the micro-batch, B samples, H hidden, C classes, S longest sample; N is T or B.
 """
 
 from typing import Any
@@ -16,12 +18,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_bert.data.batches import NO_LABEL
-from dist_bert.model.bert import BertEncoder, BertForPreTraining
+from dist_bert.model.bert import ACTIVATIONS, BertEncoder, BertForPreTraining, layer_norm
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.kernels import dropout
 from dist_bert.model.products import Linear
 
 NUM_SPAN_SCORES = 2  # a token as the first and as the last one of the answer
+
+
+class Pooler(Linear):
+    """BERT's, on [CLS]: a linear layer, then tanh."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, H) to (N, H)."""
+        return torch.tanh(super().forward(hidden))
+
+
+class PredictionHead(nn.Module):
+    """ModernBERT's, before a classifier: a linear layer, the activation, LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.activation = ACTIVATIONS[config.mlm_hidden_act]
+        self.norm = layer_norm(config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, H) to (N, H)."""
+        transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return transformed
+
+
+def cls_pooler(config: ModelConfig) -> Pooler | PredictionHead:
+    """What [CLS] goes through before the classifier of texts."""
+    if config.architecture == "modern":
+        return PredictionHead(config)
+    return Pooler(config.hidden_size, config.hidden_size)
+
+
+def token_head(config: ModelConfig) -> nn.Module:
+    """What every token goes through before its classifier: nothing in BERT."""
+    return PredictionHead(config) if config.architecture == "modern" else nn.Identity()
 
 
 class BertForTextClassification(nn.Module):
@@ -37,7 +74,7 @@ class BertForTextClassification(nn.Module):
         """Makes the head anew; `has_several_labels`: classes do not exclude each other."""
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.pooler = cls_pooler(config)
         self.classifier = Linear(config.hidden_size, num_classes)
         self.dropout_prob = config.hidden_dropout_prob
         self.has_several_labels = has_several_labels
@@ -62,11 +99,7 @@ class BertForTextClassification(nn.Module):
             Without labels, float32 scores (B, C). With labels, the loss, a float32 scalar, and the
             detached shares of `metric_names`, (2,).
         """
-        hidden = self.encoder(**encoder_input)
-        cls_positions = encoder_input["cu_seqlens"][:num_real_samples]  # (B,)
-        pooled = torch.tanh(self.pooler(hidden.index_select(0, cls_positions)))  # (B, H)
-        pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)
-        logits: Tensor = self.classifier(pooled).float()  # (B, C)
+        logits = _cls_scores(self, num_real_samples, encoder_input)
         if labels is None:
             return logits
         if self.has_several_labels:
@@ -92,7 +125,7 @@ class BertForTextRegression(nn.Module):
         """Makes the head anew; `mean` and standard `deviation` of the training set's numbers."""
         super().__init__()
         self.encoder = BertEncoder(config)
-        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.pooler = cls_pooler(config)
         self.classifier = Linear(config.hidden_size, 1)
         self.dropout_prob = config.hidden_dropout_prob
         self.mean, self.deviation = mean, deviation
@@ -117,11 +150,7 @@ class BertForTextRegression(nn.Module):
             Without labels, float32 numbers (B, 1) in the units of the labels. With labels, the
             loss, a float32 scalar, and the detached shares of `metric_names`, (2,).
         """
-        hidden = self.encoder(**encoder_input)
-        cls_positions = encoder_input["cu_seqlens"][:num_real_samples]  # (B,)
-        pooled = torch.tanh(self.pooler(hidden.index_select(0, cls_positions)))
-        pooled = dropout(pooled, self.dropout_prob if self.training else 0.0)  # (B, H)
-        deviations: Tensor = self.classifier(pooled).float()  # (B, 1)
+        deviations = _cls_scores(self, num_real_samples, encoder_input)  # (B, 1)
         if labels is None:
             return deviations * self.deviation + self.mean
         differences = deviations[:, 0] - (labels.float() - self.mean) / self.deviation  # (B,)
@@ -139,6 +168,7 @@ class BertForTokenClassification(nn.Module):
         """Makes the head anew."""
         super().__init__()
         self.encoder = BertEncoder(config)
+        self.head = token_head(config)
         self.classifier = Linear(config.hidden_size, num_classes)
         self.dropout_prob = config.hidden_dropout_prob
 
@@ -162,7 +192,7 @@ class BertForTokenClassification(nn.Module):
             Without labels, float32 scores (T, C). With labels, the loss, a float32 scalar, and the
             detached shares of `metric_names`, (2,).
         """
-        hidden = self.encoder(**encoder_input)
+        hidden = self.head(self.encoder(**encoder_input))
         hidden = dropout(hidden, self.dropout_prob if self.training else 0.0)
         logits: Tensor = self.classifier(hidden).float()  # (T, C)
         if labels is None:
@@ -181,7 +211,10 @@ class BertForQuestionAnswering(nn.Module):
         """Makes the head anew."""
         super().__init__()
         self.encoder = BertEncoder(config)
+        self.head = token_head(config)
         self.span = Linear(config.hidden_size, NUM_SPAN_SCORES)
+        # BERT's has none.
+        self.dropout_prob = config.hidden_dropout_prob if config.architecture == "modern" else 0.0
 
     def forward(
         self,
@@ -207,7 +240,8 @@ class BertForQuestionAnswering(nn.Module):
             float32 scalar, and the detached shares of `metric_names`, (2,): accuracy is the share
             of samples of which both ends are right.
         """
-        hidden = self.encoder(**encoder_input)
+        hidden = self.head(self.encoder(**encoder_input))
+        hidden = dropout(hidden, self.dropout_prob if self.training else 0.0)
         scores: Tensor = self.span(hidden).float()  # (T, 2)
         if start_positions is None or end_positions is None:
             return scores
@@ -235,6 +269,7 @@ def start_from(
 ) -> None:
     """Fills a head: encoder and pooler from pretraining, what is new as pretraining began.
 
+    A prediction head starts as the transform of the MLM head, as transformers fills it, too.
     New weights come from torch's global generator: seed it alike on all ranks.
 
     Args:
@@ -245,7 +280,10 @@ def start_from(
             [CLS] in it (Zhang et al. 2021, https://arxiv.org/abs/2006.05987, section 5).
     """
     own = pretrained.state_dict()
-    kept = ("encoder.",) if new_pooler else ("encoder.", "pooler.")
+    for place, module in head.named_children():
+        if isinstance(module, PredictionHead):
+            own |= {f"{place}.{name}": own[f"mlm_{name}"] for name in module.state_dict()}
+    kept = ("encoder.", "head.") if new_pooler else ("encoder.", "head.", "pooler.")
     missing, _ = head.load_state_dict(
         {name: value for name, value in own.items() if name.startswith(kept)},
         strict=False,
@@ -255,8 +293,22 @@ def start_from(
             parameter: Any = head.get_parameter(name)
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=initializer_range)
-            else:
+            elif name.endswith("bias"):  # the weight of a LayerNorm is 1 from the start
                 nn.init.zeros_(parameter)
+
+
+def _cls_scores(
+    head: BertForTextClassification | BertForTextRegression,
+    num_real_samples: int,
+    encoder_input: dict[str, Any],
+) -> Tensor:
+    """Float32 scores (B, C) of the samples' [CLS]."""
+    hidden = head.encoder(**encoder_input)
+    cls_positions = encoder_input["cu_seqlens"][:num_real_samples]  # (B,)
+    pooled = head.pooler(hidden.index_select(0, cls_positions))  # (B, H)
+    pooled = dropout(pooled, head.dropout_prob if head.training else 0.0)
+    scores: Tensor = head.classifier(pooled).float()
+    return scores
 
 
 def _by_sample(

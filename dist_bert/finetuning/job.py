@@ -86,10 +86,11 @@ class FinetuneJob:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint of this run to be resumed."""
         shape = self.deepspeed.batch_shape
+        average = " (average)" if self.source.is_average else ""
         return {
             **{f"model {name}": value for name, value in dataclasses.asdict(self.model).items()},
             **{f"task {n}": v for n, v in task_facts(self.config.task, self.task).items()},
-            "encoder": f"{self.source.path} {self._checkpoint_name}".strip(),
+            "encoder": f"{self.source.path} {self._checkpoint_name}{average}".strip(),
             "random_init": self.config.random_init,
             "new_pooler": self.config.new_pooler,
             "training set": self.training.features.fingerprint,
@@ -130,7 +131,7 @@ class FinetunePlan:
                 " the command line"
             )
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, changes)
-        source = WeightSource.find(config.checkpoint, "--checkpoint")
+        source = WeightSource.find(config.checkpoint, "--checkpoint", config.average)
         if source.tokenizer is None or not source.tokenizer.exists():
             raise UserError(
                 f"checkpoint = {config.checkpoint}: has no tokenizer next to its weights; import a"

@@ -203,11 +203,12 @@ class QuestionTask:
         language = language_of([text for texts in gold.values() for text in texts])
         return answer_scores(gold, told, language)
 
-    def published_facts(self) -> dict[str, Any]:
+    def published_facts(self, encoder: str) -> dict[str, Any]:
         """The class of transformers and, where tokens have classes, their names."""
         if not self.as_token_classes:
-            return {"architectures": ["BertForQuestionAnswering"]}
-        return {"architectures": ["BertForTokenClassification"], **published_classes(TOKEN_CLASSES)}
+            return {"architectures": [f"{encoder}ForQuestionAnswering"]}
+        names = published_classes(TOKEN_CLASSES)
+        return {"architectures": [f"{encoder}ForTokenClassification"], **names}
 
     def published_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same."""

@@ -90,10 +90,10 @@ class RegressionTask:
         """The task itself."""
         return self
 
-    def published_facts(self) -> dict[str, Any]:
+    def published_facts(self, encoder: str) -> dict[str, Any]:
         """The class of transformers, which returns the number as it is."""
         return {
-            "architectures": ["BertForSequenceClassification"],
+            "architectures": [f"{encoder}ForSequenceClassification"],
             "problem_type": "regression",
             "id2label": {"0": SCORE},
             "label2id": {SCORE: 0},

@@ -85,8 +85,12 @@ class Task(Protocol):
     def with_settings(self, results: Mapping[str, Any]) -> "Task":
         """The task with the `tuned_settings` that a run's results hold."""
 
-    def published_facts(self) -> dict[str, Any]:
-        """What transformers' config.json says of the head: its class, the names of the classes."""
+    def published_facts(self, encoder: str) -> dict[str, Any]:
+        """What transformers' config.json says of the head: its class, the names of the classes.
+
+        Args:
+            encoder: how the names of transformers' classes of the encoder begin, such as Bert.
+        """
 
     def published_weights(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
         """Weights of the head of which transformers' class computes what this head does."""

@@ -123,11 +123,11 @@ class TextTask:
         """The task itself."""
         return self
 
-    def published_facts(self) -> dict[str, Any]:
+    def published_facts(self, encoder: str) -> dict[str, Any]:
         """The class of transformers and the names of the classes."""
         kind = "multi" if self.has_several_labels else "single"
         return {
-            "architectures": ["BertForSequenceClassification"],
+            "architectures": [f"{encoder}ForSequenceClassification"],
             "problem_type": f"{kind}_label_classification",
             **published_classes(self.classes),
         }

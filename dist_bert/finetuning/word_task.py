@@ -110,10 +110,10 @@ class WordTask:
         """The task itself."""
         return self
 
-    def published_facts(self) -> dict[str, Any]:
+    def published_facts(self, encoder: str) -> dict[str, Any]:
         """The class of transformers and the tags."""
         return {
-            "architectures": ["BertForTokenClassification"],
+            "architectures": [f"{encoder}ForTokenClassification"],
             **published_classes(self.classes),
         }
 

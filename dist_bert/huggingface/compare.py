@@ -5,6 +5,7 @@ Not for: writing folders (`dist_bert.huggingface.folder`).
 Letters: B texts of a batch, S padded length, T tokens, H hidden, R rows of the word embeddings.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dist_bert.model.micro_batches import from_padded
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
 _NUM_PAIRS = 8  # of the longest texts, to compare logits: up to 1 GB with 512 positions
+_LONG = 1_024  # tokens of a text, where a model takes more
 # Of the largest value. Float32 sums in another order, which changes less than 1e-6 of it.
 _TOLERANCE = 1e-4
 _SHOWN_DIFFERENCES = 10
@@ -28,6 +30,8 @@ def check_outputs(
     run: TrainedRun, model: Any, tokenizer: Any, texts: Sequence[str], new_ids: Tensor | None = None
 ) -> str:
     """Compares all outputs of a model for pairs of the longest texts; returns the result as text.
+
+    Of a model with local layers, also for all texts as one, which is longer than their window.
 
     Args:
         run: ours; heads that it lacks are skipped.
@@ -39,12 +43,16 @@ def check_outputs(
     Raises:
         UserError: they differ by more than rounding.
     """
-    texts = sorted(texts, key=len)[-2 * _NUM_PAIRS :]
+    longest = sorted(texts, key=len)[-2 * _NUM_PAIRS :]
+    first, max_length = longest[::2], run.config.max_position_embeddings
+    if run.config.window is not None:
+        max_length = min(max_length, max(_LONG, 2 * run.config.local_attention))
+        first = [" ".join(itertools.islice(texts, max_length)), *first]
     batch = tokenizer(
-        texts[::2],
-        texts[1::2] if run.config.type_vocab_size > 1 else None,
+        first,
+        longest[1::2] if run.config.type_vocab_size > 1 else None,
         truncation=True,
-        max_length=run.config.max_position_embeddings,
+        max_length=max_length,
         padding=True,
         return_tensors="pt",
     )

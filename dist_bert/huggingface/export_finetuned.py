@@ -38,6 +38,7 @@ from dist_bert.huggingface.folder import load_model, load_tokenizer, write_head,
 from dist_bert.huggingface.onnx_model import write_onnx
 from dist_bert.huggingface.tokenizer import ODD_TEXTS
 from dist_bert.model.published_config import require_published_form
+from dist_bert.model.published_names import family
 from dist_bert.tokenizer.tokenizer import PAD_ID
 
 _NUM_EXAMPLES = 32  # that are answered by both: seconds on a CPU
@@ -79,19 +80,15 @@ def export_finetuned(
         UserError: transformers has no such model, or its logits or ids differ; leaves no folder.
     """
     require_published_form(model.config)
-    if model.config.architecture == "modern":
-        raise UserError(
-            f"{model.run_dir}: is a fine-tuned modern model, whose head (a pooler as BERT's) no"
-            " class of transformers has, so it cannot be exported; launch/predict.py applies it"
-        )
     model = dataclasses.replace(model, head=model.head.cpu(), device=torch.device("cpu"))
     resolved = read_resolved(model.run_dir, _NEEDED)
     examples = _examples(model, resolved)
-    facts = model.task.published_facts()
+    facts = model.task.published_facts(family(model.config).classes)
     weights = model.task.published_weights(model.head.state_dict())
     with files.whole_folder(output_dir) as folder:
         write_head(weights, model.config, facts, folder)
-        write_tokenizer(model.task.tokenizer, model.task.max_seq_length, folder)
+        has_segments = model.config.type_vocab_size > 0
+        write_tokenizer(model.task.tokenizer, model.task.max_seq_length, folder, has_segments)
         tokenizer, theirs = load_tokenizer(folder), load_model(folder, facts["architectures"][0])
         equal_outputs = _check_outputs(model, theirs, examples)
         print(f"outputs    {equal_outputs}", flush=True)
@@ -150,17 +147,21 @@ def _texts(example: Example) -> list[str]:
 def _check_outputs(model: FineTunedModel, theirs: Any, examples: Sequence[Any]) -> str:
     """Compares the scores of all samples of the examples; returns the result as text."""
     features: Features = model.task.prepare(examples, is_training=False).features
+    has_segments = model.config.type_vocab_size > 0
     ours, expected = [], []
     for batch in evaluation_batches(features, BatchShape(1, 1, _MICRO_BATCH), rank=0):
         rows = [row for _, row in scores_of_batches(model.head, [batch], model.device)]
         ours.append(torch.from_numpy(np.vstack(rows)))
-        expected.append(_scores_of_padded(theirs, features, batch.samples.tolist()))
+        samples = batch.samples.tolist()
+        expected.append(_scores_of_padded(theirs, features, samples, has_segments))
     pairs = {"logits": (torch.cat(ours), torch.cat(expected))}
     return tell_difference(pairs, int(features.offsets[-1]), len(features))
 
 
 @torch.no_grad()
-def _scores_of_padded(theirs: Any, features: Features, samples: Sequence[int]) -> Tensor:
+def _scores_of_padded(
+    theirs: Any, features: Features, samples: Sequence[int], has_segments: bool
+) -> Tensor:
     """Scores of samples, (B, C), or of all their tokens, (T, C); of spans, C is start and end."""
     bounds = torch.from_numpy(features.offsets)
     flat = torch.from_numpy(features.input_ids).long()
@@ -168,9 +169,11 @@ def _scores_of_padded(theirs: Any, features: Features, samples: Sequence[int]) -
     ids = pad_sequence(rows, batch_first=True, padding_value=PAD_ID)  # (B, S)
     places = torch.arange(ids.shape[1])
     is_token = places < torch.tensor([len(row) for row in rows])[:, None]
-    starts = torch.from_numpy(features.segment_b_start)[samples, None]
-    segments = (places >= starts) & is_token
-    scores = theirs(input_ids=ids, attention_mask=is_token.long(), token_type_ids=segments.long())
+    batch = {"input_ids": ids, "attention_mask": is_token.long()}
+    if has_segments:
+        starts = torch.from_numpy(features.segment_b_start)[samples, None]
+        batch["token_type_ids"] = ((places >= starts) & is_token).long()
+    scores = theirs(**batch)
     if "start_logits" in scores:
         return torch.stack([scores.start_logits, scores.end_logits], 2)[is_token]
     logits: Tensor = scores.logits

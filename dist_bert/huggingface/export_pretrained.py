@@ -13,7 +13,6 @@ import numpy as np
 
 from dist_bert.checkpoint.run_dir import CONFIG_NAME
 from dist_bert.common import files
-from dist_bert.common.errors import UserError
 from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import read_json
 from dist_bert.data.masking import restore
@@ -28,6 +27,7 @@ from dist_bert.huggingface.folder import (
 )
 from dist_bert.huggingface.onnx_model import write_onnx
 from dist_bert.huggingface.pretrained_card import model_card
+from dist_bert.huggingface.sentence_vectors import check_vectors, write_sentence_files
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.published_config import require_published_form
 from dist_bert.model.published_names import family
@@ -43,6 +43,8 @@ def export(
     sample_text: str | None,
     allow_differences: bool,
     with_onnx: bool = False,
+    sentence_pooling: str | None = None,
+    is_normalized: bool = False,
 ) -> None:
     """Writes the folder, loads it, compares, and prints the results.
 
@@ -57,6 +59,8 @@ def export(
         sample_text: file of texts, one per line; None = those of the run's shards.
         allow_differences: whether to only report texts with different token ids.
         with_onnx: whether to write `model.onnx`, too.
+        sentence_pooling: `mean` or `cls`: write the files of sentence-transformers, too.
+        is_normalized: whether their vectors have length 1.
 
     Raises:
         UserError: transformers has no such model, or its logits or ids differ; leaves no folder.
@@ -64,8 +68,6 @@ def export(
     from dist_bert.huggingface.compare import check_ids, check_outputs
 
     require_published_form(run.config)
-    if with_onnx and run.config.architecture == "modern":
-        raise UserError("--onnx true: is written of BERT alone; leave it out for a modern model")
     if without := tuple(head for head, names in family(run.config).heads.items() if not names):
         print(f"left out   {', '.join(without)}: ModernBertForMaskedLM has none", flush=True)
         run = dataclasses.replace(run, missing_heads=(*run.missing_heads, *without))
@@ -94,9 +96,22 @@ def export(
             equal_onnx = write_onnx(load_model(folder, kind), folder)
             print(f"onnx       {equal_onnx}", flush=True)
             check += f" ONNX: {equal_onnx}."
+        if sentence_pooling is not None:
+            width, most = run.config.hidden_size, run.config.max_position_embeddings
+            write_sentence_files(folder, width, most, sentence_pooling, is_normalized)
+            equal_vectors = check_vectors(run, folder, sentence_pooling, texts)
+            print(f"vectors    {equal_vectors}", flush=True)
+            check += f" Vectors: {equal_vectors}."
         name = output_dir.absolute().name
         card = model_card(
-            name, resolved, run.step, run_dir, run.tokenizer.has_word_pieces, check, no_mlm_head
+            name,
+            resolved,
+            run.step,
+            run_dir,
+            run.tokenizer.has_word_pieces,
+            check,
+            no_mlm_head,
+            run.is_average,
         )
         files.write_bytes(folder / "README.md", card.encode())
 

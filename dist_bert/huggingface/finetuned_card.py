@@ -53,12 +53,14 @@ def finetuned_card(
         checks: results of the export's comparisons, one sentence each.
     """
     task_name = resolved["task"]["name"]
+    is_modern = resolved["model"].get("architecture") == "modern"
     tokenizer = TOKENIZER_NOTES[task.tokenizer.has_word_pieces]
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task.pipeline}\n"
         "# license: choose one; it also depends on the training texts\n---",
         f"# {name}",
-        f"A BERT encoder fine-tuned for {task_name.replace('_', ' ')}, exported by dist-bert.",
+        f"A {'ModernBERT' if is_modern else 'BERT'} encoder fine-tuned for"
+        f" {task_name.replace('_', ' ')}, exported by dist-bert.",
         *_usage(name, task, is_of_pairs=task_name in PAIR_TASKS),
         f"{tokenizer} The longest input has {task.max_seq_length} tokens.",
         "## Scores",

@@ -38,6 +38,7 @@ def model_card(
     has_word_pieces: bool,
     check: str,
     no_mlm_head: str,
+    is_average: bool = False,
 ) -> str:
     """The text of the card.
 
@@ -49,14 +50,17 @@ def model_card(
         has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
         check: results of the export's comparisons, one line.
         no_mlm_head: the reason for a folder without it; empty if it has one.
+        is_average: the weights are an average over the steps, which the scores are not of.
     """
-    scores = _scores(run_dir, step, resolved.get("shards", {}).get("random_next"))
+    random_next = resolved.get("shards", {}).get("random_next")
+    scores = [] if is_average else _scores(run_dir, step, random_next)
     parts = [
         "---\nlibrary_name: transformers\n"
         f"pipeline_tag: {'feature-extraction' if no_mlm_head else 'fill-mask'}\n"
         "# license: choose one; it also depends on the training text\n---",
         f"# {name}",
         f"{_kind(resolved)}, exported by dist-bert.",
+        *(["Its weights are an exponential average over the steps."] if is_average else []),
         *([f"It lacks the masked LM head: {no_mlm_head}."] if no_mlm_head else []),
         _usage(name, not no_mlm_head),
         TOKENIZER_NOTES[has_word_pieces],

@@ -58,6 +58,7 @@ def find_answer(
 
     asked = tokenizer(question, add_special_tokens=False)["input_ids"][:max_question_tokens]
     read = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    known = tokenizer.model_input_names  # without segments where the model has none
     prefix = [tokenizer.cls_token_id, *asked, tokenizer.sep_token_id]
     room = tokenizer.model_max_length - len(prefix) - 1
     stride, length = min(room, doc_stride), len(read["input_ids"])
@@ -76,8 +77,9 @@ def find_answer(
     for window, (first, last) in enumerate(zip(begins, ends, strict=True)):
         ids = [*prefix, *read["input_ids"][first:last], tokenizer.sep_token_id]
         segments = [0] * len(prefix) + [1] * (len(ids) - len(prefix))
+        given = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([segments])}
         with torch.no_grad():
-            out = model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([segments]))
+            out = model(**{name: given[name] for name in given if name in known})
         if "start_logits" in out:  # AutoModelForQuestionAnswering
             start, end = out.start_logits[0].double(), out.end_logits[0].double()
             null = start[0] + end[0]

@@ -62,7 +62,8 @@ def embed_sentences(
         run: the encoder.
         texts: at most as long as the model's positions; "[MASK]" in them is the mask token.
         layer: 0 = embeddings to the number of layers.
-        pooling: `mean` of the text's tokens without [CLS] and [SEP], or `cls`, the vector of [CLS].
+        pooling: `mean` of the text's tokens without [CLS] and [SEP], `all` = with these, or `cls`,
+            the vector of [CLS].
 
     Raises:
         UserError: a text is too long or empty.
@@ -72,7 +73,8 @@ def embed_sentences(
         ids = run.tokenizer.encode_with_mask(text.text)
         if not ids:
             raise UserError(f"{text.name}: has no token; write a sentence")
-        begin, end = (0, 1) if pooling == "cls" else (1, len(ids) + 1)
+        places = {"mean": (1, len(ids) + 1), "all": (0, len(ids) + 2), "cls": (0, 1)}
+        begin, end = places[pooling]
         return _Encoded(text, text.text, _whole(run, text, ids), begin, end)
 
     return _embed(run, texts, layer, encode)

@@ -12,7 +12,9 @@ class EmbedConfig:
 
     word: str | None = setting(None, "embed this word, which every sentence must have")
     pooling: str = setting(
-        "mean", "a sentence is the mean of its tokens, or the vector of [CLS]", ("mean", "cls")
+        "mean",
+        "a sentence is the mean of its tokens, of all with [CLS] and [SEP], or the vector of [CLS]",
+        ("mean", "all", "cls"),
     )
     layer: int = setting(-1, "0 = embeddings, 1 = first; negative from the end")
     json: str | None = setting(None, "write vectors and similarities here", metavar="FILE")
@@ -37,9 +39,9 @@ class EmbedConfig:
                 check_picture(path, flag)
         if self.head is not None and not self.attention:
             raise UserError(f"--head {self.head}: is for --attention FILE.png")
-        if self.word is not None and self.pooling == "cls":
+        if self.word is not None and self.pooling != "mean":
             raise UserError(
-                "--pooling cls: is for sentences; a --word is the mean of its own pieces"
+                f"--pooling {self.pooling}: is for sentences; a --word is the mean of its pieces"
             )
         names = ("word", "json", "npz", "projector", "picture")
         others = [name for name in names if getattr(self, name)]

@@ -39,10 +39,13 @@ class TrainedRun:
     precision: str  # in which it was trained: bf16, fp16 or fp32
     step: int  # 0 of an imported model: it does not say
     device: torch.device
+    is_average: bool = False  # of the weights, over the steps
     missing_heads: tuple[str, ...] = ()  # that an imported model lacks: random ones stand there
 
     @classmethod
-    def load(cls, place: str | Path, pointer: str = LATEST_NAME) -> "TrainedRun":
+    def load(
+        cls, place: str | Path, pointer: str = LATEST_NAME, is_average: bool = False
+    ) -> "TrainedRun":
         """Loads the weights onto this process's device.
 
         Args:
@@ -51,6 +54,7 @@ class TrainedRun:
                 launch/export_model.py write it.
             pointer: which checkpoint of a run's folder, `latest` or `best` (of the lowest
                 validation loss).
+            is_average: take the average of the weights, which the checkpoint must have.
 
         Raises:
             UserError: there is neither a checkpoint nor a model in the folder, or it is damaged.
@@ -67,7 +71,7 @@ class TrainedRun:
         precision = stored_precision(resolved["deepspeed"], origin)
         with torch.device("meta"):  # the weights are all replaced: nothing to initialise
             model = BertForPreTraining(config)
-        take_weights(model, reader.weights(), origin)
+        take_weights(model, reader.weights(is_average), origin)
         return cls(
             model.to(device).eval(),
             config,
@@ -75,6 +79,7 @@ class TrainedRun:
             precision=precision,
             step=reader.contents["state"]["step"],
             device=device,
+            is_average=is_average,
         )
 
     @classmethod

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_bert.model.band import BandTiles, banded_attention
-from dist_bert.model.kernels import SampleGroup, grouped_attention
+from dist_bert.model.tiles import Tiles, tiled_attention
 
 
 class SampleLayout(NamedTuple):
@@ -24,8 +23,8 @@ class SampleLayout(NamedTuple):
         cu_seqlens: (B+1,) int32, sample b is tokens cu_seqlens[b] to cu_seqlens[b+1] - 1.
         max_seqlen: S, tokens of the longest sample.
         is_varlen: attention reads `cu_seqlens` itself and needs no padded view.
-        groups: on CPU, the samples that are padded together; None elsewhere.
-        tiles: on CPU, the pieces of the band; None where no sample is longer than its window.
+        tiles: on CPU, of global layers; None elsewhere.
+        local_tiles: on CPU, of local layers; None elsewhere.
         token_of_slot: (B*S,) token in each slot of the padded view; None where that is a reshape.
         slot_of_token: (T,) its inverse.
         is_real_key: (B, 1, 1, S) False in slots behind the end of a sample.
@@ -35,8 +34,8 @@ class SampleLayout(NamedTuple):
     cu_seqlens: Tensor
     max_seqlen: int
     is_varlen: bool = False
-    groups: list[SampleGroup] | None = None
-    tiles: list[BandTiles] | None = None
+    tiles: list[Tiles] | None = None
+    local_tiles: list[Tiles] | None = None
     token_of_slot: Tensor | None = None
     slot_of_token: Tensor | None = None
     is_real_key: Tensor | None = None
@@ -123,10 +122,9 @@ def attention(
         context = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **both_ends)
         assert isinstance(context, Tensor)  # a tuple only if asked for
         return context.flatten(1)
-    if window is not None and layout.tiles is not None:
-        return banded_attention(qkv, layout.tiles, num_heads, dropout_p)
-    if layout.groups is not None:
-        return grouped_attention(qkv, layout.groups, num_heads, dropout_p)
+    tiles = layout.tiles if window is None else layout.local_tiles
+    if tiles is not None:
+        return tiled_attention(qkv, tiles, num_heads, dropout_p)
     if layout.token_of_slot is not None:
         qkv = qkv.index_select(0, layout.token_of_slot)  # (B*S, 3H)
     padded = qkv.view(-1, max_seqlen, 3, num_heads, head_size)

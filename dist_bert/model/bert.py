@@ -27,11 +27,11 @@ from dist_bert.model.attention import (
     can_use_varlen_kernel,
     locate_samples,
 )
-from dist_bert.model.band import band_tiles
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.kernels import dropout, group_samples, linear_cross_entropy
+from dist_bert.model.kernels import dropout, linear_cross_entropy
 from dist_bert.model.products import Linear, linear
 from dist_bert.model.rotary import Rotation, rotate, rotation
+from dist_bert.model.tiles import band_tiles, group_samples
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "relu": F.relu}  # gelu is the exact erf form
@@ -197,11 +197,10 @@ class BertEncoder(nn.Module):
         dropout_p = self.attention_dropout_prob if self.training else 0.0
         is_varlen = can_use_varlen_kernel(hidden, self.head_size, dropout_p)
         if hidden.device.type == "cpu" and not is_varlen:
-            tiles = None
+            tiles = local_tiles = group_samples(cu_seqlens, self.num_heads)
             if self.window is not None and max_seqlen > self.window + 1:
-                tiles = band_tiles(cu_seqlens, self.num_heads, self.window)
-            groups = group_samples(cu_seqlens, self.num_heads)
-            return SampleLayout(cu_seqlens, max_seqlen, groups=groups, tiles=tiles)
+                local_tiles = band_tiles(cu_seqlens, self.num_heads, self.window)
+            return SampleLayout(cu_seqlens, max_seqlen, tiles=tiles, local_tiles=local_tiles)
         return locate_samples(cu_seqlens, max_seqlen, len(hidden), is_varlen, self.window)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:

@@ -2,20 +2,21 @@
 
 Model FLOPs (without recomputation), per real token, forward and backward (factor 3 of the forward):
 6 for every weight of the encoder's matrices, 12 * hidden_size for each pair of tokens that attend
-to each other in a layer, 6 for every weight of the MLM head and its decoder at each masked
+to each other, of each layer, 6 for every weight of the MLM head and its decoder at each masked
 position. See docs/performance.md. Counting does not need torch.
 """
 
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_bert.common.device import has_bf16_instructions
 from dist_bert.model.config import ModelConfig
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only measuring needs it
     import torch
+    from numpy.typing import NDArray
 
 # Dense bf16 peaks from the manufacturers' data sheets, by whole words of the device's name.
 PEAK_BF16_FLOPS = {
@@ -35,7 +36,7 @@ PEAK_BF16_FLOPS = {
 def training_flops(
     model: ModelConfig,
     num_tokens: int,
-    num_token_pairs: int,
+    num_attention_pairs: int,
     num_masked: int,
     num_segment_pairs: int,
 ) -> float:
@@ -44,37 +45,39 @@ def training_flops(
     Args:
         model: the architecture.
         num_tokens: real tokens, without padding.
-        num_token_pairs: sum of squared sequence lengths.
+        num_attention_pairs: sum of `attention_pairs` of its samples.
         num_masked: masked positions to predict.
         num_segment_pairs: samples of two segments, for pooler and next-sentence head.
     """
     hidden, layers = model.hidden_size, model.num_hidden_layers
     num_matrices = 3 if model.feed_forward == "geglu" else 2  # hidden by inner size
     encoder_weights = layers * (4 * hidden**2 + num_matrices * hidden * model.intermediate_size)
-    global_pairs = (layers - model.num_local_layers) * num_token_pairs
-    local_pairs = model.num_local_layers * pairs_in_window(model, num_tokens, num_token_pairs)
     mlm_weights = hidden**2 + hidden * model.padded_vocab_size
     nsp_weights = hidden**2 + 2 * hidden
     return (
         6.0 * encoder_weights * num_tokens
-        + 12.0 * hidden * (global_pairs + local_pairs)
+        + 12.0 * hidden * num_attention_pairs
         + 6.0 * mlm_weights * num_masked
         + 6.0 * nsp_weights * num_segment_pairs
     )
 
 
-def pairs_in_window(model: ModelConfig, num_tokens: int, num_token_pairs: int) -> float:
-    """Pairs of tokens of which one lies in the other's window in a local layer.
+def attention_pairs(model: ModelConfig, lengths: "NDArray[Any]") -> "NDArray[Any]":
+    """Pairs of tokens that attend to each other, over all layers: exact, also in local layers.
 
-    Exact for samples of one length; of others, as if all had the length in which the mean token
-    lies, `num_token_pairs / num_tokens`.
+    Args:
+        model: the architecture.
+        lengths: tokens of samples, in any shape.
+
+    Returns:
+        The pairs of each sample, in the same shape.
     """
-    window = model.window
-    length = num_token_pairs / max(1, num_tokens)
-    if window is None or length <= window + 1:
-        return num_token_pairs
-    num_samples = num_tokens / length
-    return num_tokens * (2 * window + 1) - num_samples * window * (window + 1)
+    num_pairs = (model.num_hidden_layers - model.num_local_layers) * lengths**2
+    if model.window is not None:
+        reach = lengths.clip(max=model.window + 1)  # tokens of a window to one side, its own too
+        near = lengths * (2 * reach - 1) - reach * (reach - 1)  # all, less what ends cut off
+        num_pairs = num_pairs + model.num_local_layers * near
+    return num_pairs
 
 
 def peak_flops(device: "torch.device", precision: str) -> float:

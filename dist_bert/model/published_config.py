@@ -98,6 +98,8 @@ def to_published_config(config: ModelConfig) -> dict[str, Any]:
         **dict.fromkeys(_BIASES, config.bias),
         "decoder_bias": True,
         "mlp_dropout": config.hidden_dropout_prob,
+        "classifier_dropout": config.hidden_dropout_prob,
+        "classifier_pooling": "cls",
         "initializer_range": config.initializer_range,
         # As transformers 5 reads it, and as 4 does.
         "layer_types": _layer_types(config.num_hidden_layers, config.global_attn_every_n_layers),

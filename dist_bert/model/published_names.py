@@ -35,6 +35,8 @@ class Family(NamedTuple):
     modules: Names  # each with a weight and, where the model has them, a bias
     layer: str  # how the names of the n-th layer begin
     layer_modules: Names
+    classes: str  # how the names of transformers' classes begin
+    task_modules: Names  # of the heads of fine-tuning, each of which has some of them
 
 
 BERT = Family(
@@ -71,6 +73,8 @@ BERT = Family(
         "output": ("output.dense",),
         "output_norm": ("output.LayerNorm",),
     },
+    classes="Bert",
+    task_modules={"classifier": ("classifier",), "span": ("qa_outputs",)},
 )
 MODERN = Family(
     encoder="model.",
@@ -95,6 +99,13 @@ MODERN = Family(
         "intermediate": ("mlp.Wi",),
         "output": ("mlp.Wo",),
         "feed_forward_norm": ("mlp_norm",),
+    },
+    classes="ModernBert",
+    task_modules={
+        **{f"{place}.dense": ("head.dense",) for place in ("pooler", "head")},
+        **{f"{place}.norm": ("head.norm",) for place in ("pooler", "head")},
+        "classifier": ("classifier",),
+        "span": ("classifier",),
     },
 )
 
@@ -127,23 +138,20 @@ def _parameters_of(modules: Names) -> Names:
     }
 
 
-# Of fine-tuning: no head has both.
-HEAD_PARAMETERS = _parameters_of({"classifier": ("classifier",), "span": ("qa_outputs",)})
-
-
 def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict under published names: qkv split, vocabulary unpadded, tied decoder repeated.
 
     A head of fine-tuning is named as in transformers' model of its task. The tensors are views of
     those in `state_dict`, which may lack heads. What the family has no name for is left out.
     """
+    table = family(config)
+    names = published_names(config) | _parameters_of(table.task_modules)
     published = {
         name: part
-        for ours, parts in (published_names(config) | HEAD_PARAMETERS).items()
+        for ours, parts in names.items()
         if ours in state_dict
         for name, part in zip(parts, state_dict[ours].chunk(len(parts)), strict=True)
     }
-    table = family(config)
     published[table.word_embeddings] = published[table.word_embeddings][: config.vocab_size]
     if "mlm_bias" in state_dict:  # the decoder is the MLM head's
         published |= {copy: published[original] for copy, original in table.tied.items()}

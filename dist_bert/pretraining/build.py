@@ -59,7 +59,7 @@ def new_model(
         model.encoder.compile_layers()
     has_mlm_head = False
     if run.init_from and latest_checkpoint(run.output_dir) is None:
-        source = WeightSource.find(run.init_from)
+        source = WeightSource.find(run.init_from, is_average=run.init_average)
         loaded = load_initial_weights(model, job.model, source, run.init_parts)
         has_mlm_head = loaded.has_mlm_head
         say(loaded.description)

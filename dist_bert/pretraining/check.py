@@ -132,10 +132,13 @@ def _start_problems(job: PretrainingJob) -> list[str]:
 
 def _end_out_of_memory(job: PretrainingJob | None) -> NoReturn:
     assert job is not None
+    shape = job.deepspeed.batch_shape
+    setting, now = "train_micro_batch_size_per_gpu", shape.micro_batch_size
+    if shape.micro_batch_tokens:
+        setting, now = "micro_batch_tokens", shape.micro_batch_tokens
     os.write(
         2,
-        f"error: rank {dist.get_rank()}: out of GPU memory: lower train_micro_batch_size_per_gpu"
-        f" (now {job.deepspeed.batch_shape.micro_batch_size}), or set activation_checkpointing, a"
-        " higher ZeRO stage or offload\n".encode(),
+        f"error: rank {dist.get_rank()}: out of GPU memory: lower {setting} (now {now:,}), or set"
+        " activation_checkpointing, a higher ZeRO stage or offload\n".encode(),
     )
     os._exit(USER_ERROR_EXIT_CODE)

@@ -37,6 +37,11 @@ class PretrainingConfig(TrainingConfig):
         0, "samples of the first steps; it grows by itself up to train_batch_size; 0 = no ramp"
     )
     ramp_samples: int = setting(0, "samples over which the batch grows, equally many for each size")
+    micro_batch_tokens: int = setting(
+        0,
+        "most tokens of a rank in a micro-step, instead of train_micro_batch_size_per_gpu samples:"
+        " all micro-batches of a step then have almost equal numbers of tokens; 0 = off",
+    )
     recipe: str = setting(
         "", "JSON of a run of several phases: their data sets and weights, lengths, batches, lr"
     )
@@ -51,6 +56,9 @@ class PretrainingConfig(TrainingConfig):
         "",
         "start a new run from these weights: a run's folder or one of its checkpoints, or a folder"
         " or file in Hugging Face layout; a run that has a checkpoint resumes from that",
+    )
+    init_average: bool = setting(
+        False, "with init_from: take the average of the weights, of a run with average_decay"
     )
     init_parts: str = setting(
         "all",
@@ -81,11 +89,12 @@ class PretrainingConfig(TrainingConfig):
             problems.append(
                 "masked_lm_prob: needs fresh masks, and masks = static keeps the stored"
             )
-        for name in ("initial_batch_size", "ramp_samples"):
+        for name in ("initial_batch_size", "ramp_samples", "micro_batch_tokens"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
-        if self.extend_positions and not self.init_from:
-            problems.append("extend_positions = True: does nothing without init_from")
+        for name in ("extend_positions", "init_average"):
+            if getattr(self, name) and not self.init_from:
+                problems.append(f"{name} = True: does nothing without init_from")
         if self.init_parts != "all" and not self.init_from:
             problems.append(f"init_parts = {self.init_parts}: does nothing without init_from")
         if self.init_parts != "all" and self.extend_positions:

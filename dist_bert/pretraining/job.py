@@ -172,7 +172,7 @@ class PretrainingJob:
                 " it, or give another --output_dir"
             )
         if run.init_from and checkpoint is None:  # else it resumes from that
-            source = WeightSource.find(run.init_from)
+            source = WeightSource.find(run.init_from, is_average=run.init_average)
             problems += source.problems(self.model, tokenizer, run.extend_positions, run.init_parts)
         if run.compile_layers and self.deepspeed.zero_stage == 3:
             problems.append(

@@ -34,6 +34,7 @@ class Phase:
     tokens: int = setting(0, "length in tokens, by the mean of the shards")
     train_batch_size: int = setting(0, "samples of a step; 0 = the DeepSpeed JSON's")
     train_micro_batch_size_per_gpu: int = setting(0, "0 = at most the DeepSpeed JSON's")
+    micro_batch_tokens: int = setting(0, "as the run setting")
     initial_batch_size: int = setting(0, "as the run setting")
     ramp_samples: int = setting(0, "as the run setting")
     masked_lm_prob: float = setting(0.0, "as the run setting")
@@ -48,7 +49,8 @@ class Phase:
         """All values that are out of range or contradict each other, each as one sentence."""
         problems = []
         for name in (
-            *_LENGTHS, "train_batch_size", "train_micro_batch_size_per_gpu", "warmup_steps",
+            *_LENGTHS, "train_batch_size", "train_micro_batch_size_per_gpu", "micro_batch_tokens",
+            "warmup_steps",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
@@ -62,6 +64,8 @@ class Phase:
         for name in ("masked_lm_prob", "final_masked_lm_prob"):
             if not 0.0 <= getattr(self, name) <= 0.5:
                 problems.append(f"{name} = {getattr(self, name)}: must be 0 to 0.5")
+        if self.micro_batch_tokens and self.train_micro_batch_size_per_gpu:
+            problems.append("micro_batch_tokens, train_micro_batch_size_per_gpu: give one of them")
         if not 0.0 < self.lr_share <= 1.0:
             problems.append(f"lr_share = {self.lr_share}: must be above 0 and at most 1")
         if self.schedule == OF_RUN and (self.warmup_steps or self.decay_steps or self.min_lr_ratio):
@@ -81,7 +85,13 @@ class Phase:
         )
 
 
-_INHERITED = ("initial_batch_size", "ramp_samples", "masked_lm_prob", "final_masked_lm_prob")
+_INHERITED = (
+    "micro_batch_tokens",
+    "initial_batch_size",
+    "ramp_samples",
+    "masked_lm_prob",
+    "final_masked_lm_prob",
+)
 
 
 def resolve_run(

@@ -42,6 +42,7 @@ from dist_bert.training.engine import build_engine, validate
 from dist_bert.training.loop import StepRecord, TrainingLoop
 from dist_bert.training.progress import duration, flops_of_batches, peak_memory_bytes, slowness
 from dist_bert.training.rank_reports import total_peak_flops
+from dist_bert.training.weight_average import start_average
 
 _NUM_STEPS = 2  # the first one pays for set-up, the second one is timed
 _SCRATCH_NAME = ".check"
@@ -90,6 +91,7 @@ class Rehearsal:
         )
         try:
             self._engine = _new_engine(job, new_model(job, training, self._say))
+            start_average(self._engine, job.run.average_decay)
             if may_resume:
                 self._state = checkpoint.load(
                     self._engine, job.run.output_dir, job.identity(), job.may_differ
@@ -168,18 +170,20 @@ class Rehearsal:
 
     def _validate_once(self) -> list[str]:
         """One batch of a validation, and the fixed sentences."""
-        run, shape = self._job.run, self._job.deepspeed.batch_shape
+        run, shape = self._job.run, self._job.batch_shape(1)
         first = self._job.timeline.corpora[0]
         held_out = open_corpora(self._job, "validation")[first.source.place]
         held_out.beat = self._beat
         self._beat("validating")
         batches = validation_batches(held_out, shape, dist.get_rank(), run.validation_samples)
+        batch = next(batches)
         start = time.perf_counter()
-        scores = validate(self._engine, itertools.islice(batches, 1))
+        scores = validate(self._engine, [batch])
         seconds = time.perf_counter() - start
         FixedSentences(held_out, Tokenizer(self._job.tokenizer_path)).ask(self._engine)
         count = count_validation_samples(held_out, shape.world_size, run.validation_samples)
-        num_batches = max(1, count // (shape.micro_batch_size * shape.world_size))
+        num_own = batch["next_sentence_label"].size
+        num_batches = max(1, count // (num_own * shape.world_size))
         self._validation_seconds = seconds * num_batches
         self._say(f"checked  a validation batch: {seconds:.3g} s, {num_batches:,} a validation")
         if all(map(math.isfinite, scores.values())):

@@ -311,6 +311,14 @@ def _stages(
     micro = phase.train_micro_batch_size_per_gpu or min(
         usual.micro_batch_size, max(1, first // world_size)
     )
+    longest = max(corpus.manifest.config["sequence_length"] for corpus in corpora)
+    if phase.micro_batch_tokens:
+        micro = 1
+        if phase.micro_batch_tokens < longest:
+            return [], [
+                f"micro_batch_tokens = {phase.micro_batch_tokens} is below the shards'"
+                f" sequence_length = {longest}: raise it"
+            ]
     if first % (micro * world_size):
         name = "initial_batch_size" if phase.initial_batch_size else "train_batch_size"
         return [], [
@@ -329,7 +337,7 @@ def _stages(
             num_steps = math.ceil(phase.ramp_samples / (len(sizes) - 1) / own)
         else:
             num_steps = phase.steps - step if phase.steps else math.ceil((length - sample) / own)
-        shape = BatchShape(own // (micro * world_size), world_size, micro)
+        shape = BatchShape(own // (micro * world_size), world_size, micro, phase.micro_batch_tokens)
         stages.append(Stage(step, num_steps, sample, shape))
         step, sample = step + num_steps, sample + num_steps * own
     if stages[-1].num_steps < 1:

@@ -16,6 +16,11 @@ class TrainingConfig:
     schedule: str = schedule_setting("linear")
     decay_steps: int = setting(0, "last optimizer steps of wsd and wsd_sqrt, over which lr falls")
     min_lr_ratio: float = setting(0.0, "lr at the end of the decay as a share of the peak, 0 to 1")
+    average_decay: float = setting(
+        0.0,
+        "keep an exponential average of the weights beside them, of so high a decay, such as 0.999;"
+        " 0 = none",
+    )
     seed: int = setting(42, "seed of weights, sample order, fresh masks and dropout")
     log_interval: int = setting(10, "optimizer steps between two console lines and metric flushes")
     validation_interval: int = setting(
@@ -95,6 +100,8 @@ class TrainingConfig:
                 " file system that all nodes share"
             )
         problems += self.lr_schedule.problems()
+        if not 0.0 <= self.average_decay < 1.0:
+            problems.append(f"average_decay = {self.average_decay}: must be 0 to below 1")
         if self.on_spike != "record" and not self.spike_threshold:
             problems.append(f"on_spike = {self.on_spike}: does nothing with spike_threshold 0")
         return problems

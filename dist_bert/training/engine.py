@@ -1,15 +1,17 @@
 """DeepSpeed's engine around a model, and the mean of its metrics over held-out batches."""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from deepspeed.runtime import compiler
-from torch import nn
+from torch import Tensor, nn
 
 from dist_bert.checkpoint import fragments
+from dist_bert.checkpoint.format import WEIGHT
 from dist_bert.data.batches import MicroBatch
 from dist_bert.model.micro_batches import sum_of_shares
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -24,6 +26,7 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     _import_muon()
     values = {**config.values, "steps_per_print": 1 << 62}  # its console lines are ours to write
     own = own_optimizer(model, config)
+    initial = {name: parameter.data for name, parameter in model.named_parameters()}  # float32
     if own is not None:
         del values["optimizer"]  # DeepSpeed has another one of this name
         values["zero_allow_untested_optimizer"] = True  # by DeepSpeed: tested here
@@ -39,12 +42,27 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
         scale_plain_losses(engine)
     if config.zero_stage == 0 and config.precision == "fp32":
         skip_plain_updates(engine)
-    elif config.zero_stage == 0 and own is None:
-        # DeepSpeed makes the optimizer's state by a step that is counted: the bias correction of
-        # the first update would be that of the second, and the update three quarters of its size.
-        for optimizer_state in engine.basic_optimizer.state.values():
-            optimizer_state["step"].zero_()
+    if config.precision != "fp32":
+        _start_exactly(engine, initial)
     return engine
+
+
+def _start_exactly(engine: Any, initial: Mapping[str, Tensor]) -> None:
+    """Undoes what DeepSpeed does to the float32 weights of a model in 16 bits.
+
+    It makes them of weights that it has rounded. Without ZeRO it also takes a step to make the
+    optimizer's state, at the peak learning rate, which applies the weight decay and is counted: the
+    first update would be three quarters of its size.
+
+    Args:
+        engine: new.
+        initial: name of a parameter -> its float32 weights.
+    """
+    for fragment in fragments.fragments(engine):
+        whole = initial[fragment.name].view(-1)
+        fragment.tensors[WEIGHT].copy_(whole.narrow(0, fragment.start, fragment.size))
+    for state in engine.basic_optimizer.state.values():
+        state.update({k: v.zero_() if torch.is_tensor(v) else 0 for k, v in state.items()})
 
 
 def _import_muon() -> None:

@@ -24,6 +24,7 @@ from dist_bert.model.micro_batches import to_device
 from dist_bert.training.config import TrainingConfig
 from dist_bert.training.loss_spikes import LossSpikes
 from dist_bert.training.skipped_steps import SkippedSteps, gradient_factor
+from dist_bert.training.weight_average import update_average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,9 @@ class TrainingLoop:
             engine.step()  # updates the weights after the last micro-step, else only counts
             metrics += shares
         self.stop.end()
+        is_skipped = skipped.count()
+        if not is_skipped:
+            update_average(engine, self.run.average_decay, step)
         return StepRecord(
             TrainState(step, state.samples + batch.num_samples, state.tokens + batch.num_tokens),
             batch,
@@ -131,7 +135,7 @@ class TrainingLoop:
             data_wait_seconds,
             # At stage 3 every layer gathers its weights, so all ranks take as long as the slowest.
             spans if engine.zero_optimization_stage() < 3 else (),
-            is_skipped=skipped.count(),
+            is_skipped=is_skipped,
             must_roll_back=skipped.in_a_row >= self.run.max_skipped_steps,
             spike=spike,
         )

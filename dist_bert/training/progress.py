@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from dist_bert.data.batches import StepBatch
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.flops import training_flops
+from dist_bert.model.flops import attention_pairs, training_flops
 from dist_bert.training.config import TrainingConfig
 from dist_bert.training.console import Console
 from dist_bert.training.loop import StepRecord
@@ -234,7 +234,7 @@ def flops_of_batches(model: ModelConfig, batches: Sequence[StepBatch], has_pairs
     return training_flops(
         model,
         sum(batch.num_tokens for batch in batches),
-        sum(batch.num_token_pairs for batch in batches),
+        sum(int(attention_pairs(model, batch.lengths).sum()) for batch in batches),
         sum(batch.num_masked for batch in batches),
         sum(batch.num_samples for batch in batches) if has_pairs else 0,
     )

@@ -19,6 +19,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.json_lines import read_rows, write_rows
 from dist_bert.common.redaction import redacted, redacted_values
 from dist_bert.common.settings import read_json
+from dist_bert.data.batches import BatchShape
 from dist_bert.distributed.rank_log import now
 from dist_bert.training.job import Job
 from dist_bert.training.metrics import MetricsWriter
@@ -82,6 +83,7 @@ def open_run(
         "precision": job.deepspeed.precision,
         "micro_batch_size": shape.micro_batch_size,
         "accumulation_steps": shape.accumulation_steps,
+        "micro_batch_tokens": shape.micro_batch_tokens,
         "commit": commit,
         "versions": versions,
         "changes": changes,
@@ -109,9 +111,18 @@ def first_line(job: Job, state: TrainState, device: dict[str, Any]) -> str:
     return (
         f"{'resumed at' if state.step else 'starting from'} step {state.step:,} of"
         f" {job.run.num_train_steps:,}: {shape.global_batch_size} samples a step ="
-        f" {shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
-        f" {shape.micro_batch_size}, ZeRO {job.deepspeed.zero_stage}, {device['arithmetic']},"
+        f" {_division(shape)}, ZeRO {job.deepspeed.zero_stage}, {device['arithmetic']},"
         f" on {device['device']}{threads}"
+    )
+
+
+def _division(shape: BatchShape) -> str:
+    """How a global batch is divided."""
+    if shape.micro_batch_tokens:
+        return f"{shape.world_size} ranks x micro-steps of {shape.micro_batch_tokens:,} tokens"
+    return (
+        f"{shape.world_size} ranks x {shape.accumulation_steps} micro-steps x"
+        f" {shape.micro_batch_size}"
     )
 
 

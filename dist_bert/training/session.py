@@ -39,6 +39,7 @@ from dist_bert.training.metrics import Prediction, read_metrics
 from dist_bert.training.progress import Progress
 from dist_bert.training.rank_reports import Ranks, total_peak_flops
 from dist_bert.training.run_record import first_line, kept_peak, open_run
+from dist_bert.training.weight_average import start_average
 
 Batches = Iterator[MicroBatch]
 
@@ -102,6 +103,7 @@ def train_run(
     watchdog.use(START)
     watchdog.beat("making the engine")
     engine = build_engine(setup.model, job.deepspeed)
+    start_average(engine, run.average_decay)
     saves = CheckpointWriter(
         engine,
         run.output_dir,

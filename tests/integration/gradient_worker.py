@@ -6,7 +6,6 @@ Started by a launcher with the micro-batch sizes, the shards and the folder for 
 import argparse
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
     parser.add_argument("--model", choices=list(MODELS))
-    parser.add_argument("--micro_batch_sizes", type=int, nargs="+")
+    parser.add_argument("--micro_batches", nargs="+", help="samples, or tokens as 100t")
     parser.add_argument("--shards", type=Path)
     parser.add_argument("--output_dir", type=Path)
     arguments = parser.parse_args()
     start_distributed()
-    for stage, size in itertools.product(range(4), arguments.micro_batch_sizes):
-        loss, gradients = one_batch(MODELS[arguments.model], stage, size, arguments.shards)
+    for stage, size in itertools.product(range(4), arguments.micro_batches):
+        shape = shape_of(size, dist.get_world_size())
+        loss, gradients = one_batch(MODELS[arguments.model], stage, shape, arguments.shards)
         if dist.get_rank() == 0:
             gradients["loss"] = np.array(loss)
             path = arguments.output_dir / f"zero{stage}-{size}.npz"
@@ -64,32 +64,35 @@ def main() -> None:
     leave_distributed()
 
 
+def shape_of(size: str, world_size: int) -> BatchShape:
+    if size.endswith("t"):
+        return BatchShape(GLOBAL_BATCH_SIZE // world_size, world_size, 1, int(size[:-1]))
+    return BatchShape(GLOBAL_BATCH_SIZE // (world_size * int(size)), world_size, int(size))
+
+
 def one_batch(
-    model: ModelConfig, stage: int, micro_batch_size: int, shards: Path
+    model: ModelConfig, stage: int, shape: BatchShape, shards: Path
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Global loss and gradients of the first global batch, before the update."""
-    world_size = int(os.environ["WORLD_SIZE"])
-    accumulation = GLOBAL_BATCH_SIZE // (world_size * micro_batch_size)
-    shape = BatchShape(accumulation, world_size, micro_batch_size)
     values = {
-        "train_batch_size": GLOBAL_BATCH_SIZE,
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
         # every parameter of this small model partitioned, as those of a large one are
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }
     torch.manual_seed(1)
-    engine = build_engine(BertForPreTraining(model), DeepSpeedConfig(values, shape))
+    config = DeepSpeedConfig(values, shape).with_shape(shape)
+    engine = build_engine(BertForPreTraining(model), config)
     reader = SampleReader(shards, Manifest.load(shards), "train")
     order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=5)
     batch = next(training_batches(reader, order, shape, dist.get_rank(), start_sample=0))
     total = torch.zeros(())
-    for micro_batch in batch.micro_batches:
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        is_last = number == len(batch.micro_batches)
+        engine.set_gradient_accumulation_boundary(is_last)
         loss, _ = engine(**to_device(micro_batch, engine.device))
-        engine.backward(loss * world_size, scale_wrt_gas=False)
+        engine.backward(loss * shape.world_size, scale_wrt_gas=False)
         total += loss.detach()
-        if engine.is_gradient_accumulation_boundary():
+        if is_last:
             gradients = {
                 name: safe_get_full_grad(p).float().numpy().copy()
                 for name, p in engine.module.named_parameters()

@@ -34,11 +34,13 @@ from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
 from dist_bert.training.loop import SaveSchedule, StepRecord, TrainingLoop
+from dist_bert.training.weight_average import start_average
 from tests.integration.gradient_worker import MODEL
 
 NAN_LOSS, NAN_GRADIENT, INFINITE_LOSS = 1, 2, 3
 POISON = {2: (NAN_LOSS, 1), 3: (NAN_GRADIENT, 0), 5: (INFINITE_LOSS, 1)}  # step -> kind, rank
 NUM_STEPS, SAVED_STEP = 7, 4
+AVERAGE_DECAY = 0.1  # reached at step 1: later the number of steps plays no part
 SHAPE = BatchShape(accumulation_steps=2, world_size=2, micro_batch_size=3)
 
 
@@ -87,7 +89,9 @@ def new_engine(stage: int, precision: str, clipping: float) -> Any:
         "fp16": {"enabled": precision == "fp16", "initial_scale_power": 3, "hysteresis": 1},
     }
     torch.manual_seed(1)
-    return build_engine(PoisonedModel(MODEL), DeepSpeedConfig(values, SHAPE))
+    engine = build_engine(PoisonedModel(MODEL), DeepSpeedConfig(values, SHAPE))
+    start_average(engine, AVERAGE_DECAY)
+    return engine
 
 
 def contents(engine: Any) -> list[Any]:
@@ -130,6 +134,7 @@ def trained(
 def check(stage: int, precision: str, clipping: float, shards: Path, folder: str) -> None:
     run = PretrainingConfig(num_train_steps=NUM_STEPS, warmup_steps=0, schedule="constant")
     run = dataclasses.replace(run, checkpoint_interval=SAVED_STEP - 1, max_skipped_steps=99)
+    run = dataclasses.replace(run, average_decay=AVERAGE_DECAY)
     engine = new_engine(stage, precision, clipping)
     saved: list[Any] = []
     records = trained(engine, poisoned(batches(shards)), run, saved, folder)

@@ -25,6 +25,7 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
+from dist_bert.training.optimizers.lamb import Lamb
 
 MODEL = ModelConfig(
     vocab_size=101,
@@ -137,9 +138,11 @@ def weights_of(engine: Any) -> dict[str, np.ndarray]:
 def write(folder: Path, name: str, engine: Any) -> None:
     """Weights, and what the optimizer tells of its last step."""
     found = weights_of(engine)
-    told = {key: np.array(value) for key, value in engine.basic_optimizer.metrics().items()}
-    if getattr(engine.basic_optimizer, "trust_ratios", None) is not None:
-        told["trust_ratios"] = engine.basic_optimizer.trust_ratios.numpy()
+    told: dict[str, np.ndarray] = {}
+    rule = engine.basic_optimizer.rule
+    if isinstance(rule, Lamb) and rule.trust_ratios is not None:
+        told = {key: np.array(value) for key, value in rule.metrics().items()}
+        told["trust_ratios"] = rule.trust_ratios.numpy()
     if dist.get_rank() == 0:
         np.savez(folder / f"{name}.npz", **found, **told)  # type: ignore[arg-type]
 

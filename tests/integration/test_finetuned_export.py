@@ -22,7 +22,12 @@ from dist_bert.huggingface.export_finetuned import export_finetuned
 from dist_bert.huggingface.onnx_model import check_onnx
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import from_padded
-from tests.integration.conftest import TINY_MODEL, assert_one_line_error, run_script
+from tests.integration.conftest import (
+    MODERN_PARTS,
+    TINY_MODEL,
+    assert_one_line_error,
+    run_script,
+)
 from tests.support import labelled
 from tests.support.corpus import chinese_sentences
 from tests.support.synthetic import write_finetuned_run
@@ -31,6 +36,8 @@ SCRIPT = (sys.executable, "launch/export_model.py")
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MODEL = ModelConfig(**{**TINY_MODEL, "mlm_hidden_act": "relu"})  # type: ignore[arg-type]
 LENGTH = 47  # below the model's positions
+PAIRS = {"classes": ["equal", "other", "unclear"], "has_several_labels": False}
+NUMBERS = {"mean": 250.0, "deviation": 30.0}
 TAGS = ["O", "B-COUNT", "I-COUNT", "B-PER", "I-PER"]
 QUESTIONS = {
     "max_seq_length": LENGTH,
@@ -230,6 +237,71 @@ def test_questions(
         assert model.config.label2id == {"OTHER": 0, "START": 1, "END": 2}
     (printed,) = run_card(folder, monkeypatch)
     assert printed.strip() in "Alice came. Bob did not."
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+@pytest.mark.parametrize(
+    ("task", "examples", "facts", "kind"),
+    [
+        ("pair_classification", "pairs.tsv", PAIRS, "SequenceClassification"),
+        ("pair_regression", "rated.tsv", NUMBERS, "SequenceClassification"),
+        ("token_classification", "words.jsonl", {"classes": TAGS}, "TokenClassification"),
+        (
+            "question_answering", "questions.json", {**QUESTIONS, "as_token_classes": False},
+            "QuestionAnswering",
+        ),
+        (
+            "question_answering", "questions.json", {**QUESTIONS, "as_token_classes": True},
+            "TokenClassification",
+        ),
+    ],
+    ids=["pairs", "numbers", "tags", "spans", "token classes"],
+)  # fmt: skip
+def test_modern(
+    tokenizer: Path,
+    sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    examples: str,
+    facts: dict[str, Any],
+    kind: str,
+) -> None:
+    """Without segments, and with samples that are longer than a window."""
+    model = ModelConfig(**{**TINY_MODEL, **MODERN_PARTS})  # type: ignore[arg-type]
+    run_dir, folder = tmp_path / "run", tmp_path / "new"
+    facts = {"max_seq_length": LENGTH, **facts}
+    head = write_finetuned_run(run_dir, tokenizer, model, task, facts, sets / examples)
+    said = exported(run_dir, folder, with_onnx=task == "pair_classification")
+    name = {"token_classification": "tag_words", "question_answering": "find_answer"}
+    num = 16 if task == "question_answering" else 32
+    assert f"{name.get(task, 'pipeline')} agrees on {num} of {num} examples" in said
+    loaded, told = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=False
+    )
+    assert type(loaded).__name__ == f"ModernBertFor{kind}"
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    config = loaded.config
+    assert (config.classifier_pooling, config.classifier_bias, config.norm_bias) == (
+        "cls", False, False,
+    )  # fmt: skip
+    fast = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    batch = fast(
+        ["The old lamp. " * 4, "昨天"], ["Alice", "灯笼。"], padding=True, return_tensors="pt"
+    )
+    assert set(batch) == {"input_ids", "attention_mask"} and batch["input_ids"].shape[1] > 9
+    is_token = batch["attention_mask"].bool()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    unpadded: Any = from_padded(ids, mask, torch.zeros_like(ids))
+    with torch.no_grad():
+        ours = head(**unpadded, num_real_samples=2)
+        theirs = loaded.eval()(**batch)
+    scores = [theirs[n] for n in ("start_logits", "end_logits") if n in theirs]
+    expected = torch.stack(scores, 2) if scores else theirs.logits
+    expected = expected[is_token] if expected.ndim == 3 else expected
+    torch.testing.assert_close(ours[: len(expected)], expected, rtol=1e-5, atol=1e-5)
+    assert run_card(folder, monkeypatch)
+    assert "A ModernBERT encoder fine-tuned for" in (folder / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -39,20 +39,25 @@ def reference(data_set: Path, config: ModelConfig) -> tuple[float, dict[str, NDA
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "num_ranks", "micro_batch_sizes"),
-    [("bert", 1, [3]), ("bert", 2, [3, 2]), ("bert", 4, [3]), ("modern", 2, [3, 2])],
+    ("model", "num_ranks", "micro_batches"),
+    [
+        ("bert", 1, ["3"]),
+        ("bert", 2, ["3", "2", "100t"]),
+        ("bert", 4, ["3", "70t"]),
+        ("modern", 2, ["3", "2", "100t"]),
+    ],
 )
 def test_layouts_agree(
-    data_set: Path, tmp_path: Path, model: str, num_ranks: int, micro_batch_sizes: list[int]
+    data_set: Path, tmp_path: Path, model: str, num_ranks: int, micro_batches: list[str]
 ) -> None:
     ended = run_script(
         *launcher(num_ranks), "tests/integration/gradient_worker.py", "--model", model,
-        "--micro_batch_sizes", *map(str, micro_batch_sizes), "--shards", data_set,
+        "--micro_batches", *micro_batches, "--shards", data_set,
         "--output_dir", tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     expected_loss, expected = reference(data_set, MODELS[model])
-    for stage, size in itertools.product(range(4), micro_batch_sizes):
+    for stage, size in itertools.product(range(4), micro_batches):
         found = np.load(tmp_path / f"zero{stage}-{size}.npz")
         assert float(found["loss"]) == pytest.approx(expected_loss, rel=1e-5)
         assert set(found.files) == {"loss", *expected}

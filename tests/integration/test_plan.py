@@ -63,7 +63,8 @@ def test_it_takes_the_means_of_prepared_shards(data_set: Path, tmp_path: Path) -
     assert (workload.sequence_length, workload.samples_per_epoch) == (53, lengths.size)
     assert workload.tokens_per_sample == pytest.approx(lengths.mean())
     assert workload.masked_per_sample == pytest.approx(counts["num_masked"].mean())
-    assert workload.token_pairs_per_sample == pytest.approx((lengths**2).mean(), rel=0.2)
+    pairs = 12 * (lengths**2).mean()  # of BERT-base, 12 layers
+    assert workload.attention_pairs_per_sample == pytest.approx(pairs, rel=0.2)
     assert workload.tokens_per_sample < workload.longest_sample.num_tokens == 53
 
 

@@ -51,6 +51,7 @@ HOMES = {
     "onnx": {"dist_bert.huggingface.onnx_model"},
     "onnxruntime": {"dist_bert.huggingface.onnx_model"},
     "onnxscript": {"dist_bert.huggingface.onnx_model"},
+    "sentence_transformers": {"dist_bert.huggingface.sentence_vectors"},
     "plotly": {"dist_bert.tools.report.plots"},
     "pyarrow": {"data_prep.readers.parquet"},
     "sentencepiece": {

@@ -36,7 +36,7 @@ from dist_bert.data.sample_order import WINDOW_BLOCKS, SampleOrder
 from dist_bert.inference.trained_run import DTYPES
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.flops import matmul_roofline, peak_flops, training_flops
+from dist_bert.model.flops import attention_pairs, matmul_roofline, peak_flops, training_flops
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.products import converts
 from dist_bert.model.published_config import require_published_form, to_published_config
@@ -102,7 +102,7 @@ def compare_steps(
     flops = training_flops(
         model,
         batch.num_tokens,
-        batch.num_token_pairs,
+        int(attention_pairs(model, batch.lengths).sum()),
         batch.num_masked,
         batch.num_samples if reader.has_pairs else 0,
     )

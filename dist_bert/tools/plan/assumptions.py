@@ -50,7 +50,8 @@ class Assumptions:
         changes = deepspeed_flags(arguments)
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
         layout = ZeroLayout.of(model, deepspeed)
-        workload = _workload(arguments, run)
+        layout = dataclasses.replace(layout, has_average=run.average_decay > 0)
+        workload = _workload(arguments, run, model)
         if workload.sequence_length > model.max_position_embeddings:
             raise UserError(
                 f"max_position_embeddings = {model.max_position_embeddings} is below the sequence"
@@ -77,16 +78,18 @@ class Assumptions:
         return plan, plan_text(plan, self.layout, self.workload, self.hardware, self.origins)
 
 
-def _workload(arguments: argparse.Namespace, run_config: PretrainingConfig) -> Workload:
+def _workload(
+    arguments: argparse.Namespace, run_config: PretrainingConfig, model: ModelConfig
+) -> Workload:
     if arguments.sequence_length:
-        return Workload.of_length(arguments.sequence_length)
+        return Workload.of_length(arguments.sequence_length, model)
     shards = run_config.shards
     if not is_url(shards) and not (Path(shards) / MANIFEST_NAME).exists():
         raise UserError(
             f"--shards {shards}: has no {MANIFEST_NAME}; give --sequence_length to plan"
             " for samples of that length, or the folder of prepared shards"
         )
-    return Workload.of_shards(read_manifest(shards))
+    return Workload.of_shards(read_manifest(shards), model)
 
 
 def _hardware(

@@ -98,6 +98,8 @@ def state_bytes(layout: ZeroLayout) -> dict[str, int]:
     if layout.stage or layout.precision != "fp32":
         items["float32 weights"] = 4 * layout.num_owned
     items[f"{layout.optimizer} moments"] = 4 * layout.num_moments
+    if layout.has_average:
+        items["average of the weights"] = 4 * layout.num_owned
     if layout.stage == 3 and layout.num_buffers:
         items["gradient bucket"] = size * layout.bucket_size
     return items
@@ -130,9 +132,10 @@ def update_bytes(layout: ZeroLayout) -> dict[str, int]:
 
 
 def checkpoint_bytes(layout: ZeroLayout) -> int:
-    """Of the files of one checkpoint: weights and moments of all parameters, in float32."""
+    """Of the files of one checkpoint: weights, their average, moments of all, in float32."""
     whole = dataclasses.replace(layout, num_ranks=1, stage=0)
-    return 4 * (whole.num_parameters + whole.num_moments)
+    num_copies = 2 if layout.has_average else 1
+    return 4 * (num_copies * whole.num_parameters + whole.num_moments)
 
 
 def snapshot_bytes(layout: ZeroLayout) -> int:

@@ -8,10 +8,12 @@ import dataclasses
 import statistics
 from typing import Any
 
+import numpy as np
+
 from dist_bert.common.errors import UserError
 from dist_bert.data.shard_format import Manifest
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.flops import training_flops
+from dist_bert.model.flops import attention_pairs, training_flops
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
 from dist_bert.tools.plan.memory import (
@@ -23,6 +25,7 @@ from dist_bert.tools.plan.memory import (
     plan_memory,
     snapshot_bytes,
 )
+from dist_bert.tools.plan.update import flops_share, plan_update
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.metrics import read_metrics
 
@@ -51,20 +54,21 @@ class Workload:
 
     sequence_length: int  # of the longest samples
     tokens_per_sample: float
-    token_pairs_per_sample: float  # mean of squared lengths
+    attention_pairs_per_sample: float  # over all layers of the model that is planned for
     masked_per_sample: float
     has_pairs: bool
     samples_per_epoch: int | None = None
 
     @classmethod
-    def of_length(cls, sequence_length: int) -> "Workload":
+    def of_length(cls, sequence_length: int, model: ModelConfig) -> "Workload":
         """Samples of full length, 15 % of them masked: where there are no shards yet."""
         masked = _MASKED_SHARE * max(0, sequence_length - _SPECIAL_TOKENS)
-        return cls(sequence_length, sequence_length, sequence_length**2, masked, True)
+        pairs = int(attention_pairs(model, np.array(sequence_length)))
+        return cls(sequence_length, sequence_length, pairs, masked, True)
 
     @classmethod
-    def of_shards(cls, manifest: Manifest) -> "Workload":
-        """The means that the manifest's statistics give; squares are of bins of the histogram.
+    def of_shards(cls, manifest: Manifest, model: ModelConfig) -> "Workload":
+        """The means that the manifest's statistics give; pairs are of bins of the histogram.
 
         Raises:
             UserError: the statistics lack them.
@@ -79,14 +83,12 @@ class Workload:
                 " length_histogram; give --sequence_length, or prepare the shards again"
             )
         num_samples, width = train["num_samples"], train["length_bin_tokens"]
-        squares = sum(
-            count * min(length, width * index + width / 2) ** 2
-            for index, count in enumerate(train["length_histogram"])
-        )
+        lengths = ((np.arange(len(histogram)) + 0.5) * width).clip(max=length)
+        num_pairs = float(np.array(histogram) @ attention_pairs(model, lengths))
         return cls(
             sequence_length=length,
             tokens_per_sample=train["num_tokens"] / num_samples,
-            token_pairs_per_sample=squares / num_samples,
+            attention_pairs_per_sample=num_pairs / num_samples,
             masked_per_sample=train["num_masked"] / num_samples,
             has_pairs=manifest.config["pair_objective"] != "none",
             samples_per_epoch=num_samples,
@@ -103,7 +105,7 @@ class Workload:
         return training_flops(
             model,
             round(num_samples * self.tokens_per_sample),
-            round(num_samples * self.token_pairs_per_sample),
+            round(num_samples * self.attention_pairs_per_sample),
             round(num_samples * self.masked_per_sample),
             num_samples if self.has_pairs else 0,
         )
@@ -187,6 +189,10 @@ def make_plan(
             "largest_micro_batch_with_checkpointing": largest[True],
         },
         "run": _run(layout, batch_size, run, workload, step),
+        "update": {
+            **dataclasses.asdict(plan_update(layout)),
+            "share_of_flops": flops_share(layout, workload.flops(layout.model, batch_size)),
+        },
         "communication": _communication(plan_communication(layout), hardware.link, step),
         "scaling": [
             _step_as_json(time)
@@ -214,10 +220,11 @@ def make_plan(
 def time_of_step(
     layout: ZeroLayout, micro_batch_size: int, workload: Workload, hardware: Hardware
 ) -> StepTime:
-    """Arithmetic at the given MFU, and messages, of one optimizer step."""
+    """Arithmetic at the given MFU, Muon's iterations too, and messages, of one step."""
     num_samples = micro_batch_size * layout.num_ranks * layout.accumulation_steps
     speed = hardware.peak_flops * hardware.mfu * layout.num_ranks
     compute = workload.flops(layout.model, num_samples) / speed
+    compute += plan_update(layout).newton_schulz_flops / (hardware.peak_flops * hardware.mfu)
     messages = plan_communication(layout)
     return StepTime(
         layout.num_ranks,

@@ -19,6 +19,7 @@ def plan_text(
         _assumptions(plan, layout, workload, hardware, origins),
         _memory(plan["memory"]),
         _run(plan["run"]),
+        _update(plan["update"], layout.optimizer),
         _communication(plan["communication"], plan["run"]["step_seconds"]),
         _scaling(plan["scaling"], layout.stage),
         _scaling_ends(plan["scaling_ends"]),
@@ -88,6 +89,16 @@ def _run(run: dict[str, Any]) -> str:
     if run["epochs"] is not None:
         rows["epochs"] = number(run["epochs"])
     return _rows("the run", rows)
+
+
+def _update(update: dict[str, float], optimizer: str) -> str:
+    rows = {"memory traffic": f"{_mb(update['traffic_bytes'])} MB read and written"}
+    if update["newton_schulz_flops"]:
+        rows["Newton-Schulz"] = (
+            f"{update['newton_schulz_flops']:.3g} FLOPs, {update['share_of_flops']:.1%} of the"
+            " FLOPs of the step"
+        )
+    return _rows(f"update by {optimizer}, a GPU", rows)
 
 
 def _communication(communication: dict[str, Any], step_seconds: float) -> str:

@@ -43,6 +43,8 @@ class ZeroLayout:
     prefetch_size: int  # elements; ZeRO-3
     persistence_threshold: int  # smaller parameters stay whole at ZeRO-3
     optimizer: str = "AdamW"  # or the name of one of ours
+    newton_schulz_steps: int = 0  # of Muon
+    has_average: bool = False  # of the weights, in float32
 
     @classmethod
     def of(cls, model: ModelConfig, config: DeepSpeedConfig) -> "ZeroLayout":
@@ -62,6 +64,8 @@ class ZeroLayout:
         raise_all("plan", problems)
         sizes = {name: int(zero.get(name, default)) for name, default in _DEFAULTS.items()}
         stage = config.zero_stage
+        kind = own_kind(config.values)
+        settings = {**kind.settings, **config.values["optimizer"]["params"]} if kind else {}
         overlaps = stage > 0 and bool(zero.get("overlap_comm", stage == 3))
         # Before it reduces gradients, ZeRO copies them one behind the other, twice if it overlaps.
         has_buffers = stage > 0 and bool(zero.get("contiguous_gradients", True))
@@ -76,7 +80,8 @@ class ZeroLayout:
             bucket_size=sizes["reduce_bucket_size"],
             prefetch_size=sizes["stage3_prefetch_bucket_size"],
             persistence_threshold=sizes["stage3_param_persistence_threshold"],
-            optimizer=kind.name if (kind := own_kind(config.values)) else "AdamW",
+            optimizer=kind.name if kind else "AdamW",
+            newton_schulz_steps=settings.get("newton_schulz_steps", 0),
         )
 
     @property

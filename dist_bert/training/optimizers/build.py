@@ -12,9 +12,9 @@ from dist_bert.training.optimizers.kinds import own_kind
 from dist_bert.training.optimizers.lamb import Lamb
 from dist_bert.training.optimizers.matrices import stacked
 from dist_bert.training.optimizers.muon import Muon
+from dist_bert.training.optimizers.own_optimizer import OwnOptimizer
 from dist_bert.training.optimizers.stable_adamw import StableAdamW
 
-OwnOptimizer = Lamb | StableAdamW | Muon
 Named = Sequence[tuple[str, nn.Parameter]]
 
 _LAYER_WEIGHT = re.compile(r"encoder\.layers\.\d+\.(\w+)\.weight")
@@ -37,18 +37,17 @@ def own_optimizer(model: nn.Module, config: DeepSpeedConfig) -> OwnOptimizer | N
         factor = settings.pop("matrix_lr_factor")
         given = settings.pop("matrix_weight_decay")
         groups = _muon_groups(named, decay, factor, decay if given is None else given)
-        return Muon(groups, lr, **settings)
-    if kind.name == "Lamb":
-        return Lamb(_groups(named, decay), lr, **settings)
-    return StableAdamW(_groups(named, decay), lr, **settings)
+        return OwnOptimizer(groups, lr, Muon(**settings))
+    rule = Lamb(**settings) if kind.name == "Lamb" else StableAdamW(**settings)
+    return OwnOptimizer(_groups(named, decay), lr, rule)
 
 
 def optimizer_metrics(engine: Any) -> dict[str, float]:
-    """What an optimizer of ours tells of its last step, as metrics; waits for the device."""
-    optimizer = getattr(engine, "basic_optimizer", None)
-    if not isinstance(optimizer, OwnOptimizer):
+    """What LAMB tells of its last step, as metrics; waits for the device."""
+    rule = getattr(getattr(engine, "basic_optimizer", None), "rule", None)
+    if not isinstance(rule, Lamb):
         return {}
-    return {f"train/{name}": value for name, value in optimizer.metrics().items()}
+    return {f"train/{name}": value for name, value in rule.metrics().items()}
 
 
 def _groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:

@@ -88,26 +88,6 @@ class Pieces:
             view.mul_(factor)
 
 
-def states_of(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """The state of every owner of a group: a count of steps, and zeros of its shape at first."""
-    for owner in group["params"]:
-        state = optimizer.state[owner]
-        if not state:
-            state["step"] = 0  # on the host: nothing waits for the device to know it
-            for name in names:
-                state[name] = torch.zeros_like(owner, memory_format=torch.contiguous_format)
-    return [optimizer.state[owner] for owner in group["params"]]
-
-
-def count_step(states: Sequence[dict[str, Any]]) -> int:
-    """Counts a step in the states of a group; returns its number, from 1."""
-    for state in states:
-        state["step"] += 1
-    return int(states[0]["step"])
-
-
 def gradients_of(group: dict[str, Any]) -> list[Tensor]:
     """The gradients of a group's owners; zeros for a parameter that took no part, as with ZeRO."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]

@@ -205,6 +205,8 @@ def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
         ({"warmup_steps": -1, "keep_checkpoints": 0}, ["warmup_steps = -1", "checkpoints = 0"]),
         ({"num_train_steps": 9}, ["warmup_steps = 10000 is above num_train_steps = 9"]),
         ({"min_lr_ratio": 1.5}, ["min_lr_ratio = 1.5: must be 0 to 1"]),
+        ({"average_decay": 1.0}, ["average_decay = 1.0: must be 0 to below 1"]),
+        ({"init_average": True}, ["init_average = True: does nothing without init_from"]),
         ({"schedule": "wsd"}, ["decay_steps = 0: wsd needs"]),
         ({"schedule": "wsd", "decay_steps": 990_001}, ["decay_steps = 990001: wsd needs"]),
         ({"log_interval": 0}, ["log_interval = 0"]),

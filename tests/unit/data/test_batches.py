@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dist_bert.data.batches import NO_LABEL, BatchShape, deal, unpad
+from dist_bert.data.batches import NO_LABEL, BatchShape, deal, deal_by_tokens, unpad
 from dist_bert.data.reader import SampleReader
 from tests.support.synthetic import (
     write_data_set,
@@ -127,3 +127,28 @@ def test_nothing_is_added_where_the_shape_is_right() -> None:
     assert batch["cu_seqlens"].tolist() == [0, 64, 128] and batch["max_seqlen"] == 64
     assert batch["input_ids"].tolist() == list(range(128))
     assert batch["masked_lm_labels"].tolist() == [7] * 64
+
+
+# --- deal_by_tokens
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(512, 1), (512, 8), (4_096, 8), (4_096, 64)])
+def test_dealing_by_tokens_fills_micro_batches_equally(size: int, world_size: int) -> None:
+    for lengths in bookish_lengths(5, size):
+        parts = deal_by_tokens(lengths, world_size, 2_048)
+        assert np.bincount(np.concatenate(parts), minlength=size).tolist() == [1] * size
+        tokens = np.array([lengths[part].sum() for part in parts])
+        least = np.ceil(lengths.sum() / (world_size * 2_048))
+        assert tokens.max() <= 2_048 and least <= len(parts) / world_size <= least + 1
+        assert tokens.max() - tokens.min() <= 128, "one sample"
+        pairs = np.array([(lengths[part] ** 2).sum() for part in parts])
+        assert pairs.max() < 1.2 * pairs.mean(), "so is the work of attention"
+
+
+def test_samples_that_fill_a_micro_batch_are_alone() -> None:
+    lengths = np.array([100, 100, 1, 100, 1, 100])
+    parts = deal_by_tokens(lengths, 2, 101)
+    assert len(parts) == 4 and sorted(lengths[part].sum() for part in parts) == [100, 100, 101, 101]
+    assert [part.tolist() for part in deal_by_tokens(lengths, 6, 500)] == [
+        [0], [1], [3], [5], [2], [4]
+    ]  # fmt: skip

@@ -21,6 +21,7 @@ from dist_bert.data.sample_order import SampleOrder
 from dist_bert.data.sample_rules import check_ranges
 from dist_bert.data.shard_format import MANIFEST_NAME, Manifest, write_shard
 from dist_bert.data.shard_source import ShardSource
+from dist_bert.model.config import ModelConfig
 from dist_bert.tools.plan.plan import Workload
 from tests.support.processes import ROOT, run_script
 from tests.support.synthetic import Block, DataSet, write_data_set
@@ -238,7 +239,7 @@ def test_a_manifest_that_breaks_a_rule_is_refused_in_one_line(data_set: DataSet,
 def test_a_plan_needs_the_counts_of_the_manifest(data_set: DataSet, train: Json) -> None:
     manifest = dataclasses.replace(data_set.manifest, statistics={"train": train})
     with pytest.raises(UserError, match=r"statistics\.train must have num_samples, "):
-        Workload.of_shards(manifest)
+        Workload.of_shards(manifest, ModelConfig())
 
 
 @pytest.mark.parametrize("name", ["short row", "offset beyond", "file above", "no splits"])

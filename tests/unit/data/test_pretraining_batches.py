@@ -99,7 +99,7 @@ def test_every_shape_sees_the_same_samples_in_every_step(
         num_masked = sum(len(sample[3]) for sample in samples)
         for batch in batches:
             assert (batch.num_samples, batch.num_tokens) == (12, sum(lengths))
-            assert batch.num_token_pairs == sum(length**2 for length in lengths)
+            assert sorted(batch.lengths) == sorted(lengths)
             for micro in batch.micro_batches:
                 assert micro["next_sentence_label"].size == shape.micro_batch_size
                 assert (micro["num_masked"], micro["num_samples"]) == (num_masked, 12)
@@ -107,7 +107,8 @@ def test_every_shape_sees_the_same_samples_in_every_step(
 
 def assert_equal_steps(got: list[StepBatch], expected: list[StepBatch]) -> None:
     for left, right in zip(got, expected, strict=True):
-        assert (left.num_tokens, left.num_token_pairs) == (right.num_tokens, right.num_token_pairs)
+        assert left.num_tokens == right.num_tokens
+        np.testing.assert_array_equal(left.lengths, right.lengths)
         for a, b in zip(left.micro_batches, right.micro_batches, strict=True):
             assert a.keys() == b.keys()
             for name in a:
@@ -303,3 +304,43 @@ def test_the_first_epoch_is_masked_at_the_share_too(reader: SampleReader) -> Non
         expected = stored.num_masked * falling(k) / 0.15
         # of 27 short samples, some keep their one prediction
         assert 0.6 * expected < step.num_masked < 1.1 * expected
+
+
+# --- micro-batches by tokens
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("most_tokens", [31, 60, 200, 10_000])
+def test_micro_batches_by_tokens_have_the_same_samples(
+    reader: SampleReader, world_size: int, most_tokens: int
+) -> None:
+    whole = steps_of(reader, BatchShape(1, 1, 12), 9)[0]
+    shape = BatchShape(12 // world_size, world_size, 1, most_tokens)
+    per_rank = steps_of(reader, shape, 9)
+    for number, reference in enumerate(whole):
+        parts = [steps[number] for steps in per_rank]
+        assert len({len(part.micro_batches) for part in parts}) == 1, "collectives match"
+        micro_batches = [micro for part in parts for micro in part.micro_batches]
+        samples = [samples_of(micro) for micro in micro_batches]
+        assert sorted(s for own in samples for s in own) == sorted(
+            samples_of(reference.micro_batches[0])
+        )
+        tokens = [sum(len(sample[0]) for sample in own) for own in samples]
+        assert min(tokens) > 0 and max(tokens) <= most_tokens
+        for micro in micro_batches:
+            assert (micro["num_masked"], micro["num_samples"]) == (reference.num_masked, 12)
+        if most_tokens == 10_000:
+            assert len(parts[0].micro_batches) == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_validation_by_tokens_has_every_sample_once(
+    held_out: SampleReader, world_size: int
+) -> None:
+    (whole,) = validation_batches(held_out, BatchShape(1, 1, NUM_VALIDATION), 0)
+    shape = BatchShape(4, world_size, 1, 40)
+    per_rank = [list(validation_batches(held_out, shape, rank)) for rank in range(world_size)]
+    assert len({len(batches) for batches in per_rank}) == 1
+    samples = [samples_of(micro) for batches in per_rank for micro in batches]
+    assert sorted(s for own in samples for s in own) == sorted(samples_of(whole))
+    assert all(0 < sum(len(sample[0]) for sample in own) <= 40 for own in samples)

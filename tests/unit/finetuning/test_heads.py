@@ -1,6 +1,7 @@
 """Each head of fine-tuning against that of `transformers`: scores, losses and all gradients."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from dist_bert.finetuning.heads import (
     BertForTextRegression,
     BertForTokenClassification,
     Head,
+    Pooler,
     start_from,
 )
 from dist_bert.finetuning.regression_task import RegressionTask
+from dist_bert.huggingface.folder import load_model, write_model
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import to_device
+from dist_bert.model.published_config import to_published_config
 from dist_bert.model.published_names import to_published
 
 pytestmark = pytest.mark.trains
@@ -84,10 +88,18 @@ def shaken(head: nn.Module) -> Any:
     return head
 
 
-def copied(reference: Any, head: nn.Module) -> Any:
+def copied(reference: Any, head: nn.Module, config: ModelConfig = TINY) -> Any:
     """The reference with the head's weights; no name may be left over."""
-    reference.load_state_dict(to_published(head.state_dict(), TINY))
+    reference.load_state_dict(to_published(head.state_dict(), config))
     return reference.train()
+
+
+def modern_reference(kind: str, head: nn.Module, num_labels: int) -> Any:
+    """One of transformers' ModernBERT classes, from what an export says, with a head's weights."""
+    config = transformers.ModernBertConfig.from_dict(
+        {**to_published_config(MODERN), "num_labels": num_labels, "pad_token_id": 0}
+    )
+    return copied(getattr(transformers, kind)(config), head, MODERN)
 
 
 def padded(features: Features) -> dict[str, Tensor]:
@@ -101,13 +113,13 @@ def padded(features: Features) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
 
-def assert_same_gradients(head: nn.Module, reference: Any) -> None:
+def assert_same_gradients(head: nn.Module, reference: Any, config: ModelConfig = TINY) -> None:
     expected = {name: p.grad for name, p in reference.named_parameters()}
     ours = {
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in head.named_parameters()
     }
-    published = to_published(ours, TINY)
+    published = to_published(ours, config)
     assert published.keys() == expected.keys()
     for name, gradient in published.items():
         other = expected[name]
@@ -245,6 +257,76 @@ def test_starts_and_ends_of_equal_lengths_have_the_loss_of_transformers() -> Non
     torch.testing.assert_close(loss, reference(**first, **places).loss)
 
 
+@pytest.mark.parametrize("has_several_labels", [False, True])
+def test_modern_texts(has_several_labels: bool) -> None:
+    labels = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32)
+    labels = labels if has_several_labels else np.array([2, 0, 1])
+    features = make_features({"labels": labels})
+    head = shaken(BertForTextClassification(MODERN, NUM_CLASSES, has_several_labels))
+    reference = modern_reference("ModernBertForSequenceClassification", head, NUM_CLASSES)
+    batch = {n: v for n, v in padded(features).items() if n != "token_type_ids"}
+    expected = reference(**batch, labels=torch.from_numpy(labels))
+    loss, _ = head(**batch_of(features), num_samples=3)
+    torch.testing.assert_close(loss, expected.loss)
+    torch.testing.assert_close(
+        head(**batch_of(features, False)), expected.logits, rtol=1e-5, atol=1e-5
+    )
+    loss.backward()
+    expected.loss.backward()
+    assert_same_gradients(head, reference, MODERN)
+
+
+def test_modern_numbers() -> None:
+    features = make_features({"labels": np.zeros(3, np.float32)})
+    head = shaken(BertForTextRegression(MODERN, mean=2.0, deviation=3.0))
+    task: Any = RegressionTask(None, 13, 2.0, 3.0)  # type: ignore[arg-type]
+    reference = modern_reference("ModernBertForSequenceClassification", head, 1)
+    reference.load_state_dict(to_published(task.published_weights(head.state_dict()), MODERN))
+    batch = {n: v for n, v in padded(features).items() if n != "token_type_ids"}
+    numbers = head(**batch_of(features, False))
+    torch.testing.assert_close(reference(**batch).logits, numbers, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_span", [False, True])
+def test_modern_tokens(is_span: bool) -> None:
+    """Classes of tokens, and starts and ends of answers; the longest sample is not in a window."""
+    head: Head = BertForTokenClassification(MODERN, NUM_CLASSES)
+    if is_span:
+        head = BertForQuestionAnswering(MODERN)
+    shaken(head)
+    kind = "QuestionAnswering" if is_span else "TokenClassification"
+    reference = modern_reference(f"ModernBertFor{kind}", head, 2 if is_span else NUM_CLASSES)
+    batch = {n: v for n, v in padded(make_features({})).items() if n != "token_type_ids"}
+    is_token = batch["attention_mask"].bool()
+    out = reference(**batch)
+    expected = torch.stack([out.start_logits, out.end_logits], 2) if is_span else out.logits
+    scores = head(**batch_of(make_features({}), False))[: sum(LENGTHS)]
+    torch.testing.assert_close(scores, expected[is_token], rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(scores)
+    (scores * weights).sum().backward()
+    (expected[is_token] * weights).sum().backward()
+    assert_same_gradients(head, reference, MODERN)
+
+
+@pytest.mark.parametrize("kind", ["texts", "tokens", "spans"])
+def test_dropout_comes_before_the_classifier_alone_where_transformers_has_it(kind: str) -> None:
+    """With all of it on and an encoder without any: zeros in what the classifier reads."""
+    for config in (TINY, MODERN):
+        config = dataclasses.replace(config, hidden_dropout_prob=0.5)
+        head: Any = BertForTextClassification(config, NUM_CLASSES, has_several_labels=False)
+        if kind != "texts":
+            make = BertForQuestionAnswering if kind == "spans" else BertForTokenClassification
+            head = make(config, *([NUM_CLASSES] if kind == "tokens" else []))
+        shaken(head)
+        head.encoder.eval()
+        read: list[Tensor] = []
+        classifier = head.span if kind == "spans" else head.classifier
+        classifier.register_forward_pre_hook(lambda _, given, read=read: read.append(given[0]))
+        head(**batch_of(make_features({}), False))
+        has_dropout = kind != "spans" or config.architecture == "modern"
+        assert bool((read[0] == 0).any()) == has_dropout
+
+
 @pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
 @pytest.mark.parametrize("kind", ["texts", "several", "tokens", "spans"])
 def test_shares_of_micro_batches_add_up(kind: str, config: ModelConfig) -> None:
@@ -277,17 +359,50 @@ def test_shares_of_micro_batches_add_up(kind: str, config: ModelConfig) -> None:
     assert all(p.grad is not None for name, p in head.named_parameters() if "pooler" not in name)
 
 
-@pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
-def test_a_head_starts_from_the_pretrained_encoder(config: ModelConfig) -> None:
+def test_a_head_starts_from_the_pretrained_encoder_and_pooler() -> None:
     torch.manual_seed(7)
-    pretrained = shaken(BertForPreTraining(config))
-    head = BertForTextClassification(config, NUM_CLASSES, has_several_labels=False)
+    pretrained = shaken(BertForPreTraining(TINY))
+    head = BertForTextClassification(TINY, NUM_CLASSES, has_several_labels=False)
     start_from(head, pretrained, initializer_range=0.02)
     for name, value in head.state_dict().items():
         if not name.startswith("classifier"):
             assert torch.equal(value, pretrained.state_dict()[name]), name
     assert not head.classifier.bias.any()
     assert 0.005 < head.classifier.weight.std().item() < 0.04
+
+
+@pytest.mark.parametrize("kind", ["texts", "tokens", "spans"])
+def test_a_modern_head_starts_as_transformers_fills_it(kind: str, tmp_path: Path) -> None:
+    """From a folder of the masked LM: its transform is the prediction head."""
+    torch.manual_seed(7)
+    pretrained = shaken(BertForPreTraining(MODERN))
+    head: Head = BertForTextClassification(MODERN, NUM_CLASSES, has_several_labels=False)
+    name = "ModernBertForSequenceClassification"
+    if kind == "tokens":
+        head, name = (
+            BertForTokenClassification(MODERN, NUM_CLASSES),
+            name.replace("Sequence", "Token"),
+        )
+    if kind == "spans":
+        head, name = BertForQuestionAnswering(MODERN), "ModernBertForQuestionAnswering"
+    start_from(head, pretrained, initializer_range=0.02)
+    write_model(pretrained.state_dict(), MODERN, tmp_path)
+    reference = load_model(tmp_path, name)
+    published = to_published(head.state_dict(), MODERN)
+    for name, value in reference.state_dict().items():
+        if not name.startswith("classifier."):
+            assert torch.equal(published[name], value), name
+    assert not published["classifier.bias"].any()
+    assert 0.005 < published["classifier.weight"].std().item() < 0.04
+
+
+def test_a_modern_head_may_start_anew() -> None:
+    torch.manual_seed(7)
+    pretrained = shaken(BertForPreTraining(MODERN))
+    head: Any = BertForTextClassification(MODERN, NUM_CLASSES, has_several_labels=False)
+    start_from(head, pretrained, initializer_range=0.02, new_pooler=True)
+    assert head.pooler.dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(head.pooler.norm.weight, torch.ones(MODERN.hidden_size))
 
 
 def test_a_head_may_start_with_a_new_pooler() -> None:
@@ -297,6 +412,7 @@ def test_a_head_may_start_with_a_new_pooler() -> None:
     start_from(head, pretrained, initializer_range=0.02, new_pooler=True)
     for name, value in head.encoder.state_dict().items():
         assert torch.equal(value, pretrained.encoder.state_dict()[name]), name
+    assert isinstance(head.pooler, Pooler)
     assert not head.pooler.bias.any() and pretrained.pooler.bias.any()
     assert head.pooler.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert pretrained.pooler.weight.std().item() > 0.04

@@ -4,18 +4,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 import transformers
 
 from dist_bert.checkpoint.weight_source import WeightSource
+from dist_bert.checkpoint.weights import read_stored
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
+from dist_bert.finetuning.heads import BertForTextClassification, start_from
+from dist_bert.huggingface.compare import check_outputs
 from dist_bert.huggingface.export_pretrained import export
-from dist_bert.huggingface.folder import load_tokenizer
+from dist_bert.huggingface.folder import load_model, load_tokenizer, write_head
 from dist_bert.huggingface.import_model import import_model
 from dist_bert.inference.fill_mask import fill_mask
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.model.micro_batches import from_sequences
 from tests.support.published import (
     SURPLUS_ROWS,
     published_vocabulary,
@@ -80,11 +85,53 @@ def test_imported_and_exported_it_answers_as_the_published_one(
         assert torch.equal(value, run.own_weights()[name]), name
 
 
-def test_onnx_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_logits_of_texts_longer_than_the_window(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = TrainedRun.load(folder / "new")
-    with pytest.raises(UserError, match="--onnx true: is written of BERT alone"):
-        export(run, folder / "new", tmp_path / "new", None, False, with_onnx=True)
-    assert not list(tmp_path.iterdir())
+    export(run, folder / "new", tmp_path / "new", None, False, with_onnx=True)
+    printed = capsys.readouterr().out
+    assert "onnx       logits of onnxruntime: largest difference" in printed
+    assert "at 1 x 2, 3 x 13, 2 x 53 tokens" in printed, "the window has 7"
+    session = onnxruntime.InferenceSession(tmp_path / "new/model.onnx")
+    assert [given.name for given in session.get_inputs()] == ["input_ids", "attention_mask"]
+    ids = torch.arange(5, 46)[None]
+    (logits,) = session.run(
+        ["logits"], {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+    )
+    unpadded: Any = from_sequences([ids[0].tolist()], torch.device("cpu"))
+    with torch.no_grad():
+        expected = run.model.mlm_logits(run.model.encoder(**unpadded))[:, : run.config.vocab_size]
+    torch.testing.assert_close(torch.from_numpy(logits[0]), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_text_longer_than_the_window_is_always_compared(folder: Path) -> None:
+    """Its difference is found, too, where all texts that were given are short."""
+    run = TrainedRun.load(folder / "new")
+    theirs = load_model(folder / "new", "ModernBertForMaskedLM")
+    theirs.config.local_attention = 4  # read in each forward
+    tokenizer = load_tokenizer(folder / "new")
+    with pytest.raises(UserError, match="hidden states, MLM logits of transformers differ"):
+        check_outputs(run, theirs, tokenizer, ["a", "b", "c", "d"] * 9)
+
+
+def test_the_head_of_another_modern_task_is_left_out(folder: Path, tmp_path: Path) -> None:
+    """It has the names of the masked LM's, but no decoder."""
+    run = TrainedRun.load(folder / "new")
+    head = BertForTextClassification(run.config, 3, has_several_labels=False)
+    start_from(head, run.model, initializer_range=0.02)
+    facts = {"architectures": ["ModernBertForSequenceClassification"]}
+    write_head(head.state_dict(), run.config, facts, tmp_path)
+    stored = read_stored(WeightSource.find(tmp_path))
+    assert stored.missing_heads == ("MLM head", "pooler", "NSP head")
+    assert stored.left_out == ("classifier", "head")
+    expected = run.model.encoder.state_dict()
+    assert stored.tensors.keys() == {f"encoder.{name}" for name in expected}
+    for name, value in expected.items():
+        assert torch.equal(stored.tensors[f"encoder.{name}"], value), name
+    relu = dataclasses.replace(run.config, mlm_hidden_act="relu")
+    made_by = {"vocab_size": relu.vocab_size}
+    assert WeightSource.find(tmp_path).problems(relu, made_by, extend_positions=False) == []
 
 
 @pytest.mark.parametrize(

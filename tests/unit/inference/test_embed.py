@@ -60,12 +60,14 @@ def test_sentences_are_the_mean_of_their_tokens_or_cls(
     texts = [" ".join(text.split()[: 1 + i % 4]) for i, text in enumerate(english_sentences(9, 3))]
     means = list(embed_sentences(run, given(texts), layer))
     firsts = list(embed_sentences(run, given(texts), layer, pooling="cls"))
+    wholes = list(embed_sentences(run, given(texts), layer, pooling="all"))
     table = run.model.encoder.word_embeddings.weight.detach().cpu()
-    for text, mean, first in zip(texts, means, firsts, strict=True):
+    for text, mean, first, whole in zip(texts, means, firsts, wholes, strict=True):
         ids, vectors = alone(run, text, layer)
         assert mean.text == first.text == mean.label == text
         np.testing.assert_allclose(mean.vector, vectors[1:-1].mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(first.vector, vectors[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(whole.vector, vectors.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(mean.static_vector, table[ids[1:-1]].mean(0), rtol=1e-5)
         assert mean.tokens == [run.tokenizer.piece(index) for index in ids[1:-1]]
         assert first.tokens == ["[CLS]"]

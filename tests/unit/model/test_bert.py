@@ -17,9 +17,9 @@ from dist_bert.model import bert as model_module
 from dist_bert.model.attention import SampleLayout, attention, can_use_varlen_kernel, locate_samples
 from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.kernels import group_samples
 from dist_bert.model.micro_batches import from_padded, pinned, to_device
 from dist_bert.model.published_names import to_published
+from dist_bert.model.tiles import group_samples
 
 pytestmark = pytest.mark.trains
 
@@ -225,7 +225,7 @@ def test_attention_agrees_with_numpy(lengths: tuple[int, ...]) -> None:
     cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
     expected = torch.from_numpy(attention_in_numpy(qkv.numpy(), lengths, 4)).float()
     padded = locate_samples(cu_seqlens, max(lengths), sum(lengths), is_varlen=False)
-    grouped = SampleLayout(cu_seqlens, max(lengths), groups=group_samples(cu_seqlens, 4))
+    grouped = SampleLayout(cu_seqlens, max(lengths), tiles=group_samples(cu_seqlens, 4))
     for layout in (padded, grouped):
         context = attention(qkv, layout, num_heads=4, dropout_p=0.0)
         assert max_difference(context, expected) < 1e-5
@@ -688,7 +688,7 @@ def test_a_step_on_the_gpu_never_waits_for_it() -> None:
     config = dataclasses.replace(TINY, hidden_size=32)
     model = make_model(config).cuda().bfloat16()
     arrays = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in make_batch().items()}
-    step = StepBatch([arrays], num_samples=3, num_tokens=25, num_token_pairs=243)
+    step = StepBatch([arrays], num_samples=3, num_tokens=25, lengths=np.array(LENGTHS))
     (step,) = pinned(iter([step]))
     model(**to_device(step.micro_batches[0], torch.device("cuda")))[0].backward()  # set-up
     try:

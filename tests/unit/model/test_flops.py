@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from dist_bert.model.attention import SampleLayout, locate_samples
 from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import (
+    attention_pairs,
     measured_matmul_flops,
-    pairs_in_window,
     peak_flops,
     training_flops,
 )
@@ -85,7 +86,7 @@ def test_of_samples_of_equal_length_it_is_the_exact_count(
     What neither has: activations, LayerNorms, softmax, biases, the optimizer, some 1 to 2 % of the
     work at BERT's sizes.
     """
-    pairs = sum(length**2 for length in lengths)
+    pairs = int(attention_pairs(model, np.array(lengths)).sum())
     expected = training_flops(model, sum(lengths), pairs, num_masked, len(lengths))
     assert expected == counted_flops(model, lengths, num_masked)
 
@@ -93,45 +94,34 @@ def test_of_samples_of_equal_length_it_is_the_exact_count(
 def test_of_samples_of_different_lengths_it_leaves_padding_out() -> None:
     """The padded view has 3 x 13 x 13 pairs for 243 real ones."""
     lengths = [13, 7, 5]
-    pairs = sum(length**2 for length in lengths)
-    padded_pairs = len(lengths) * max(lengths) ** 2
+    layers = MODEL.num_hidden_layers
+    pairs = int(attention_pairs(MODEL, np.array(lengths)).sum())
+    padded_pairs = layers * len(lengths) * max(lengths) ** 2
     of_real, of_padded = (
         training_flops(MODEL, sum(lengths), num_pairs, 5, len(lengths))
         for num_pairs in (pairs, padded_pairs)
     )
     assert of_padded == counted_flops(MODEL, lengths, 5)
-    wasted = 12 * MODEL.hidden_size * MODEL.num_hidden_layers * (padded_pairs - pairs)
+    wasted = 12 * MODEL.hidden_size * (padded_pairs - pairs)
     assert of_padded - of_real == wasted > 0
 
 
-@pytest.mark.parametrize("length", [3, 4, 5, 6, 17, 41])
-def test_a_local_layer_counts_the_pairs_of_its_window_alone(length: int) -> None:
+def test_a_local_layer_counts_the_pairs_of_its_window_alone() -> None:
+    """By counting them: samples below, at and above the window of 4 tokens on each side."""
     model = dataclasses.replace(MODEL, **MODERN, local_attention=8)
-    places = torch.arange(length)
-    num_near = int(((places[:, None] - places).abs() <= 4).sum())
-    assert pairs_in_window(model, 3 * length, 3 * length**2) == pytest.approx(3 * num_near)
-    local, all_global = (
-        training_flops(m, 3 * length, 3 * length**2, 5, 3)
-        for m in (model, dataclasses.replace(model, global_attn_every_n_layers=1))
-    )
-    left_out = 3 * (length**2 - num_near)
-    assert all_global - local == pytest.approx(12 * 3 * model.hidden_size * left_out)
-
-
-def test_the_pairs_of_samples_of_different_lengths_are_near() -> None:
-    """Their lengths are not known where operations are counted, their squares are."""
-    model = dataclasses.replace(MODEL, **MODERN, local_attention=8)
-    lengths = (41, 37, 29, 17, 13, 7, 3)
-    places = [torch.arange(length) for length in lengths]
-    exact = sum(int(((p[:, None] - p).abs() <= 4).sum()) for p in places)
-    found = pairs_in_window(model, sum(lengths), sum(length**2 for length in lengths))
-    assert found == pytest.approx(exact, rel=0.05)
+    lengths = np.array([1, 3, 4, 5, 6, 17, 41])
+    num_near = [int((abs(np.subtract.outer(p, p)) <= 4).sum()) for p in map(np.arange, lengths)]
+    found = attention_pairs(model, lengths)
+    assert found.tolist() == (2 * lengths**2 + 3 * np.array(num_near)).tolist()
+    assert attention_pairs(model, lengths.astype(float)).tolist() == found.tolist()
+    all_global = dataclasses.replace(model, global_attn_every_n_layers=1)
+    assert attention_pairs(all_global, lengths).tolist() == (5 * lengths**2).tolist()
 
 
 def test_it_is_near_6_per_weight_and_token_for_bert_base() -> None:
     # The rule of thumb for dense models; the rest is attention, and the MLM head on 15 % only.
     encoder_weights = 12 * 12 * 768**2
-    flops = training_flops(ModelConfig(), 512 * 10, 512**2 * 10, 76 * 10, 10)
+    flops = training_flops(ModelConfig(), 512 * 10, 12 * 512**2 * 10, 76 * 10, 10)
     assert 1.0 < flops / (6 * encoder_weights * 512 * 10) < 1.2
 
 

@@ -12,34 +12,16 @@ from dist_bert.model import kernels
 from dist_bert.model.kernels import (
     dropout,
     dropout_noise,
-    group_samples,
-    grouped_attention,
     hashed_counters,
     linear_cross_entropy,
 )
 
 pytestmark = pytest.mark.trains
 
-NUM_HEADS, HEAD_SIZE = 3, 4
-LENGTHS = (33, 31, 17, 16, 16, 5, 1)
-
-
-def bounds_of(lengths: tuple[int, ...]) -> Tensor:
-    return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
-
 
 def random(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=rng, dtype=dtype).requires_grad_()
-
-
-def torchs_attention(qkv: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """One sample after the other, none padded."""
-    contexts = []
-    for sample in qkv.split(lengths):
-        q, k, v = sample.view(len(sample), 3, NUM_HEADS, HEAD_SIZE).permute(1, 2, 0, 3)
-        contexts.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
-    return torch.cat(contexts)
 
 
 def test_hashes_are_splitmix64() -> None:
@@ -87,60 +69,6 @@ def test_dropout_follows_torchs_seed() -> None:
     (gradient,) = torch.autograd.grad(first.sum(), values)
     assert torch.equal(gradient != 0, first != 0)
     assert torch.equal(dropout(values, 0.0), values)
-
-
-@pytest.mark.parametrize("cached_scores", [1, 5_000, 20_000, 1 << 21])
-def test_grouped_attention_agrees_with_torch(
-    cached_scores: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "CACHED_SCORES", cached_scores)
-    qkv = random(sum(LENGTHS), 3 * NUM_HEADS * HEAD_SIZE)
-    direction = random(sum(LENGTHS), NUM_HEADS * HEAD_SIZE, seed=4).detach()
-    groups = group_samples(bounds_of(LENGTHS), NUM_HEADS)
-    results = []
-    for context in (
-        grouped_attention(qkv, groups, NUM_HEADS, 0.0),
-        torchs_attention(qkv, LENGTHS),
-    ):
-        results.append((context, *torch.autograd.grad(context, qkv, direction)))
-    for ours, torchs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, torchs, rtol=0, atol=1e-12)
-
-
-def test_groups_cover_all_tokens_within_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "CACHED_SCORES", 3_000)
-    groups = group_samples(bounds_of(LENGTHS), NUM_HEADS)
-    found = [(group.start, group.stop, group.length) for group in groups]
-    assert found == [(0, 33, 48), (33, 64, 32), (64, 81, 32), (81, 118, 16), (118, 119, 16)]
-    assert groups[3].token_of_slot is not None and len(groups[3].token_of_slot) == 3 * 16
-
-
-@pytest.mark.parametrize("cached_scores", [1, 5_000, 1 << 21])
-def test_gradients_of_attention_with_dropout(
-    cached_scores: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The backward pass draws the dropout of the forward pass again: numeric derivatives tell."""
-    monkeypatch.setattr(kernels, "CACHED_SCORES", cached_scores)
-    lengths = (7, 16, 3)
-    qkv = random(sum(lengths), 3 * NUM_HEADS * HEAD_SIZE)
-    groups = group_samples(bounds_of(lengths), NUM_HEADS)
-
-    def attend(qkv: Tensor) -> Tensor:
-        torch.manual_seed(2)
-        return grouped_attention(qkv, groups, NUM_HEADS, 0.4)
-
-    assert not torch.equal(attend(qkv), grouped_attention(qkv, groups, NUM_HEADS, 0.0))
-    assert torch.autograd.gradcheck(attend, (qkv,))
-
-
-def test_attention_with_dropout_is_right_on_average() -> None:
-    lengths = (19, 4)
-    qkv = random(sum(lengths), 3 * NUM_HEADS * HEAD_SIZE, dtype=torch.float32).detach()
-    groups = group_samples(bounds_of(lengths), NUM_HEADS)
-    draws = torch.stack([grouped_attention(qkv, groups, NUM_HEADS, 0.2) for _ in range(4_000)])
-    deviation = draws.std(0) / math.sqrt(len(draws))
-    error = (draws.mean(0) - torchs_attention(qkv, lengths)).abs()
-    assert float((error / deviation).max()) < 5.0
 
 
 @pytest.mark.parametrize("cached_logits", [1, 300, 1 << 20])

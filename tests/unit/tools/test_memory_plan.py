@@ -211,6 +211,8 @@ def test_memory_of_an_optimizer_of_ours() -> None:
     adamw, muon = (make_layout(num_ranks=4, optimizer=name) for name in ("AdamW", "Muon"))
     assert checkpoint_bytes(adamw) == 12 * adamw.num_parameters
     assert checkpoint_bytes(muon) == 12 * muon.num_parameters - 4 * sum(muon.groups[0])
+    averaged = make_layout(num_ranks=4, has_average=True)
+    assert checkpoint_bytes(averaged) == 16 * adamw.num_parameters
     assert state_bytes(muon)["Muon moments"] == 4 * muon.num_moments
     assert state_bytes(adamw)["AdamW moments"] == 8 * adamw.num_owned
     stable = make_layout(num_ranks=4, optimizer="StableAdamW")

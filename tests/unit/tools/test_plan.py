@@ -31,7 +31,7 @@ from tests.unit.tools.test_memory_plan import make_layout
 ROOT = Path(__file__).parents[3]
 LINK = Link(300e9, 40e9, gpus_per_node=8, latency_seconds=5e-6)
 HARDWARE = Hardware(141e9, 989e12, 0.4, LINK, 1e9)
-WORKLOAD = Workload.of_length(128)
+WORKLOAD = Workload.of_length(128, ModelConfig())
 FP32 = "configs/zero2_fp32.json"
 
 
@@ -79,7 +79,7 @@ def test_a_step_is_its_operations_at_the_given_mfu() -> None:
     time = time_of_step(layout, 32, WORKLOAD, HARDWARE)
     num_samples = 32 * 8 * 2
     flops = training_flops(
-        ModelConfig(), num_samples * 128, num_samples * 128**2, round(18.75 * 512), num_samples
+        ModelConfig(), num_samples * 128, num_samples * 12 * 128**2, round(18.75 * 512), num_samples
     )
     assert time.compute_seconds == pytest.approx(flops / (8 * 989e12 * 0.4))
     assert time.seconds == time.compute_seconds + time.exposed_seconds

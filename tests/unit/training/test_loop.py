@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from dist_bert.training.loop import SaveSchedule, StepRecord, validation_is_due
 RUN = TrainingConfig(
     num_train_steps=11, warmup_steps=0, checkpoint_interval=4, validation_interval=3
 )
-BATCH = StepBatch([], num_samples=2, num_tokens=7, num_token_pairs=49)
+BATCH = StepBatch([], num_samples=2, num_tokens=7, lengths=np.array([4, 3]))
 
 
 def saved_steps(run: TrainingConfig, skipped: set[int], stops: set[int]) -> list[int]:

@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -33,7 +34,8 @@ TABLE = r"""| input | answer | model |
 |---|---|---|
 | A \[MASK\] \| a\[MASK\] &lt;b&gt;. | **LAMP** | LAMP 50.0% · x\_y 25.0% |
 |  | \| | s 12.5% · \| 6.2% |""".replace("LAMP", "\u2581lamp")
-BATCH = StepBatch([], num_samples=3, num_tokens=41, num_token_pairs=601, num_masked=11)
+LENGTHS = np.array([19, 15, 7])  # 2 layers, 1,270 pairs
+BATCH = StepBatch([], num_samples=3, num_tokens=41, lengths=LENGTHS, num_masked=11)
 
 
 class Writer:
@@ -90,7 +92,7 @@ def test_pairs_are_told_with_both_losses(
         assert tuple(scores.values()) == METRICS
         assert row[f"{kind}/loss"] == 8.0
     assert "  loss 8.0000 (mlm 7.2500, nsp 0.7500)  lr 1.00e-03" in capsys.readouterr().out
-    assert counted == [(TINY_MODEL, 41, 601, 11, 3)]
+    assert counted == [(TINY_MODEL, 41, 1_270, 11, 3)]
 
 
 def test_single_segments_are_told_without_next_sentence(
@@ -104,7 +106,7 @@ def test_single_segments_are_told_without_next_sentence(
     output = capsys.readouterr().out
     assert "  loss 7.2500 (mlm 7.2500)  lr 1.00e-03" in output
     assert "validation at step 1  loss 7.2500  mlm_loss 7.2500  mlm_accuracy 0.5000\n" in output
-    assert counted == [(TINY_MODEL, 41, 601, 11, 0)]
+    assert counted == [(TINY_MODEL, 41, 1_270, 11, 0)]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dist_bert.training.optimizers.build import own_optimizer
 from dist_bert.training.optimizers.matrices import Exchange, Matrix, Span, stacked
 from dist_bert.training.optimizers.muon import Muon
 from dist_bert.training.optimizers.newton_schulz import orthogonalized, update_scale
+from dist_bert.training.optimizers.own_optimizer import OwnOptimizer
 from tests.support.synthetic import TINY_MODEL
 
 
@@ -72,11 +73,11 @@ def test_what_lies_whole_on_a_rank_is_not_sent() -> None:
     assert not any(e.is_needed or e.sent or e.owned for e in exchanges)
 
 
-def make_muon(**params: Any) -> tuple[BertForPreTraining, Muon]:
+def make_muon(**params: Any) -> tuple[BertForPreTraining, OwnOptimizer]:
     values = {"train_batch_size": 3, "optimizer": {"type": "muon", "params": {"lr": 0.1, **params}}}
     model = BertForPreTraining(TINY_MODEL)
     optimizer = own_optimizer(model, DeepSpeedConfig.from_values(values, "case", 1))
-    assert isinstance(optimizer, Muon)
+    assert optimizer is not None and isinstance(optimizer.rule, Muon)
     return model, optimizer
 
 
@@ -108,7 +109,7 @@ def test_the_halves_of_a_gated_feed_forward_are_two_matrices() -> None:
     values = {"train_batch_size": 3, "optimizer": {"type": "Muon", "params": {"lr": 0.1}}}
     deepspeed = DeepSpeedConfig.from_values(values, "case", 1)
     optimizer = own_optimizer(BertForPreTraining(config), deepspeed)
-    assert isinstance(optimizer, Muon)
+    assert optimizer is not None and isinstance(optimizer.rule, Muon)
     name = "encoder.layers.0.intermediate.weight"
     found = [m for m in optimizer.param_groups[0]["matrices"] if m.name == name]
     inner, hidden = config.intermediate_size, config.hidden_size

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dist_bert.checkpoint.places import Place
+from dist_bert.training.optimizers.own_optimizer import OwnOptimizer
 from dist_bert.training.optimizers.stable_adamw import StableAdamW, clipped_share, debiased
 
 
@@ -29,11 +30,10 @@ def test_averages_have_no_bias() -> None:
 def test_a_step_after_a_jump_of_the_gradient_by_hand() -> None:
     """The second gradient is 3 times the first: RMS 3 / sqrt((1 + 2 * 9) / 3), with beta 0.5."""
     weights = torch.tensor([[1.0, -1.0]])
-    optimizer = StableAdamW(
+    optimizer = OwnOptimizer(
         [{"params": [weights], "names": ["w"], "shapes": [weights.shape], "weight_decay": 0.1}],
         lr=0.1,
-        betas=(0.5, 0.5),
-        eps=1e-12,
+        rule=StableAdamW(betas=(0.5, 0.5), eps=1e-12),
     )
     optimizer.bind([Place("w", 0, weights, 0, 2)], is_sharded=False)
     weights.grad = torch.tensor([[1.0, -1.0]])
