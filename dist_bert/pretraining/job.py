@@ -86,10 +86,17 @@ class PretrainingJob:
             },
         }
         if self.run.recipe:
-            settings = [dataclasses.asdict(phase.settings) for phase in self.timeline.phases]
-            for phase in settings:  # keys are not redacted below
-                phase["shards"] = {redacted(place): w for place, w in phase["shards"].items()}
-            values["phases"] = {phase["name"]: phase for phase in settings}
+            del values["run"]["shards"]  # a default, which is not read
+            values["phases"] = {
+                phase.settings.name: {
+                    **dataclasses.asdict(phase.settings),
+                    # Keys are not redacted below.
+                    "shards": {redacted(p): weight for p, weight in phase.settings.shards.items()},
+                    "steps": phase.num_steps,
+                    "train_batch_size": phase.stages[-1].shape.global_batch_size,
+                }
+                for phase in self.timeline.phases
+            }
         return {name: redacted_values(value) for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -267,8 +274,9 @@ class PartialJob:
         places = list(dict.fromkeys(place for phase in phases for place in phase.shards))
         corpora = {}
         for place in places:
+            assert run is not None, "it gives the places"
             watchdog.beat(f"reading the manifest of {place}")
-            corpus = attempt(functools.partial(_corpus, place, places, run))
+            corpus = attempt(functools.partial(open_corpus, place, places, run))
             if corpus is not None:
                 corpora[place] = corpus
         job = None
@@ -291,12 +299,19 @@ class PartialJob:
         return self.job
 
 
-def _corpus(place: str, places: Sequence[str], run: PretrainingConfig | None) -> Corpus:
+def open_corpus(place: str, places: Sequence[str], run: PretrainingConfig) -> Corpus:
     """A data set, named by the last part of its place, or by all of it where others end alike.
 
     Names go to metrics and messages, so they are without credentials.
+
+    Args:
+        place: folder or URL.
+        places: those of all data sets of the run.
+        run: says where copies are kept.
+
+    Raises:
+        UserError: there is no data set.
     """
-    assert run is not None
     source = ShardSource(place, run.local_cache, run.local_cache_gib)
     names = [redacted(other).rstrip("/") for other in places]
     ends = [name.rpartition("/")[2] for name in names]

@@ -134,9 +134,11 @@ def _made(history: RunHistory, phase: PhaseRecord) -> dict[str, str]:
 
 
 def _to_come(phase: PhaseRecord) -> dict[str, str]:
-    lengths = (f"{phase.settings[n]:,} {n}" for n in ("steps", "samples", "tokens"))
-    length = next(text for text in lengths if not text.startswith("0 "))
-    return {"steps": f"not begun: {length}", "data sets": _weights(phase)}
+    return {
+        "steps": f"not begun: {phase.settings['steps']:,} steps",
+        "samples of a step": f"{phase.settings['train_batch_size']:,}",
+        "data sets": _weights(phase),
+    }
 
 
 def _weights(phase: PhaseRecord) -> str:
