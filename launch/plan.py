@@ -24,7 +24,14 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps(assumptions.settings(), indent=2))
         return
     check_output_file(arguments.json, "--json")
+    if arguments.picture:
+        from dist_bert.common.pictures import check_picture
+
+        check_output_file(arguments.picture, "--picture")
+        check_picture(arguments.picture, "--picture")
     plan, text = assumptions.plan()
+    if arguments.picture:
+        assumptions.draw(arguments.picture)
     print(text)
     if arguments.json:
         write_json(arguments.json, {"settings": assumptions.settings(), "plan": plan})

@@ -1,12 +1,13 @@
-"""Renders heat maps of similarity and attention matrices as PNG files.
+"""Renders heat maps of matrices, and curves over the same steps, as PNG files.
 
-Matplotlib is optional, and imported only to draw. Not for: curves (TensorBoard).
+Matplotlib is optional, and imported only to draw. Not for: metrics of runs (TensorBoard, and
+`dist_bert.tools.report`).
 """
 
 import dataclasses
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,20 @@ class Panel:
     row_axis: str = ""  # what the rows are
     column_axis: str = ""
     texts: Sequence[Sequence[str]] | None = None  # (R, C) shown in the cells instead of the values
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A panel with one curve."""
+
+    title: str
+    places: list[float]  # on the axis that all panels share
+    values: list[float]
+
+    def add(self, places: Sequence[float], values: Sequence[float]) -> None:
+        """Continues it."""
+        self.places.extend(places)
+        self.values.extend(values)
 
 
 def check_picture(path: str, flag: str) -> None:
@@ -120,6 +135,40 @@ def write_tables(
             figure.savefig(
                 file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
             )
+
+
+def write_curves(
+    path: str | Path, axis: str, curves: Sequence[Curve], marks: Mapping[int, str]
+) -> None:
+    """Draws curves one below the other, from 0 up.
+
+    Args:
+        path: of the PNG file.
+        axis: what their places are.
+        curves: one for each panel.
+        marks: place -> name of what begins there; a line through all panels.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.family": _font_families("".join(marks.values()))}):
+        figure = Figure(figsize=(9, 1.6 * len(curves) + 0.6), layout="constrained")
+        grid = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, curve in zip(grid, curves, strict=True):
+            axes.plot(curve.places, curve.values, color="#0072B2")
+            axes.set_title(curve.title, fontsize=9, loc="left")
+            axes.set_ylim(0, 1.15 * max(curve.values))
+            for place in marks:
+                axes.axvline(place, color="grey", linewidth=0.8, linestyle="dashed")
+        for place, name in marks.items():
+            grid[0].text(
+                place, 0.99, f" {name}", transform=grid[0].get_xaxis_transform(), va="top",
+                fontsize=8, parse_math=False,
+            )  # fmt: skip
+        grid[-1].set_xlabel(axis)
+        with files.whole_file(path) as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
+            figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
 
 
 def shortened(label: str, begin: int, end: int) -> str:

@@ -144,14 +144,17 @@ def _sample_texts(
 
     if sample_text is not None:
         return [*ODD_TEXTS, *read_lines(sample_text)]
-    shards = Path(resolved.get("run", {}).get("shards", "data/shards"))
-    if (shards / MANIFEST_NAME).exists() and (
-        Manifest.load(shards).tokenizer["fingerprint"] == tokenizer.fingerprint
-    ):
-        return [*ODD_TEXTS, *_shard_texts(shards, tokenizer)]
+    phases = resolved.get("phases", {}).values()
+    places = [place for phase in phases for place in phase["shards"]]
+    places = places or [resolved.get("run", {}).get("shards", "data/shards")]
+    for shards in map(Path, reversed(places)):
+        if (shards / MANIFEST_NAME).exists() and (
+            Manifest.load(shards).tokenizer["fingerprint"] == tokenizer.fingerprint
+        ):
+            return [*ODD_TEXTS, *_shard_texts(shards, tokenizer)]
     print(
-        f"token ids  no shards of this tokenizer in {shards}: only {len(ODD_TEXTS)} odd texts are"
-        " compared; --sample_text FILE compares yours"
+        f"token ids  no shards of this tokenizer in {', '.join(dict.fromkeys(places))}: only"
+        f" {len(ODD_TEXTS)} odd texts are compared; --sample_text FILE compares yours"
     )
     return list(ODD_TEXTS)
 

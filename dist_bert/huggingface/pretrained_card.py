@@ -52,7 +52,9 @@ def model_card(
         no_mlm_head: the reason for a folder without it; empty if it has one.
         is_average: the weights are an average over the steps, which the scores are not of.
     """
-    random_next = resolved.get("shards", {}).get("random_next")
+    places = {place for phase in resolved.get("phases", {}).values() for place in phase["shards"]}
+    random_next = resolved.get("shards", {}).get("random_next")  # of the last phase
+    random_next = random_next if len(places) < 2 else None
     scores = [] if is_average else _scores(run_dir, step, random_next)
     parts = [
         "---\nlibrary_name: transformers\n"
@@ -66,6 +68,7 @@ def model_card(
         TOKENIZER_NOTES[has_word_pieces],
         "## Training",
         table([("", ""), *_training(resolved, step)]),
+        *([table(_phases(resolved, step))] if "phases" in resolved else []),
     ]
     if scores:
         parts += [f"Held-out samples at step {step:,}:", table([("", ""), *scores])]
@@ -94,8 +97,8 @@ def _usage(name: str, has_mlm_head: bool) -> str:
 def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
     """Names and values; parts of the configuration that a run lacks are omitted."""
     rows = [("optimizer steps", f"{step:,}")]  # 0 if it was imported
-    settings = resolved.get("deepspeed", {})
-    if "train_batch_size" in settings:
+    settings, phases = resolved.get("deepspeed", {}), resolved.get("phases", {})
+    if "train_batch_size" in settings and not phases:
         rows.append(("samples a step", f"{settings['train_batch_size']:,}"))
     optimizer = settings.get("optimizer")
     if optimizer:
@@ -110,11 +113,45 @@ def _training(resolved: dict[str, Any], step: int) -> list[tuple[str, str]]:
         "copies",
     )  # fmt: skip
     config = shards.get("config", {})
+    if run.get("masked_lm_prob"):
+        shares = (run["masked_lm_prob"], run.get("final_masked_lm_prob"))
+        config = {**config, "masked_lm_prob": " to ".join(f"{share}" for share in shares if share)}
+    if phases:  # each has its own; `shards` is the first data set of the last one
+        config = {name: value for name, value in config.items() if name == "pair_objective"}
     rows += [(name, f"{config[name]}") for name in names if name in config]
     if shards:
-        rows.append(("fingerprint of the data", f"`{shards['fingerprint']}`"))
+        if not phases:
+            rows.append(("fingerprint of the data", f"`{shards['fingerprint']}`"))
         rows.append(("fingerprint of the tokenizer", f"`{shards['tokenizer']['fingerprint']}`"))
     rows += [(f"{name}", version) for name, version in resolved.get("versions", {}).items()]
+    return rows
+
+
+def _phases(resolved: dict[str, Any], step: int) -> list[tuple[str, ...]]:
+    """The phases of a recipe that have begun at a step, under a header."""
+    rows: list[tuple[str, ...]] = [
+        ("phase", "steps", "samples a step", "data sets", "masked", "schedule")
+    ]
+    end = 0
+    for name, phase in resolved["phases"].items():
+        first, end = end + 1, end + phase["steps"]
+        if first > step:
+            break
+        sizes = (phase["initial_batch_size"], phase["train_batch_size"])
+        shares = (phase["masked_lm_prob"], phase["final_masked_lm_prob"])
+        total = sum(phase["shards"].values())
+        parts = [
+            f"{weight / total:.1%} {place.rstrip('/').rpartition('/')[2]}"
+            for place, weight in phase["shards"].items()
+        ]
+        by_tokens = " (by tokens)" if phase["weights_by"] == "tokens" else ""
+        masked = " to ".join(f"{share:.1%}" for share in shares if share) or "as prepared"
+        schedule = "the run's" if phase["schedule"] == "run" else phase["schedule"]
+        if phase["lr_share"] != 1:
+            schedule += f", up to {phase['lr_share']:.0%} of the lr"
+        batch = " to ".join(f"{size:,}" for size in sizes if size)
+        steps, data = f"{first:,} to {min(end, step):,}", ", ".join(parts) + by_tokens
+        rows.append((name, steps, batch, data, masked, schedule))
     return rows
 
 

@@ -16,7 +16,7 @@ from dist_bert.checkpoint.run_dir import latest_checkpoint, step_of
 from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
-from dist_bert.common.redaction import redacted_values
+from dist_bert.common.redaction import redacted, redacted_values
 from dist_bert.common.settings import flags_of, raise_all, resolve
 from dist_bert.data.batches import BatchShape
 from dist_bert.data.pretraining_batches import AHEAD_WINDOWS
@@ -86,8 +86,17 @@ class PretrainingJob:
             },
         }
         if self.run.recipe:
-            phases = self.timeline.phases
-            values["phases"] = {p.settings.name: dataclasses.asdict(p.settings) for p in phases}
+            del values["run"]["shards"]  # a default, which is not read
+            values["phases"] = {
+                phase.settings.name: {
+                    **dataclasses.asdict(phase.settings),
+                    # Keys are not redacted below.
+                    "shards": {redacted(p): weight for p, weight in phase.settings.shards.items()},
+                    "steps": phase.num_steps,
+                    "train_batch_size": phase.stages[-1].shape.global_batch_size,
+                }
+                for phase in self.timeline.phases
+            }
         return {name: redacted_values(value) for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -265,8 +274,9 @@ class PartialJob:
         places = list(dict.fromkeys(place for phase in phases for place in phase.shards))
         corpora = {}
         for place in places:
+            assert run is not None, "it gives the places"
             watchdog.beat(f"reading the manifest of {place}")
-            corpus = attempt(functools.partial(_corpus, place, places, run))
+            corpus = attempt(functools.partial(open_corpus, place, places, run))
             if corpus is not None:
                 corpora[place] = corpus
         job = None
@@ -289,10 +299,22 @@ class PartialJob:
         return self.job
 
 
-def _corpus(place: str, places: Sequence[str], run: PretrainingConfig | None) -> Corpus:
-    """A data set, named by the last part of its place, or by all of it where others end alike."""
-    assert run is not None
+def open_corpus(place: str, places: Sequence[str], run: PretrainingConfig) -> Corpus:
+    """A data set, named by the last part of its place, or by all of it where others end alike.
+
+    Names go to metrics and messages, so they are without credentials.
+
+    Args:
+        place: folder or URL.
+        places: those of all data sets of the run.
+        run: says where copies are kept.
+
+    Raises:
+        UserError: there is no data set.
+    """
     source = ShardSource(place, run.local_cache, run.local_cache_gib)
-    last = place.rstrip("/").rpartition("/")[2]
-    is_alone = sum(p.rstrip("/").rpartition("/")[2] == last for p in places) == 1
-    return Corpus(last if is_alone else place, source, source.manifest())
+    names = [redacted(other).rstrip("/") for other in places]
+    ends = [name.rpartition("/")[2] for name in names]
+    number = places.index(place)
+    is_alone = ends.count(ends[number]) == 1
+    return Corpus(ends[number] if is_alone else names[number], source, source.manifest())

@@ -127,7 +127,17 @@ def resolve_run(
         ],
     )
     run = from_dict(PretrainingConfig, {**recipe, **given}, f"{place}, run JSON and flags")
-    return run, tuple(_phase(value, n, run, place) for n, value in enumerate(listed, start=1))
+    phases = tuple(_phase(value, n, run, place) for n, value in enumerate(listed, start=1))
+    names = [phase.name for phase in phases]
+    raise_all(
+        place,
+        [
+            f"phase {n}: name = {name!r}: an earlier phase has it; give each another"
+            for n, name in enumerate(names, start=1)
+            if name in names[: n - 1]
+        ],
+    )
+    return run, phases
 
 
 def _phase(value: Any, number: int, run: PretrainingConfig, place: str) -> Phase:

@@ -245,7 +245,7 @@ def make_timeline(
         where = f"phase {phase.name}: " if len(phases) > 1 else ""
         own = tuple(corpora[place] for place in phase.shards)
         weights = _weights_by_samples(phase, own)
-        stages, found = _stages(phase, weights, own, usual)
+        stages, found = stages_of(phase, weights, own, usual)
         if stages:
             plan = PhasePlan(
                 phase,
@@ -295,10 +295,17 @@ def _weights_by_samples(phase: Phase, corpora: Sequence[Corpus]) -> tuple[float,
     return tuple(w / c.tokens_per_sample for w, c in zip(weights, corpora, strict=True))
 
 
-def _stages(
+def stages_of(
     phase: Phase, weights: Sequence[float], corpora: Sequence[Corpus], usual: BatchShape
 ) -> tuple[list[Stage], list[str]]:
-    """The batch sizes of a phase, and all that is wrong with them."""
+    """The batch sizes of a phase, and all that is wrong with them.
+
+    Args:
+        phase: its length is in tokens only where there are data sets.
+        weights: of the data sets, by samples.
+        corpora: none where they need not be there.
+        usual: the batch of a phase that gives none, and the largest micro-batch of others.
+    """
     size = phase.train_batch_size or usual.global_batch_size
     first, world_size = phase.initial_batch_size or size, usual.world_size
     if size % first:
@@ -311,7 +318,7 @@ def _stages(
     micro = phase.train_micro_batch_size_per_gpu or min(
         usual.micro_batch_size, max(1, first // world_size)
     )
-    longest = max(corpus.manifest.config["sequence_length"] for corpus in corpora)
+    longest = max((c.manifest.config["sequence_length"] for c in corpora), default=0)
     if phase.micro_batch_tokens:
         micro = 1
         if phase.micro_batch_tokens < longest:

@@ -2,26 +2,33 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import flags_of, resolve
+from dist_bert.common.settings import flags_of, raise_all, resolve
+from dist_bert.data.batches import BatchShape
 from dist_bert.data.remote import is_url
 from dist_bert.data.shard_format import MANIFEST_NAME
 from dist_bert.data.shard_source import read_manifest
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import PEAK_BF16_FLOPS
 from dist_bert.pretraining.config import PretrainingConfig
+from dist_bert.pretraining.job import open_corpus
+from dist_bert.pretraining.recipe import Phase, resolve_run
+from dist_bert.pretraining.timeline import PhasePlan, Timeline, make_timeline, run_of, stages_of
+from dist_bert.pretraining.timeline_text import timeline_table
 from dist_bert.tools.plan.communication import Link
 from dist_bert.tools.plan.plan import (
     GPU_MEMORY_GBYTES,
     Hardware,
-    Workload,
     make_plan,
     measured_mfu,
 )
+from dist_bert.tools.plan.schedule import draw_schedule
 from dist_bert.tools.plan.text import plan_text
+from dist_bert.tools.plan.workload import Part, Workload, parts_of
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import deepspeed_flags
@@ -34,7 +41,8 @@ class Assumptions:
     layout: ZeroLayout
     run: PretrainingConfig
     deepspeed: DeepSpeedConfig
-    workload: Workload
+    timeline: Timeline
+    parts: tuple[Part, ...]
     hardware: Hardware
     origins: dict[str, str]  # of what nobody can look up: GPU's kind, MFU, samples
 
@@ -45,37 +53,94 @@ class Assumptions:
         Raises:
             UserError: something is missing, or does not go together.
         """
-        run = resolve(PretrainingConfig, arguments.config, flags_of(PretrainingConfig, arguments))
+        run, phases = resolve_run(arguments.config, flags_of(PretrainingConfig, arguments))
+        by_tokens = max(phase.micro_batch_tokens for phase in phases)
+        if by_tokens:
+            raise UserError(
+                f"micro_batch_tokens = {by_tokens}: is not planned for; leave it out and give"
+                " train_micro_batch_size_per_gpu, as many samples of the mean length as it holds"
+            )
         model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         changes = deepspeed_flags(arguments)
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
         layout = ZeroLayout.of(model, deepspeed)
         layout = dataclasses.replace(layout, has_average=run.average_decay > 0)
-        workload = _workload(arguments, run, model)
-        if workload.sequence_length > model.max_position_embeddings:
+        if run.recipe:
+            timeline, workloads = _of_recipe(arguments, run, phases, model, deepspeed.batch_shape)
+        else:
+            timeline = _of_run(run, phases[0], deepspeed.batch_shape)
+            workloads = {run.shards: _workload(arguments, run, model)}
+        parts = parts_of(timeline, workloads)
+        longest = max(part.workload.sequence_length for part in parts)
+        if longest > model.max_position_embeddings:
             raise UserError(
                 f"max_position_embeddings = {model.max_position_embeddings} is below the sequence"
-                f" length {workload.sequence_length}: raise it, or plan for shorter samples"
+                f" length {longest}: raise it, or plan for shorter samples"
             )
         hardware, origins = _hardware(arguments, deepspeed.precision, run.activation_checkpointing)
-        return cls(layout, run, deepspeed, workload, hardware, origins)
+        run = run_of(run, phases, timeline.num_steps)
+        deepspeed = deepspeed.with_shape(timeline.largest_shape)
+        return cls(layout, run, deepspeed, timeline, parts, hardware, origins)
 
     def settings(self) -> dict[str, Any]:
         """All of it for a JSON file."""
+        workloads = {part.phase: vars(part.workload) for part in self.parts}
         return {
             "model": vars(self.layout.model),
             "run": vars(self.run),
             "deepspeed": self.deepspeed.values,
-            "workload": vars(self.workload),
+            **({"workloads": workloads} if self.run.recipe else {"workload": workloads[""]}),
             "hardware": {**vars(self.hardware), "link": vars(self.hardware.link)},
             "origins": self.origins,
         }
 
     def plan(self) -> tuple[dict[str, Any], str]:
         """The plan for a JSON file, and as text."""
-        micro_batch_size = self.deepspeed.batch_shape.micro_batch_size
-        plan = make_plan(self.layout, micro_batch_size, self.run, self.workload, self.hardware)
-        return plan, plan_text(plan, self.layout, self.workload, self.hardware, self.origins)
+        plan = make_plan(self.layout, self.run, self.parts, self.hardware)
+        schedule = ""
+        if self.run.recipe:
+            schedule = timeline_table(self.timeline, self.deepspeed.peak_lr)
+        workloads = [part.workload for part in self.parts]
+        text = plan_text(plan, self.layout, workloads, self.hardware, self.origins, schedule)
+        return plan, text
+
+    def draw(self, path: str) -> None:
+        """Draws the schedule of the whole run as a PNG file."""
+        draw_schedule(self.timeline, self.parts, self.deepspeed.peak_lr, path)
+
+
+def _of_run(run: PretrainingConfig, phase: Phase, usual: BatchShape) -> Timeline:
+    """The steps of a run without a recipe, whose data set need not be there.
+
+    Raises:
+        UserError: the ramp of its batch does not fit.
+    """
+    stages, problems = stages_of(phase, (), (), usual)
+    raise_all("plan", problems)
+    return Timeline((PhasePlan(phase, (), (), (), 0, 0, tuple(stages), None),), run.lr_schedule)
+
+
+def _of_recipe(
+    arguments: argparse.Namespace,
+    run: PretrainingConfig,
+    phases: Sequence[Phase],
+    model: ModelConfig,
+    usual: BatchShape,
+) -> tuple[Timeline, dict[str, Workload]]:
+    """The steps of a recipe, and the samples of its data sets.
+
+    Raises:
+        UserError: a manifest cannot be read, or the phases do not fit.
+    """
+    if arguments.sequence_length:
+        raise UserError(
+            f"--sequence_length {arguments.sequence_length}: the data sets of --recipe"
+            f" {run.recipe} give the lengths; leave it out"
+        )
+    places = list(dict.fromkeys(place for phase in phases for place in phase.shards))
+    corpora = {place: open_corpus(place, places, run) for place in places}
+    workloads = {p: Workload.of_shards(c.manifest, model) for p, c in corpora.items()}
+    return make_timeline(run, phases, corpora, usual), workloads
 
 
 def _workload(

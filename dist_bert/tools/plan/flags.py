@@ -47,6 +47,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="FILE", help="model JSON (default: bert_base's values)")
     add("--config", metavar="FILE", help="run JSON (default: the flags' defaults)")
     add("--json", metavar="FILE", help="also write the plan here")
+    add("--picture", metavar="FILE.png", help="also draw lr, batch, masks and lengths by step")
     add_switch(parser, "--dry_run", "print the resolved settings and stop")
     add_deepspeed_flags(parser, "configs/zero2.json")
     add_flags(parser, PretrainingConfig)

@@ -5,27 +5,25 @@ Nothing is measured here and torch is not needed: MFU, links and disk are the ca
 """
 
 import dataclasses
+import operator
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dist_bert.common.errors import UserError
-from dist_bert.data.shard_format import Manifest
-from dist_bert.model.config import ModelConfig
-from dist_bert.model.flops import attention_pairs, training_flops
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
 from dist_bert.tools.plan.memory import (
     FRAMEWORK_BYTES,
     MARGIN,
-    SampleSize,
+    MemoryPlan,
     checkpoint_bytes,
     largest_micro_batch,
     plan_memory,
     snapshot_bytes,
 )
 from dist_bert.tools.plan.update import flops_share, plan_update
+from dist_bert.tools.plan.workload import Part, Workload
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.metrics import read_metrics
 
@@ -43,72 +41,7 @@ GPU_MEMORY_GBYTES = {
     "A10": 24,
 }
 MOST_COMMUNICATION = 0.2  # share of the step at which scaling is said to end
-_MASKED_SHARE, _SPECIAL_TOKENS = 0.15, 3  # of samples that are not there to be counted
-_COUNTS = ("num_samples", "length_bin_tokens", "num_tokens", "num_masked")  # of a manifest
 _BATCH_FACTORS = (1, 4, 16)  # of the global batch, in the table of where scaling ends
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What a sample is on average, and how many there are."""
-
-    sequence_length: int  # of the longest samples
-    tokens_per_sample: float
-    attention_pairs_per_sample: float  # over all layers of the model that is planned for
-    masked_per_sample: float
-    has_pairs: bool
-    samples_per_epoch: int | None = None
-
-    @classmethod
-    def of_length(cls, sequence_length: int, model: ModelConfig) -> "Workload":
-        """Samples of full length, 15 % of them masked: where there are no shards yet."""
-        masked = _MASKED_SHARE * max(0, sequence_length - _SPECIAL_TOKENS)
-        pairs = int(attention_pairs(model, np.array(sequence_length)))
-        return cls(sequence_length, sequence_length, pairs, masked, True)
-
-    @classmethod
-    def of_shards(cls, manifest: Manifest, model: ModelConfig) -> "Workload":
-        """The means that the manifest's statistics give; pairs are of bins of the histogram.
-
-        Raises:
-            UserError: the statistics lack them.
-        """
-        train, length = manifest.statistics.get("train", {}), manifest.config["sequence_length"]
-        counts = [train.get(name) for name in _COUNTS]
-        histogram = train.get("length_histogram")
-        counts += histogram if isinstance(histogram, list) else [None]
-        if not all(type(count) is int and count >= 0 for count in counts) or 0 in counts[:4]:
-            raise UserError(
-                f"manifest of the shards: statistics.train must have {', '.join(_COUNTS)} and"
-                " length_histogram; give --sequence_length, or prepare the shards again"
-            )
-        num_samples, width = train["num_samples"], train["length_bin_tokens"]
-        lengths = ((np.arange(len(histogram)) + 0.5) * width).clip(max=length)
-        num_pairs = float(np.array(histogram) @ attention_pairs(model, lengths))
-        return cls(
-            sequence_length=length,
-            tokens_per_sample=train["num_tokens"] / num_samples,
-            attention_pairs_per_sample=num_pairs / num_samples,
-            masked_per_sample=train["num_masked"] / num_samples,
-            has_pairs=manifest.config["pair_objective"] != "none",
-            samples_per_epoch=num_samples,
-        )
-
-    @property
-    def longest_sample(self) -> SampleSize:
-        """What memory is planned for: a micro-batch of the longest samples has no others."""
-        masked = self.masked_per_sample * self.sequence_length / self.tokens_per_sample
-        return SampleSize(self.sequence_length, masked)
-
-    def flops(self, model: ModelConfig, num_samples: int) -> float:
-        """Floating-point operations of a global batch, forward and backward."""
-        return training_flops(
-            model,
-            round(num_samples * self.tokens_per_sample),
-            round(num_samples * self.attention_pairs_per_sample),
-            round(num_samples * self.masked_per_sample),
-            num_samples if self.has_pairs else 0,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,44 +84,40 @@ class StepTime:
 
 def make_plan(
     layout: ZeroLayout,
-    micro_batch_size: int,
     run: PretrainingConfig,
-    workload: Workload,
+    parts: Sequence[Part],
     hardware: Hardware,
 ) -> dict[str, Any]:
     """The whole plan as a JSON object; sizes in bytes, times in seconds unless a name says else.
 
+    Memory is of the part that needs the most. The figures of one step, its traffic and scaling are
+    of the part that takes the most time; `run` has the sums of all.
+
     Args:
-        layout: model and ZeRO, on the number of GPUs.
-        micro_batch_size: samples.
-        run: gives the number of steps, activation checkpointing and what is saved when.
-        workload: what a sample is.
+        layout: model and ZeRO, on the number of GPUs; its accumulation does not matter.
+        run: gives activation checkpointing and what is saved when.
+        parts: all steps of the run.
         hardware: what each of the GPUs is.
     """
-    batch_size = micro_batch_size * layout.num_ranks * layout.accumulation_steps
-    step = time_of_step(layout, micro_batch_size, workload, hardware)
-    checkpointing = run.activation_checkpointing
-    largest = {
-        is_checkpointing: largest_micro_batch(
-            layout, workload.longest_sample, is_checkpointing, hardware.memory_bytes
-        )
-        for is_checkpointing in (False, True)
-    }
-    memory = plan_memory(layout, workload.longest_sample, micro_batch_size, checkpointing)
+    steps = [
+        time_of_step(_accumulating(layout, part), part.shape.micro_batch_size, part.workload,
+                     hardware)
+        for part in parts
+    ]  # fmt: skip
+    peaks = [_memory_of(layout, part, run).peak for part in parts]
+    largest_part = parts[peaks.index(max(peaks))]
+    seconds = [part.num_steps * step.seconds for part, step in zip(parts, steps, strict=True)]
+    longest = seconds.index(max(seconds))
+    step, workload, shape = steps[longest], parts[longest].workload, parts[longest].shape
+    layout = _accumulating(layout, parts[longest])
+    batch_size, micro_batch_size = shape.global_batch_size, shape.micro_batch_size
+    memory = _memory(layout, largest_part, run, hardware)
+    key = f"largest_micro_batch{'_with_checkpointing' * run.activation_checkpointing}"
     return {
         "parameters": layout.num_parameters,
-        "memory": {
-            **dataclasses.asdict(memory),
-            "framework_assumed": FRAMEWORK_BYTES,
-            "peak_bytes": memory.peak,
-            "available_bytes": hardware.memory_bytes,
-            "margin": MARGIN,
-            "micro_batch_size": micro_batch_size,
-            "activation_checkpointing": checkpointing,
-            "largest_micro_batch": largest[False],
-            "largest_micro_batch_with_checkpointing": largest[True],
-        },
-        "run": _run(layout, batch_size, run, workload, step),
+        "memory": memory,
+        "run": _run(layout, parts, steps, longest),
+        "phases": _phases(parts, seconds, peaks),
         "update": {
             **dataclasses.asdict(plan_update(layout)),
             "share_of_flops": flops_share(layout, workload.flops(layout.model, batch_size)),
@@ -204,7 +133,7 @@ def make_plan(
                     scaling(
                         dataclasses.replace(layout, stage=stage, overlaps=stage > 0),
                         size,
-                        max(micro_batch_size, largest[checkpointing]),
+                        max(micro_batch_size, memory[key]),
                         workload,
                         hardware,
                     )
@@ -213,7 +142,50 @@ def make_plan(
             }
             for stage in range(4)
         },
-        "disk": _disk(layout, run, step, hardware.disk_bytes_per_second),
+        "disk": _disk(
+            layout, run, sum(seconds) / run.num_train_steps, hardware.disk_bytes_per_second
+        ),
+    }
+
+
+def _accumulating(layout: ZeroLayout, part: Part) -> ZeroLayout:
+    return dataclasses.replace(layout, accumulation_steps=part.shape.accumulation_steps)
+
+
+def _memory_of(layout: ZeroLayout, part: Part, run: PretrainingConfig) -> MemoryPlan:
+    return plan_memory(
+        _accumulating(layout, part),
+        part.workload.longest_sample,
+        part.shape.micro_batch_size,
+        run.activation_checkpointing,
+    )
+
+
+def _memory(
+    layout: ZeroLayout, part: Part, run: PretrainingConfig, hardware: Hardware
+) -> dict[str, Any]:
+    memory = _memory_of(layout, part, run)
+    largest, largest_with_checkpointing = (
+        largest_micro_batch(
+            _accumulating(layout, part),
+            part.workload.longest_sample,
+            checkpointing,
+            hardware.memory_bytes,
+        )
+        for checkpointing in (False, True)
+    )
+    return {
+        **dataclasses.asdict(memory),
+        "framework_assumed": FRAMEWORK_BYTES,
+        "peak_bytes": memory.peak,
+        "available_bytes": hardware.memory_bytes,
+        "margin": MARGIN,
+        "phase": part.phase,
+        "sequence_length": part.workload.sequence_length,
+        "micro_batch_size": part.shape.micro_batch_size,
+        "activation_checkpointing": run.activation_checkpointing,
+        "largest_micro_batch": largest,
+        "largest_micro_batch_with_checkpointing": largest_with_checkpointing,
     }
 
 
@@ -284,25 +256,52 @@ def measured_mfu(run_dir: str) -> float:
 
 
 def _run(
-    layout: ZeroLayout, batch_size: int, run: PretrainingConfig, workload: Workload, step: StepTime
+    layout: ZeroLayout, parts: Sequence[Part], steps: Sequence[StepTime], longest: int
 ) -> dict[str, Any]:
-    num_samples = batch_size * run.num_train_steps
-    step_flops = workload.flops(layout.model, batch_size)
-    epochs = num_samples / workload.samples_per_epoch if workload.samples_per_epoch else None
+    step, part = steps[longest], parts[longest]
+    batch_size, workload = part.shape.global_batch_size, part.workload
+    num_samples = sum(part.num_samples for part in parts)
+    batch_sizes = sorted(part.shape.global_batch_size for part in parts)
+    step_flops = [p.workload.flops(layout.model, p.shape.global_batch_size) for p in parts]
+    num_steps = [part.num_steps for part in parts]
+    seconds = sum(count * s.seconds for count, s in zip(num_steps, steps, strict=True))
+    epoch = workload.samples_per_epoch if len({part.phase for part in parts}) == 1 else None
     return {
-        "steps": run.num_train_steps,
+        "steps": sum(num_steps),
+        "phase": part.phase,
         "train_batch_size": batch_size,
+        "least_and_most_samples": sorted({batch_sizes[0], batch_sizes[-1]}),
         "samples": num_samples,
-        "tokens": num_samples * workload.tokens_per_sample,
-        "epochs": epochs,
-        "flops_per_step": step_flops,
-        "flops": step_flops * run.num_train_steps,
+        "tokens": sum(p.num_samples * p.workload.tokens_per_sample for p in parts),
+        "epochs": num_samples / epoch if epoch else None,
+        "flops_per_step": step_flops[longest],
+        "flops": sum(map(operator.mul, step_flops, num_steps)),
         "step_seconds": step.seconds,
         "samples_per_second": batch_size / step.seconds,
         "tokens_per_second": batch_size * workload.tokens_per_sample / step.seconds,
-        "hours": step.seconds * run.num_train_steps / 3_600,
-        "gpu_hours": step.seconds * run.num_train_steps / 3_600 * layout.num_ranks,
+        "hours": seconds / 3_600,
+        "gpu_hours": seconds / 3_600 * layout.num_ranks,
     }
+
+
+def _phases(
+    parts: Sequence[Part], seconds: Sequence[float], peaks: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """The sums of each phase, by its name, and the most memory that it needs."""
+    phases: dict[str, dict[str, Any]] = {}
+    for part, own_seconds, peak in zip(parts, seconds, peaks, strict=True):
+        phase = phases.setdefault(part.phase, {
+            "steps": 0, "samples": 0, "tokens": 0.0, "hours": 0.0, "peak_bytes": 0,
+        })  # fmt: skip
+        phase["steps"] += part.num_steps
+        phase["samples"] += part.num_samples
+        phase["tokens"] += part.num_samples * part.workload.tokens_per_sample
+        phase["hours"] += own_seconds / 3_600
+        phase["peak_bytes"] = max(phase["peak_bytes"], peak)
+        phase["sequence_length"] = part.workload.sequence_length
+        phase["micro_batch_size"] = part.shape.micro_batch_size
+        phase["train_batch_size"] = part.shape.global_batch_size
+    return phases
 
 
 def _communication(messages: CommunicationPlan, link: Link, step: StepTime) -> dict[str, Any]:
@@ -333,12 +332,12 @@ def _step_as_json(time: StepTime) -> dict[str, Any]:
 
 
 def _disk(
-    layout: ZeroLayout, run: PretrainingConfig, step: StepTime, disk_bytes_per_second: float
+    layout: ZeroLayout, run: PretrainingConfig, step_seconds: float, disk_bytes_per_second: float
 ) -> dict[str, Any]:
     checkpoint = checkpoint_bytes(layout)
     weights = 4 * layout.num_parameters
     write_seconds = checkpoint / disk_bytes_per_second
-    interval_seconds = min(run.checkpoint_interval, run.num_train_steps) * step.seconds
+    interval_seconds = min(run.checkpoint_interval, run.num_train_steps) * step_seconds
     return {
         "checkpoint_bytes": checkpoint,
         # Those kept, the best, and the one that is being written.

@@ -1,23 +1,36 @@
 """A plan as text for people. Not for: any figure that `dist_bert.tools.plan.plan` has not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from dist_bert.common.text_tables import number, table
-from dist_bert.tools.plan.plan import MOST_COMMUNICATION, Hardware, Workload
+from dist_bert.tools.plan.plan import MOST_COMMUNICATION, Hardware
+from dist_bert.tools.plan.workload import Workload
 from dist_bert.tools.plan.zero_layout import ZeroLayout
 
 
 def plan_text(
     plan: dict[str, Any],
     layout: ZeroLayout,
-    workload: Workload,
+    workloads: Sequence[Workload],
     hardware: Hardware,
     origins: dict[str, str],
+    schedule: str = "",
 ) -> str:
-    """All sections of a plan; `origins` says where MFU and samples are from, and the GPU's kind."""
+    """All sections of a plan.
+
+    Args:
+        plan: the figures.
+        layout: model and ZeRO.
+        workloads: of all parts of the run.
+        hardware: what each of the GPUs is.
+        origins: where MFU and samples are from, and the GPU's kind.
+        schedule: the phases of a recipe as a table.
+    """
     sections = (
-        _assumptions(plan, layout, workload, hardware, origins),
+        _assumptions(plan, layout, workloads, hardware, origins),
         _memory(plan["memory"]),
+        *([schedule, _phases(plan["phases"])] if schedule else []),
         _run(plan["run"]),
         _update(plan["update"], layout.optimizer),
         _communication(plan["communication"], plan["run"]["step_seconds"]),
@@ -31,10 +44,12 @@ def plan_text(
 def _assumptions(
     plan: dict[str, Any],
     layout: ZeroLayout,
-    workload: Workload,
+    workloads: Sequence[Workload],
     hardware: Hardware,
     origins: dict[str, str],
 ) -> str:
+    tokens = _each_once([f"{workload.tokens_per_sample:.1f}" for workload in workloads])
+    masked = _each_once([f"{workload.masked_per_sample:.1f}" for workload in workloads])
     link = hardware.link
     return _rows(
         f"prediction for {layout.num_ranks:,} x {origins['gpu']}, ZeRO-{layout.stage}"
@@ -47,8 +62,7 @@ def _assumptions(
             "links": f"{link.inside_bytes_per_second / 1e9:g} GB/s in a node of"
             f" {link.gpus_per_node}, {link.between_bytes_per_second / 1e9:g} GB/s between nodes,"
             f" {1e6 * link.latency_seconds:g} us (assumed)",
-            "samples": f"{workload.tokens_per_sample:.1f} tokens, {workload.masked_per_sample:.1f}"
-            f" masked ({origins['samples']})",
+            "samples": f"{tokens} tokens, {masked} masked ({origins['samples']})",
         },
     )
 
@@ -74,12 +88,28 @@ def _memory(memory: dict[str, Any]) -> str:
     checkpointing = " with activation checkpointing" * memory["activation_checkpointing"]
     size = memory["micro_batch_size"]
     title = f"GiB of a GPU, micro-batch of {size:,} longest samples{checkpointing}"
+    if memory["phase"]:
+        title += f", in phase {memory['phase']} ({memory['sequence_length']:,} tokens)"
     return _rows(title, items)
 
 
-def _run(run: dict[str, Any]) -> str:
+def _phases(phases: dict[str, dict[str, Any]]) -> str:
     rows = {
-        "samples": f"{run['samples']:,} in {run['steps']:,} steps of {run['train_batch_size']:,}",
+        name: {
+            "hours": phase["hours"],
+            "tokens/s": phase["tokens"] / phase["hours"] / 3_600,
+            "micro-batch": phase["micro_batch_size"],
+            "peak GiB": phase["peak_bytes"] / 2**30,
+        }
+        for name, phase in phases.items()
+    }
+    return table("phase", rows)
+
+
+def _run(run: dict[str, Any]) -> str:
+    sizes = " to ".join(f"{size:,}" for size in run["least_and_most_samples"])
+    rows = {
+        "samples": f"{run['samples']:,} in {run['steps']:,} steps of {sizes}",
         "tokens": f"{run['tokens']:.3g}",
         "FLOPs": f"{run['flops']:.3g}, a step {run['flops_per_step']:.3g}",
         "step": f"{run['step_seconds'] * 1e3:,.1f} ms, {run['samples_per_second']:,.0f} samples/s,"
@@ -88,6 +118,11 @@ def _run(run: dict[str, Any]) -> str:
     }
     if run["epochs"] is not None:
         rows["epochs"] = number(run["epochs"])
+    if len(run["least_and_most_samples"]) > 1 or run["phase"]:
+        in_phase = f" of phase {run['phase']}" if run["phase"] else ""
+        rows["one step is"] = (
+            f"one of {run['train_batch_size']:,} samples{in_phase}, here and below"
+        )
     return _rows("the run", rows)
 
 
@@ -153,6 +188,11 @@ def _disk(disk: dict[str, Any]) -> str:
             "share of the time": f"{disk['share_of_time']:.2%} waiting for it",
         },
     )
+
+
+def _each_once(values: Sequence[str]) -> str:
+    """The values of all parts of a run."""
+    return ", ".join(dict.fromkeys(values))
 
 
 def _rows(title: str, rows: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from dist_bert.common import files
 from dist_bert.tools.report import tables
 from dist_bert.tools.report.curves import MAX_RAW_POINTS, mean_length
-from dist_bert.tools.report.plots import AXES, color_of, figures, plotly_source
+from dist_bert.tools.report.plots import AXES, borders, color_of, figures, plotly_source
 from dist_bert.tools.report.run_history import RunHistory, read_histories
 
 _STYLE = """
@@ -44,15 +44,23 @@ th { border-bottom-color: #999; }
 # Draws all figures anew for whatever is chosen in the bar; plotly keeps what has not changed.
 _SCRIPT = """
 const figures = JSON.parse(document.getElementById("figures").textContent);
+const borders = JSON.parse(document.getElementById("borders").textContent);
 const titles = JSON.parse(document.getElementById("axes").textContent);
 const chosen = name => Array.from(
   document.querySelectorAll(`input[name=${name}]:checked`), input => input.value);
 function draw() {
   const [axis] = chosen("axis"), runs = chosen("run"), kinds = chosen("kind");
+  const shown = borders.filter(
+    border => runs.includes(String(border.run)) && kinds.includes("phase"));
+  const shapes = shown.map(border => ({type: "line", x0: border[axis], x1: border[axis],
+    yref: "paper", y0: 0, y1: 1, line: {color: border.color, width: 1, dash: "dash"}}));
+  const annotations = shown.map(border => ({text: border.name, x: border[axis], xanchor: "left",
+    yref: "paper", y: 1, yanchor: "top", textangle: 90, showarrow: false,
+    font: {size: 9, color: border.color}}));
   figures.forEach((figure, i) => {
     const traces = figure.data.map(trace => ({...trace, x: trace.meta[axis],
       visible: runs.includes(String(trace.meta.run)) && kinds.includes(trace.meta.kind)}));
-    const layout = {...figure.layout, uirevision: axis,
+    const layout = {...figure.layout, shapes, annotations, uirevision: axis,
       xaxis: {...figure.layout.xaxis, title: {text: titles[axis], standoff: 4}}};
     Plotly.react(`plot-${i}`, traces, layout, {displaylogo: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
@@ -67,6 +75,7 @@ _KINDS = {
     "validation": "validation (dotted)",
     "restart": "restarts ▲",
     "skipped": "skipped steps ✕",
+    "phase": "phases ┆",
 }
 
 
@@ -89,8 +98,10 @@ def page(histories: Sequence[RunHistory]) -> str:
         tables.summary(histories),
         f"<h2>Curves</h2>{_bar(histories)}",
         f'<div class="plots">{plots}</div>{_how_drawn(histories)}',
-        _of_each("Validations", histories, tables.validations),
     ]
+    if any(history.phases for history in histories):
+        body.append(_of_each("Phases", histories, tables.phases))
+    body.append(_of_each("Validations", histories, tables.validations))
     if any(history.predictions for history in histories):
         body.append(_of_each("Answers to the same texts", histories, tables.predictions))
     body += [
@@ -107,7 +118,8 @@ def page(histories: Sequence[RunHistory]) -> str:
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head><body>\n"
         + "\n".join(body)
-        + f"\n{_data('figures', drawn)}\n{_data('axes', AXES)}"
+        + f"\n{_data('figures', drawn)}\n{_data('borders', borders(histories))}"
+        + f"\n{_data('axes', AXES)}"
         + f"\n<script>{plotly_source()}</script>\n<script>{_SCRIPT}</script>\n</body></html>\n"
     )
 
@@ -119,6 +131,7 @@ def _bar(histories: Sequence[RunHistory]) -> str:
         "restart": any(history.resumed_steps for history in histories),
         "skipped": any(len(history.skipped_steps) for history in histories),
         "validation": any(history.validation for history in histories),
+        "phase": any(history.phases for history in histories),
     }
     kinds = [
         _choice("checkbox", "kind", kind, text, is_chosen=True)
@@ -162,7 +175,8 @@ def _how_drawn(histories: Sequence[RunHistory]) -> str:
         '<p class="note">Thick: means over steps in a row. Thin: raw. '
         f"{'; '.join(lines)} (steps without a value left out)."
         " Hours are the sum of the step times: validation, saving, starts and what a kill lost are"
-        " not in them. Scores of validations are of the run's first held-out samples.</p>"
+        " not in them. Scores of validations are of the first held-out samples of the run, or of"
+        " its phase.</p>"
     )
 
 

@@ -2,6 +2,7 @@
 
 A trace's `meta` says whose it is (`run`), what (`kind`: mean, raw, validation, restart, skipped)
 and where its points lie on each axis (`step`, `tokens`, `hours`); the page's script picks from it.
+So it does from `borders`: where the phases of recipes begin.
 The only home of plotly; it comes with the extra `pictures`.
 """
 
@@ -22,17 +23,22 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A
 AXES = {"step": "optimizer step", "tokens": "tokens", "hours": "hours of training steps"}
 MAX_MARKERS = 60  # of validations; more would hide the curve
 _SHARE = ".0%"
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # of the data sets of a run, in turns
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What one figure shows: a metric of the steps and, if it has one, of the validations."""
+    """What one figure shows: a metric of the steps and, if it has one, of the validations.
+
+    A metric that ends in a slash is one for each data set of a recipe.
+    """
 
     title: str
     metric: str
     validation: str = ""
     tick_format: str = ""
     is_log: bool = False
+    only_where_it_varies: bool = False
 
 
 PANELS = (
@@ -41,6 +47,15 @@ PANELS = (
     Panel("NSP loss (nats a sample)", "train/nsp_loss", "validation/nsp_loss"),
     Panel("NSP accuracy", "train/nsp_accuracy", "validation/nsp_accuracy", _SHARE),
     Panel("Loss that is trained on (MLM + NSP)", "train/loss", "validation/loss"),
+    Panel("Validation MLM loss of each data set", "validation/mlm_loss/"),
+    Panel("Epochs of each data set", "progress/epochs/"),
+    Panel("Samples of a step", "progress/batch_size", only_where_it_varies=True),
+    Panel(
+        "Share of tokens masked (none: as stored)",
+        "progress/masked_lm_prob",
+        tick_format=".1%",
+        only_where_it_varies=True,
+    ),
     Panel("Learning rate", "train/lr", tick_format=".1e"),
     Panel("Gradient norm before clipping", "train/grad_norm", is_log=True),
     Panel("Tokens per second, all ranks", "throughput/tokens_per_second", tick_format=",.3~s"),
@@ -80,6 +95,21 @@ def figures(histories: Sequence[RunHistory]) -> list[dict[str, Any]]:
     return shown
 
 
+def borders(histories: Sequence[RunHistory]) -> list[dict[str, Any]]:
+    """The first step of each phase that has begun: its run, color, name, and place on each axis."""
+    return [
+        {
+            "run": run,
+            "color": color_of(run),
+            "name": html.escape(phase.name),
+            **{axis: float(history.train[axis][phase.rows[0]]) for axis in AXES},
+        }
+        for run, history in enumerate(histories)
+        for phase in history.phases
+        if len(phase.rows)
+    ]
+
+
 def plotly_source() -> str:
     """Plotly's JavaScript, 5 MB."""
     from plotly.offline import get_plotlyjs
@@ -94,11 +124,28 @@ def _has_values(panel: Panel, history: RunHistory) -> bool:
         return bool(len(history.skipped_steps))
     if panel.metric == "train/loss" and "train/nsp_loss" not in history.train:
         return False  # it is the MLM loss
+    if panel.metric.endswith("/"):
+        return bool(_of_data_sets(panel, history))
+    if panel.only_where_it_varies:
+        return len(np.unique(column(history.train, panel.metric))) > 1  # NaN: as stored
     return not np.isnan(column(history.train, panel.metric)).all()
+
+
+def _of_data_sets(panel: Panel, history: RunHistory) -> dict[str, tuple[str, Columns]]:
+    """By the names of data sets: the metric of each, and the columns that have it."""
+    return {
+        name.removeprefix(panel.metric): (name, columns)
+        for columns in (history.train, history.validation)
+        for name in columns
+        if name.startswith(panel.metric)
+    }
 
 
 def _traces(panel: Panel, run: int, history: RunHistory) -> Iterator[dict[str, Any]]:
     train = history.train
+    if panel.metric.endswith("/"):
+        yield from _data_set_traces(panel, run, history)
+        return
     values = train[panel.metric]
     color, name = color_of(run), html.escape(history.name)
     rows = raw_rows(values)
@@ -150,6 +197,23 @@ def _validation(panel: Panel, run: int, history: RunHistory) -> dict[str, Any]:
         "line": {"color": color, "width": 1.5, "dash": "dot"},
         "marker": {"color": "white", "size": 6, "line": {"color": color, "width": 1.5}},
     }
+
+
+def _data_set_traces(panel: Panel, run: int, history: RunHistory) -> Iterator[dict[str, Any]]:
+    """A curve for each data set, with its name at the end."""
+    kind = "validation" if panel.metric.startswith("validation/") else "mean"
+    for number, (data_set, (metric, columns)) in enumerate(_of_data_sets(panel, history).items()):
+        rows = raw_rows(columns[metric])
+        places = {axis: columns[axis][rows] for axis in AXES}
+        yield {
+            **_points(run, kind, columns[metric][rows], places),
+            "name": f"{html.escape(history.name)}, {html.escape(data_set)}",
+            "mode": "lines+markers+text" if kind == "validation" else "lines+text",
+            "text": [""] * (len(rows) - 1) + [html.escape(data_set)],
+            "textposition": "top left",
+            "line": {"color": color_of(run), "width": 2, "dash": _DASHES[number % len(_DASHES)]},
+            "marker": {"color": color_of(run), "size": 5},
+        }
 
 
 def _on_curve(

@@ -33,6 +33,15 @@ _NAN = float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
+class PhaseRecord:
+    """A phase of a run that has a recipe."""
+
+    name: str
+    settings: dict[str, Any]
+    rows: NDArray[np.int64]  # of the steps that it has made; empty where it has not begun
+
+
+@dataclasses.dataclass(frozen=True)
 class RunHistory:
     """One run's records, oldest first.
 
@@ -78,6 +87,26 @@ class RunHistory:
         """The steps whose loss or gradient was not finite: their number grew there."""
         counts = np.nan_to_num(column(self.train, "train/skipped_steps"))
         return self.train["step"][np.diff(counts, prepend=0.0) > 0]
+
+    @property
+    def phases(self) -> list[PhaseRecord]:
+        """The phases of its recipe, in their order; none of a run without one."""
+        numbers = column(self.train, "progress/phase")
+        return [
+            PhaseRecord(name, settings, np.flatnonzero(numbers == number))
+            for number, (name, settings) in enumerate(
+                self.config.get("phases", {}).items(), start=1
+            )
+        ]
+
+    @property
+    def comparable_since(self) -> int:
+        """The first step whose validations are of the same data as the last validation."""
+        if not self.validation:
+            return 0
+        last = self.validation["step"][-1]
+        firsts = [int(self.train["step"][p.rows[0]]) for p in self.phases if len(p.rows)]
+        return max((first for first in firsts if first <= last), default=0)
 
 
 def column(columns: Columns, name: str) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dist_bert.common.text_tables import number
 from dist_bert.distributed import environment
 from dist_bert.tools.report.curves import mean_length, spread
-from dist_bert.tools.report.run_history import RunHistory, column
+from dist_bert.tools.report.run_history import PhaseRecord, RunHistory, column
 
 MAX_VALIDATION_ROWS = 25
 MAX_PREDICTION_STEPS = 8
@@ -67,7 +67,11 @@ def validations(history: RunHistory) -> str:
         columns["NSP loss"] = (column(scores, "validation/nsp_loss"), np.nanargmin, "{:.4f}")
         accuracy = column(scores, "validation/nsp_accuracy")
         columns["NSP accuracy"] = (accuracy, np.nanargmax, "{:.2%}")
-    best = {name: _best(values, pick) for name, (values, pick, _) in columns.items()}
+    earlier = scores["step"] < history.comparable_since
+    best = {
+        name: _best(np.where(earlier, np.nan, values), pick)
+        for name, (values, pick, _) in columns.items()
+    }
     shown = sorted({*spread(len(loss), MAX_VALIDATION_ROWS), *best.values()} - {-1})
     rows = [
         [cell(f"{scores['step'][i]:,.0f}"), cell(_count(scores["tokens"][i]))]
@@ -79,7 +83,71 @@ def validations(history: RunHistory) -> str:
     ]
     left_out = len(loss) - len(shown)
     note = f"<p>{left_out:,} more validations are not shown.</p>" if left_out else ""
+    if earlier.any():
+        note += "<p>Each phase has data of its own: the best ones are of the last phase.</p>"
     return table(["step", "tokens", *columns], rows, "figures") + note
+
+
+def phases(history: RunHistory) -> str:
+    """What each phase of a run with a recipe was, up to its last step; nothing without one."""
+    rows = [
+        {"phase": phase.name, **(_made(history, phase) if len(phase.rows) else _to_come(phase))}
+        for phase in history.phases
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return table(names, [[cell(row.get(n, "")) for n in names] for row in rows], "figures")
+
+
+def _made(history: RunHistory, phase: PhaseRecord) -> dict[str, str]:
+    """A phase that has begun."""
+    train, (first, last) = history.train, phase.rows[[0, -1]]
+
+    def span(metric: str, form: str) -> str:
+        ends = [form.format(column(train, metric)[row]) for row in (first, last)]
+        return " to ".join(dict.fromkeys(ends))
+
+    def gained(metric: str) -> str:
+        counts = column(train, metric)
+        return _count(counts[last] - (counts[first - 1] if first else 0.0))
+
+    epochs = {
+        name.removeprefix("progress/epochs/"): column(train, name)[last]
+        for name in train
+        if name.startswith("progress/epochs/") and not np.isnan(train[name][last])
+    }
+    scores = history.validation
+    steps = train["step"][[first, last]]
+    own = column(scores, "validation/mlm_loss")[
+        np.flatnonzero((column(scores, "step") >= steps[0]) & (column(scores, "step") <= steps[1]))
+    ]
+    return {
+        "steps": f"{steps[0]:,.0f} to {steps[1]:,.0f}",
+        "samples": gained("progress/samples"),
+        "tokens": gained("progress/tokens"),
+        "samples of a step": span("progress/batch_size", "{:,.0f}"),
+        "masked": span("progress/masked_lm_prob", "{:.1%}").replace("nan%", "as stored"),
+        "lr": span("train/lr", "{:.2e}"),
+        "data sets": _weights(phase),
+        "epochs at its end": ", ".join(f"{name} {value:.2f}" for name, value in epochs.items()),
+        "validation MLM loss": f"{own[-1]:.4f}" if len(own) else "",
+    }
+
+
+def _to_come(phase: PhaseRecord) -> dict[str, str]:
+    return {
+        "steps": f"not begun: {phase.settings['steps']:,} steps",
+        "samples of a step": f"{phase.settings['train_batch_size']:,}",
+        "data sets": _weights(phase),
+    }
+
+
+def _weights(phase: PhaseRecord) -> str:
+    """The data sets of a phase, and the share that each has."""
+    weights: dict[str, float] = phase.settings["shards"]
+    if len(weights) == 1:
+        return next(iter(weights))
+    shares = (f"{weight / sum(weights.values()):.1%} {place}" for place, weight in weights.items())
+    return f"{', '.join(shares)} (by {phase.settings['weights_by']})"
 
 
 def predictions(history: RunHistory) -> str:
@@ -214,7 +282,7 @@ def _standing(history: RunHistory) -> dict[str, str]:
 def _validation_standing(history: RunHistory) -> dict[str, str]:
     scores = history.validation
     loss = column(scores, "validation/mlm_loss")
-    best = _best(loss, np.nanargmin)
+    best = _best(np.where(scores["step"] < history.comparable_since, np.nan, loss), np.nanargmin)
     standing = {
         "validation MLM loss": f"{loss[-1]:.4f}",
         "best validation MLM loss": f"{loss[best]:.4f} at step {scores['step'][best]:,.0f}",

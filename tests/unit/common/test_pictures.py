@@ -10,7 +10,15 @@ import pytest
 
 from dist_bert.common import pictures
 from dist_bert.common.errors import UserError
-from dist_bert.common.pictures import MAX_ROWS, Panel, check_picture, shortened, write_tables
+from dist_bert.common.pictures import (
+    MAX_ROWS,
+    Curve,
+    Panel,
+    check_picture,
+    shortened,
+    write_curves,
+    write_tables,
+)
 
 VALUES = np.array([[1.0, 0.25, -0.5], [0.25, 1.0, 0.125]])
 
@@ -63,6 +71,21 @@ def test_large_tables_have_no_numbers_and_huge_ones_are_refused(
     with pytest.raises(UserError, match=rf"b\.png: 101 rows or columns: .* at most {MAX_ROWS}"):
         draw(tmp_path / "b.png", values=np.ones((101, 2)))
     assert not (tmp_path / "b.png").exists()
+
+
+def test_curves_share_their_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = drawn_texts(monkeypatch)
+    upper = Curve("lr $1", [1, 2], [0.5, 0.25])
+    upper.add([3], [0.0])
+    for name in ("a.png", "b.png"):
+        write_curves(
+            tmp_path / name, "step", [upper, Curve("batch", [1, 3], [8, 8])], {1: "one", 2: "$2 $"}
+        )
+    assert (upper.places, upper.values) == ([1, 2, 3], [0.5, 0.25, 0.0])
+    drawn = [text.strip() for text in texts]
+    assert {"lr $1", "batch", "step", "one", "$2 $"} <= set(drawn)
+    assert drawn.count("one") == 2, "once in each picture"
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_characters_without_a_font_are_told(

@@ -22,7 +22,7 @@ from dist_bert.data.sample_rules import check_ranges
 from dist_bert.data.shard_format import MANIFEST_NAME, Manifest, write_shard
 from dist_bert.data.shard_source import ShardSource
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.plan.plan import Workload
+from dist_bert.tools.plan.workload import Workload
 from tests.support.processes import ROOT, run_script
 from tests.support.synthetic import Block, DataSet, write_data_set
 

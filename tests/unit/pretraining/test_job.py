@@ -10,9 +10,11 @@ import pytest
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags
+from dist_bert.data.shard_source import ShardSource
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.config import PretrainingConfig
-from dist_bert.pretraining.job import PartialJob, PretrainingJob
+from dist_bert.pretraining.job import PartialJob, PretrainingJob, open_corpus
+from dist_bert.pretraining.recipe import Phase
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags
 from tests.support.synthetic import SEQUENCE_LENGTH, TINY_MODEL, VOCAB_SIZE, DataSet, write_data_set
 
@@ -87,6 +89,29 @@ def test_what_is_resolved_is_json_with_every_setting(tmp_path: Path, data_set: D
             "random_next": None,  # the statistics of made-up shards are empty
         },
     }
+
+
+def test_credentials_of_a_recipe_s_places_are_kept_nowhere(
+    tmp_path: Path, data_set: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {f"https://me:hush@{host}/books?sig=hush": 1.0 for host in ("a", "b")}
+    monkeypatch.setattr(ShardSource, "manifest", lambda self: data_set.manifest)
+    job = make_job(tmp_path, "--local_cache", str(tmp_path / "cache"))
+    corpora = {place: open_corpus(place, list(places), job.run) for place in places}
+    assert [corpus.name for corpus in corpora.values()] == [
+        "https://***@a/books?***", "https://***@b/books?***",
+    ]  # fmt: skip
+    alone = "https://me:hush@a/b/"
+    assert open_corpus(alone, [alone], job.run).name == "b"
+    run = dataclasses.replace(job.run, recipe="recipe.json")
+    phases = [Phase(places, "mixed", steps=9)]
+    resolved = PretrainingJob.of(job.model, run, job.deepspeed, phases, corpora).resolved()
+    assert resolved["phases"]["mixed"]["shards"] == {
+        "https://***@a/books?***": 1.0, "https://***@b/books?***": 1.0,
+    }  # fmt: skip
+    assert "hush" not in json.dumps(resolved)
+    assert resolved["phases"]["mixed"]["train_batch_size"] == 12, "as resolved"
+    assert "shards" not in resolved["run"], "a default, which is not read"
 
 
 def test_flags_for_the_deepspeed_json_are_recorded_as_if_they_stood_there(

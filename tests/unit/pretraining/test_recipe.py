@@ -70,6 +70,7 @@ PHASE = {"shards": "data/a", "steps": 5}
         ([{**PHASE, "schedule": "cosin"}], {}, "schedule = 'cosin': must be one of run, linear"),
         ([{**PHASE, "masked_lm_prob": 0.6}], {}, "masked_lm_prob = 0.6: must be 0 to 0.5"),
         ([{**PHASE, "train_batch_size": -1}], {}, "train_batch_size = -1: must be at least 0"),
+        ([{**PHASE, "name": "2"}, PHASE], {}, "phase 2: name = '2': an earlier phase has it"),
         ([PHASE], {"shards": "data/x"}, "shards: is a matter of the phases; remove it"),
         ([PHASE], {"num_train_steps": 5}, "num_train_steps: is a matter of the phases"),
     ],

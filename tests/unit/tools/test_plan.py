@@ -11,6 +11,7 @@ import pytest
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.text_tables import number
+from dist_bert.data.batches import BatchShape
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import PEAK_BF16_FLOPS, training_flops
 from dist_bert.pretraining.config import PretrainingConfig
@@ -18,13 +19,13 @@ from dist_bert.tools.plan.communication import Collective, Link, plan_communicat
 from dist_bert.tools.plan.plan import (
     GPU_MEMORY_GBYTES,
     Hardware,
-    Workload,
     make_plan,
     measured_mfu,
     scaling,
     scaling_end,
     time_of_step,
 )
+from dist_bert.tools.plan.workload import Part, Workload
 from tests.support.processes import run_script
 from tests.unit.tools.test_memory_plan import make_layout
 
@@ -109,7 +110,8 @@ def test_scaling_ends_where_the_share_passes_a_fifth() -> None:
 def test_the_run_and_its_checkpoints() -> None:
     run = PretrainingConfig(num_train_steps=1_000, warmup_steps=10, checkpoint_interval=100)
     workload = dataclasses.replace(WORKLOAD, samples_per_epoch=12_800)
-    plan = make_plan(base_layout(), 32, run, workload, HARDWARE)
+    parts = [Part("", 1_000, BatchShape(1, 8, 32), workload)]
+    plan = make_plan(base_layout(), run, parts, HARDWARE)
     assert plan["run"]["samples"] == 256_000 and plan["run"]["epochs"] == 20.0
     assert plan["run"]["tokens"] == 256_000 * 128
     step = plan["run"]["step_seconds"]
@@ -120,7 +122,7 @@ def test_the_run_and_its_checkpoints() -> None:
     waits = 1 - 100 * step / (size / 1e9)
     assert plan["disk"]["share_of_time"] == pytest.approx(waits) and 0 < waits < 1
     fast = dataclasses.replace(HARDWARE, disk_bytes_per_second=size / (99 * step))
-    plan = make_plan(base_layout(), 32, run, workload, fast)
+    plan = make_plan(base_layout(), run, parts, fast)
     assert plan["disk"]["share_of_time"] == 0
     assert plan["disk"]["host_bytes_per_rank"] == pytest.approx(2 * size / base_layout().num_ranks)
 

@@ -316,8 +316,8 @@ def test_answers_change_with_the_steps_and_are_no_markup(parsed: Page, two_runs:
     made = report_tables.predictions(read_history(two_runs[0], "base"))
     assert made.count("<b>cat 50%</b>") == 2 == made.count("<b>")
     assert not [tag for tag, _ in parsed.tags if tag in ("i", "unk")]
-    # Figures, axes, plotly, our own: none of a run's making.
-    assert sum(tag == "script" for tag, _ in parsed.tags) == 4
+    # Figures, borders, axes, plotly, our own: none of a run's making.
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 5
 
 
 def test_nothing_is_loaded_from_anywhere(parsed: Page) -> None:
@@ -360,6 +360,99 @@ def test_a_run_whose_steps_were_all_skipped(tmp_path: Path) -> None:
     parsed = Page(page([read_history(run, "run")]))
     assert parsed.row("training MLM loss") == ["all skipped (last step)"]
     assert parsed.row("skipped steps") == ["3"]
+
+
+def phase_settings(shards: dict[str, float], steps: int) -> dict[str, Any]:
+    return {"shards": shards, "weights_by": "samples", "steps": steps, "train_batch_size": 24}
+
+
+@pytest.fixture
+def recipe_run(tmp_path: Path) -> Path:
+    """Steps 1 to 4 of one phase, 5 to 9 of a mixture, and one that has not begun."""
+    rows: list[dict[str, float]] = []
+    for step in range(1, 10):
+        is_first = step < 5
+        row = {**train_row(step), "progress/phase": 1 if is_first else 2}
+        row["progress/batch_size"] = 12 if step < 3 else 24
+        row["progress/epochs/<b>books</b>"] = 0.25 * step
+        if is_first:
+            row["progress/masked_lm_prob"] = 0.35 - 0.05 * step
+        else:
+            row["progress/epochs/wiki"] = 0.5 * (step - 4)
+        rows.append(row)
+        if step in (2, 6, 8):
+            rows.append(validation_row(step) | ({} if is_first else {
+                "validation/mlm_loss/<b>books</b>": 10.0 / step,
+                "validation/mlm_loss/wiki": 20.0 / step,
+            }))  # fmt: skip
+    rows[2]["validation/mlm_loss"] = 0.001  # of other data: no later one has to beat it
+    settings = {
+        "first": phase_settings({"data/books": 2.0}, 4),
+        "<i>mixed</i>": phase_settings({"data/books": 3.0, "data/wiki": 1.0}, 5_000),
+        "last": phase_settings({"data/wiki": 1.0}, 1_003),
+    }
+    config = {"run": {"num_train_steps": 12, "output_dir": "a"}, "phases": settings}
+    return write_run(tmp_path / "recipe", rows, config=config)
+
+
+def test_the_phases_of_a_recipe_have_a_table(recipe_run: Path) -> None:
+    parsed = Page(page([read_history(recipe_run, "recipe")]))
+    header = next(row for row in parsed.rows if row[:1] == ["phase"])
+    first, mixed, last = (
+        dict(zip(header[1:], parsed.row(name), strict=True))
+        for name in ("first", "<i>mixed</i>", "last")
+    )
+    assert first == {
+        "steps": "1 to 4", "samples": "420", "tokens": "12,004", "samples of a step": "12 to 24",
+        "masked": "30.0% to 15.0%", "lr": "1.00e-04 to 4.00e-04", "data sets": "data/books",
+        "epochs at its end": "<b>books</b> 1.00", "validation MLM loss": "0.0010",
+    }  # fmt: skip
+    assert mixed == {
+        "steps": "5 to 9", "samples": "525", "tokens": "15,005", "samples of a step": "24",
+        "masked": "as stored", "lr": "5.00e-04 to 9.00e-04",
+        "data sets": "75.0% data/books, 25.0% data/wiki (by samples)",
+        "epochs at its end": "<b>books</b> 2.25, wiki 2.50", "validation MLM loss": "1.0000",
+    }  # fmt: skip
+    assert {name: text for name, text in last.items() if text} == {
+        "steps": "not begun: 1,003 steps", "samples of a step": "24", "data sets": "data/wiki",
+    }  # fmt: skip
+    assert not [tag for tag, _ in parsed.tags if tag == "i"]
+
+
+def test_the_best_validation_is_one_of_the_last_phase(recipe_run: Path) -> None:
+    history = read_history(recipe_run, "recipe")
+    parsed = Page(page([history]))
+    assert parsed.row("best validation MLM loss") == ["1.0000 at step 8"]
+    assert report_tables.validations(history).count('<td class="best">1.0000</td>') == 1
+    assert "the best ones are of the last phase" in parsed.text
+
+
+def test_curves_show_phases_and_data_sets(recipe_run: Path, two_runs: list[str]) -> None:
+    parsed = Page(page(read_histories([two_runs[0], str(recipe_run)])))
+    assert [(b["run"], b["name"], b["step"], b["tokens"]) for b in json.loads(
+        parsed.scripts["borders"]
+    )] == [(1, "first", 1, 3_001), (1, "&lt;i&gt;mixed&lt;/i&gt;", 5, 15_005)]  # fmt: skip
+    kinds = [a["value"] for _, a in parsed.tags if a.get("name") == "kind"]
+    assert kinds == ["mean", "raw", "validation", "restart", "skipped", "phase"]
+    drawn = json.loads(parsed.scripts["figures"])
+    assert {run for run, _ in traces_of(drawn, "Samples of a step")} == {1}
+    masked = traces_of(drawn, "Share of tokens masked")[1, "raw"]
+    assert masked["x"] == [1, 2, 3, 4] and masked["y"] == pytest.approx([0.3, 0.25, 0.2, 0.15])
+    for title, kind, ys in (
+        ("Epochs of each", "mean", [[0.25 * s for s in range(1, 10)], [0.5, 1.0, 1.5, 2.0, 2.5]]),
+        ("Validation MLM loss of each", "validation", [[10 / 6, 10 / 8], [20 / 6, 20 / 8]]),
+    ):
+        figure = next(f for f in drawn if f["layout"]["title"]["text"].startswith(title))
+        assert [trace["y"] for trace in figure["data"]] == [pytest.approx(y) for y in ys]
+        assert [t["text"][-1] for t in figure["data"]] == ["&lt;b&gt;books&lt;/b&gt;", "wiki"]
+        assert {trace["meta"]["kind"] for trace in figure["data"]} == {kind}
+    assert figure["data"][1]["meta"]["step"] == [6, 8]
+
+
+def test_a_run_without_a_recipe_has_nothing_of_phases(parsed: Page) -> None:
+    assert json.loads(parsed.scripts["borders"]) == []
+    assert "phase" not in [a["value"] for _, a in parsed.tags if a.get("name") == "kind"]
+    assert "Phases" not in parsed.text and "last phase" not in parsed.text
 
 
 def test_folders_that_are_no_run(tmp_path: Path) -> None:

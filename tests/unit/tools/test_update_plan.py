@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dist_bert.checkpoint.places import Place
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.plan.plan import Workload
 from dist_bert.tools.plan.update import (
     flops_share,
     layer_matrices,
@@ -19,6 +18,7 @@ from dist_bert.tools.plan.update import (
     newton_schulz_flops,
     plan_update,
 )
+from dist_bert.tools.plan.workload import Workload
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.optimizers.build import own_optimizer
 from dist_bert.training.optimizers.newton_schulz import orthogonalized, update_scale
