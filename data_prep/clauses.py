@@ -113,6 +113,8 @@ def _start(text: str, starts_word: bool, is_reserved: bool) -> int:
     """The column of a piece's start; of the reserved pieces, only bytes occur in texts."""
     if is_reserved:
         return _IN_WORD if starts_word else _IN_CHARACTER
+    if text[:1] == "\ufffd" and not starts_word:  # a part of a character
+        return _IN_CHARACTER
     if text[:1] and _continues_character(text[0]):
         return _IN_CHARACTER
     is_new = starts_word and (text[:1].isspace() or text[:1].isalnum())  # not: a mark

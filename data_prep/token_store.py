@@ -217,7 +217,7 @@ class _UnitWriter:
 
     def add(self, batch: list[_Document]) -> None:
         """Encodes and appends documents; drops those without a single piece."""
-        ids, offsets = self._tokenizer.encode_batch([s for d in batch for s in d.sentences])
+        ids, offsets = self._tokenizer.encode_documents(d.sentences for d in batch)
         is_kept = np.diff(offsets) > 0  # drops sentences of ignored characters only
         document = np.repeat(np.arange(len(batch)), [len(d.sentences) for d in batch])
         num_sentences = np.bincount(document[is_kept], minlength=len(batch))

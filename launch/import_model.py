@@ -3,7 +3,8 @@
     python launch/import_model.py --input downloads/bert-base-uncased --output_dir models/bert_base
 
 The input is a folder in Hugging Face layout: config.json, safetensors, and vocab.txt or
-tokenizer.json. What comes out is compared with what transformers makes of it before it appears.
+tokenizer.json (WordPiece, or ModernBERT's byte-level BPE). What comes out is compared with what
+transformers makes of it before it appears.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The layout of a run's folder; no torch, so that any script can read it.
 
 RUN/config.json        resolved configuration and versions
-RUN/tokenizer.model    the tokenizer that made the shards, of either kind
+RUN/tokenizer.model    the tokenizer that made the shards, of any kind
 RUN/metrics.jsonl      the metrics, one object a step
 RUN/predictions.jsonl  answers to the fixed sentences, one object a sentence and validation
 RUN/starts.jsonl       one object for each start of the run

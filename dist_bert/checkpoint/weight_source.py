@@ -22,6 +22,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, read_json
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_config import from_published_config
+from dist_bert.tokenizer.tokenizer import kind_of
 
 PUBLISHED_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -100,7 +101,7 @@ class WeightSource:
             if is_published
             else _model_of_run(config)
         )
-        known_tokenizer = tokenizer if tokenizer.exists() else None
+        known_tokenizer = tokenizer if tokenizer.exists() else _byte_level_file(folder)
         return cls(path, None, tensor_files, model, known_tokenizer, is_published)
 
     @classmethod
@@ -193,6 +194,12 @@ class WeightSource:
 
 def _model_of_run(path: Path) -> ModelConfig:
     return from_dict(ModelConfig, read_json(path).get("model", {}), str(path))
+
+
+def _byte_level_file(folder: Path) -> Path | None:
+    """The tokenizer.json of a published folder, if it is used as it is: of byte-level BPE."""
+    path = folder / "tokenizer.json"
+    return path if path.exists() and kind_of(path.read_bytes()) == "byte-level BPE" else None
 
 
 def _tensor_files(path: Path, flag: str) -> tuple[Path, ...]:

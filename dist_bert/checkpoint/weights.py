@@ -1,9 +1,13 @@
-"""The weights that a `WeightSource` has, by our names. Not for: fitting them to another model."""
+"""The weights that a `WeightSource` has, by our names. Not for: fitting them to another model.
+
+Letters: R rows of the word embeddings.
+"""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,9 +18,11 @@ from dist_bert.common.errors import UserError
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import Family, family, from_published
+from dist_bert.tokenizer.tokenizer import Tokenizer, kind_of
 
 _WORDS = "encoder.word_embeddings.weight"
 _POSITIONS = "encoder.position_embeddings.weight"
+_BY_PIECE = (_WORDS, "mlm_bias")  # parameters with a row for each piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +35,11 @@ class StoredWeights:
 
 
 def read_stored(source: WeightSource) -> StoredWeights:
-    """Reads all weights of a source.
+    """Reads all weights of a source, with the rows of pieces in our order.
 
     Raises:
-        UserError: a file is damaged, or its tensors are not those of its config.
+        UserError: a file is damaged, its tensors are not those of its config, or its tokenizer is
+            of another model.
     """
     if source.checkpoint is not None:
         tensors = CheckpointReader(source.checkpoint).weights(source.is_average)
@@ -54,7 +61,46 @@ def read_stored(source: WeightSource) -> StoredWeights:
     others = {name.split(".")[0] for name in own if name.startswith(without)}
     published = {name: t for name, t in published.items() if not name.startswith(without)}
     left_out = tuple(sorted(others.union(left_out)))
-    return StoredWeights(from_published(published, source.model, without), missing, left_out)
+    ours = from_published(published, source.model, without)
+    path = source.tokenizer
+    if path is not None and kind_of(path.read_bytes()) == "byte-level BPE":
+        tokenizer = Tokenizer(path)
+        require_rows(tokenizer, source)
+        ours = in_order(ours, published_order(tokenizer, source.model.vocab_size))
+    return StoredWeights(ours, missing, left_out)
+
+
+def require_rows(tokenizer: Tokenizer, source: WeightSource) -> None:
+    """Refuses a tokenizer with more pieces than a model has rows.
+
+    Raises:
+        UserError: it has.
+    """
+    if tokenizer.vocab_size > source.model.vocab_size:
+        raise UserError(
+            f"{source.path}: its tokenizer has {tokenizer.vocab_size} pieces, the word embeddings"
+            f" {source.model.vocab_size} rows: they belong to different models"
+        )
+
+
+def published_order(tokenizer: Tokenizer, num_rows: int) -> Tensor:
+    """(R,) the row of a folder in Hugging Face layout for each of our rows; inverse: `argsort`."""
+    order = torch.arange(num_rows)
+    if tokenizer.published_ids is not None:
+        order[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.published_ids)
+    return order
+
+
+def in_order(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    """The same tensors; of the parameters with a row for each piece, the first R in this order."""
+    if torch.equal(order, torch.arange(len(order))):
+        return dict(tensors)
+    rows = {
+        name: torch.cat([tensors[name][order], tensors[name][len(order) :]])
+        for name in _BY_PIECE
+        if name in tensors
+    }
+    return {**tensors, **rows}
 
 
 def under_published_names(

@@ -39,12 +39,14 @@ class MaskingVocabulary:
     vocab_size: int  # V; above num_reserved_pieces
     num_reserved_pieces: int  # ids below it are never drawn as replacements; at least 5
     word_starts: NDArray[np.bool_] | None = None  # (V,); None masks single tokens
+    word_ends: NDArray[np.bool_] | None = None  # (V,) behind which any piece begins a word
     mean_span_length: float = 0.0  # tokens of a masked span; 0 = no spans, or > 1
     mask_id: int = 4  # replaces 80 % of the masked tokens
 
     def __post_init__(self) -> None:
         assert NUM_SPECIAL_IDS <= self.num_reserved_pieces < self.vocab_size
-        assert self.word_starts is None or self.word_starts.shape == (self.vocab_size,)
+        for table in (self.word_starts, self.word_ends):
+            assert table is None or table.shape == (self.vocab_size,)
 
     @functools.cached_property
     def breaks_word(self) -> NDArray[np.bool_]:
@@ -212,6 +214,8 @@ def _word_starts(
     """(B, S) where words begin. A special token is its own word: no word extends across one."""
     starts = vocabulary.breaks_word.take(original_ids)
     starts[:, 1:] |= original_ids[:, :-1] < NUM_SPECIAL_IDS
+    if vocabulary.word_ends is not None:
+        starts[:, 1:] |= vocabulary.word_ends.take(original_ids[:, :-1])
     starts[:, 0] = True
     return starts
 

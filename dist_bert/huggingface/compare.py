@@ -151,7 +151,7 @@ def check_ids(
     Raises:
         UserError: some differ and this is not allowed.
     """
-    proto = None if tokenizer.has_word_pieces else read_model(tokenizer.path)
+    proto = read_model(tokenizer.path) if tokenizer.kind == "SentencePiece" else None
     result = compare(tokenizer, proto, encode, texts)
     num_other = len(result.differences) - result.num_ties
     found = f"{result.num_compared:,} texts compared, {num_other:,} differ"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dist_bert.checkpoint.run_dir import CONFIG_NAME, read_resolved
+from dist_bert.checkpoint.weights import published_order
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict
@@ -91,18 +92,20 @@ def export_finetuned(
     facts = model.task.published_facts(family(model.config).classes)
     weights = model.task.published_weights(model.head.state_dict())
     with files.whole_folder(output_dir) as folder:
-        write_head(weights, model.config, facts, folder)
+        write_head(weights, model.config, facts, folder, model.task.tokenizer)
         has_segments = model.config.type_vocab_size > 0
         write_tokenizer(model.task.tokenizer, model.task.max_seq_length, folder, has_segments)
+        order = published_order(model.task.tokenizer, model.config.vocab_size)
+        new_ids = order.argsort()
         tokenizer, theirs = load_tokenizer(folder), load_model(folder, facts["architectures"][0])
-        equal_outputs = _check_outputs(model, theirs, examples)
+        equal_outputs = _check_outputs(model, theirs, examples, order)
         print(f"outputs    {equal_outputs}", flush=True)
 
         def encode(window: list[str]) -> list[list[int]]:
-            ids: list[list[int]] = tokenizer(window, add_special_tokens=False, verbose=False)[
+            batch: list[list[int]] = tokenizer(window, add_special_tokens=False, verbose=False)[
                 "input_ids"
             ]
-            return ids
+            return [new_ids[ids].tolist() for ids in batch]
 
         texts = [*ODD_TEXTS, *(text for example in examples for text in _texts(example))]
         texts += read_lines(sample_text) if sample_text is not None else []
@@ -149,8 +152,17 @@ def _texts(example: Example) -> list[str]:
     return [example.question, example.context]
 
 
-def _check_outputs(model: FineTunedModel, theirs: Any, examples: Sequence[Any]) -> str:
-    """Compares the scores of all samples of the examples; returns the result as text."""
+def _check_outputs(
+    model: FineTunedModel, theirs: Any, examples: Sequence[Any], order: Tensor
+) -> str:
+    """Compares the scores of all samples of the examples; returns the result as text.
+
+    Args:
+        model: ours.
+        theirs: the same model in transformers.
+        examples: of the task.
+        order: (R,) its id for each of ours.
+    """
     features: Features = model.task.prepare(examples, is_training=False).features
     has_segments = model.config.type_vocab_size > 0
     ours, expected = [], []
@@ -158,14 +170,14 @@ def _check_outputs(model: FineTunedModel, theirs: Any, examples: Sequence[Any]) 
         rows = [row for _, row in scores_of_batches(model.head, [batch], model.device)]
         ours.append(torch.from_numpy(np.vstack(rows)))
         samples = batch.samples.tolist()
-        expected.append(_scores_of_padded(theirs, features, samples, has_segments))
+        expected.append(_scores_of_padded(theirs, features, samples, has_segments, order))
     pairs = {"logits": (torch.cat(ours), torch.cat(expected))}
     return tell_difference(pairs, int(features.offsets[-1]), len(features))
 
 
 @torch.no_grad()
 def _scores_of_padded(
-    theirs: Any, features: Features, samples: Sequence[int], has_segments: bool
+    theirs: Any, features: Features, samples: Sequence[int], has_segments: bool, order: Tensor
 ) -> Tensor:
     """Scores of samples, (B, C), or of all their tokens, (T, C); of spans, C is start and end."""
     bounds = torch.from_numpy(features.offsets)
@@ -174,7 +186,7 @@ def _scores_of_padded(
     ids = pad_sequence(rows, batch_first=True, padding_value=PAD_ID)  # (B, S)
     places = torch.arange(ids.shape[1])
     is_token = places < torch.tensor([len(row) for row in rows])[:, None]
-    batch = {"input_ids": ids, "attention_mask": is_token.long()}
+    batch = {"input_ids": order[ids], "attention_mask": is_token.long()}
     if has_segments:
         starts = torch.from_numpy(features.segment_b_start)[samples, None]
         batch["token_type_ids"] = ((places >= starts) & is_token).long()

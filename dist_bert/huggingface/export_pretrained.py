@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dist_bert.checkpoint.run_dir import CONFIG_NAME
+from dist_bert.checkpoint.weights import published_order
 from dist_bert.common import files
 from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import read_json
@@ -79,17 +80,18 @@ def export(
     resolved = redacted_values(read_json(run_dir / CONFIG_NAME))
     texts = _sample_texts(resolved, run.tokenizer, sample_text)
     with files.whole_folder(output_dir) as folder:
-        write_model(run.own_weights(), run.config, folder)
+        write_model(run.own_weights(), run.config, folder, run.tokenizer)
         has_segments = run.config.type_vocab_size > 0
         write_tokenizer(run.tokenizer, run.config.max_position_embeddings, folder, has_segments)
         tokenizer = load_tokenizer(folder)
         theirs = load_model(folder, pretrained_kind(run.config))
-        equal_outputs = check_outputs(run, theirs, tokenizer, texts)
+        new_ids = published_order(run.tokenizer, run.config.vocab_size).argsort()
+        equal_outputs = check_outputs(run, theirs, tokenizer, texts, new_ids)
         print(f"outputs    {equal_outputs}", flush=True)
 
         def encode(window: list[str]) -> list[list[int]]:
-            ids: list[list[int]] = tokenizer(window, add_special_tokens=False)["input_ids"]
-            return ids
+            batch: list[list[int]] = tokenizer(window, add_special_tokens=False)["input_ids"]
+            return [new_ids[ids].tolist() for ids in batch]
 
         equal_ids = check_ids(run.tokenizer, encode, texts, allow_differences)
         check = f"Outputs: {equal_outputs}. Token ids: {equal_ids}."
@@ -110,7 +112,7 @@ def export(
             resolved,
             run.step,
             run_dir,
-            run.tokenizer.has_word_pieces,
+            run.tokenizer.kind,
             check,
             no_mlm_head,
             run.is_average,

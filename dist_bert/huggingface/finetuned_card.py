@@ -54,7 +54,7 @@ def finetuned_card(
     """
     task_name = resolved["task"]["name"]
     is_modern = resolved["model"].get("architecture") == "modern"
-    tokenizer = TOKENIZER_NOTES[task.tokenizer.has_word_pieces]
+    tokenizer = TOKENIZER_NOTES[task.tokenizer.kind]
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task.pipeline}\n"
         "# license: choose one; it also depends on the training texts\n---",

@@ -12,13 +12,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dist_bert.checkpoint.run_dir import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from dist_bert.checkpoint.weights import in_order, published_order
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_config import to_published_config
 from dist_bert.model.published_names import Family, family, to_published
 from dist_bert.tokenizer.config import SPECIAL_PIECES
-from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, Tokenizer
+from dist_bert.tokenizer.tokenizer import Tokenizer
 
 _SPECIAL_TOKENS = dict(
     zip(
@@ -49,7 +50,12 @@ def check_new_folder(output_dir: Path) -> None:
         ) from None
 
 
-def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
+def write_model(
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """Writes weights and config.json, without the tied decoder, like transformers.
 
     Args:
@@ -57,15 +63,20 @@ def write_model(state_dict: Mapping[str, Tensor], config: ModelConfig, folder: P
         config: must have a published form; if BERT's has an MLM head, with equal activations:
             config.json has one name for both.
         folder: must exist.
+        tokenizer: with the published ids, whose order the rows of pieces get; None = that of ours.
     """
-    published = to_published(state_dict, config)
+    published = to_published(_published_rows(state_dict, config, tokenizer), config)
     kind = _architecture(published, family(config))
     facts = {"architectures": [kind], "tie_word_embeddings": True}
-    _write(published, config, facts, folder)
+    _write(published, config, facts, folder, tokenizer)
 
 
 def write_head(
-    state_dict: Mapping[str, Tensor], config: ModelConfig, facts: dict[str, Any], folder: Path
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    facts: dict[str, Any],
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Writes the same for an encoder with a head of fine-tuning.
 
@@ -74,28 +85,44 @@ def write_head(
         config: its architecture.
         facts: of the head, for config.json: `architectures`, the names of its classes.
         folder: must exist.
+        tokenizer: as in `write_model`.
     """
-    _write(to_published(state_dict, config), config, facts, folder)
+    published = to_published(_published_rows(state_dict, config, tokenizer), config)
+    _write(published, config, facts, folder, tokenizer)
+
+
+def _published_rows(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, tokenizer: Tokenizer | None
+) -> Mapping[str, Tensor]:
+    if tokenizer is None:
+        return state_dict
+    return in_order(state_dict, published_order(tokenizer, config.vocab_size).argsort())
 
 
 def _write(
-    published: Mapping[str, Tensor], config: ModelConfig, facts: dict[str, Any], folder: Path
+    published: Mapping[str, Tensor],
+    config: ModelConfig,
+    facts: dict[str, Any],
+    folder: Path,
+    tokenizer: Tokenizer | None,
 ) -> None:
     tied = family(config).tied
     tensors = {  # cloned: views of one tensor are not stored
         name: value.detach().cpu().clone() for name, value in published.items() if name not in tied
     }
     files.write_bytes(folder / WEIGHTS_NAME, save(tensors, {"format": "pt"}))
+    own = None if tokenizer is None else tokenizer.published_ids
+    pad, _, cls, sep, mask = range(len(SPECIAL_PIECES)) if own is None else own[:5].tolist()
     # ModernBertConfig's own would lie behind the end of a smaller vocabulary.
-    ends = {"bos_token_id": CLS_ID, "eos_token_id": SEP_ID}
+    ends = {"bos_token_id": cls, "eos_token_id": sep}
     values = {
         **to_published_config(config),
         **facts,
         **(ends if config.architecture == "modern" else {}),
-        "pad_token_id": PAD_ID,
-        "cls_token_id": CLS_ID,
-        "sep_token_id": SEP_ID,
-        "mask_token_id": MASK_ID,
+        "pad_token_id": pad,
+        "cls_token_id": cls,
+        "sep_token_id": sep,
+        "mask_token_id": mask,
         "dtype": "float32",
     }
     files.write_json(folder / CONFIG_NAME, values)
@@ -106,8 +133,8 @@ def write_tokenizer(
 ) -> None:
     """Writes tokenizer.json, the two files that name its parts, and the file for this package.
 
-    A WordPiece vocabulary's file already is a tokenizer.json: the two have the same bytes. A model
-    without segments is not given any.
+    The file of an imported vocabulary already is a tokenizer.json: the two have the same bytes. A
+    model without segments is not given any.
     """
     from dist_bert.huggingface.tokenizer import (
         fast_tokenizer,  # an optional package
@@ -115,10 +142,10 @@ def write_tokenizer(
     )
 
     content = tokenizer.content
-    if tokenizer.has_word_pieces:
-        fast = content
-    else:
+    if tokenizer.kind == "SentencePiece":
         fast = fast_tokenizer(read_model(tokenizer.path)).to_str(pretty=True).encode()
+    else:
+        fast = content
     files.write_bytes(folder / "tokenizer.json", fast)
     settings = {
         # BertTokenizer would make its own rules of a SentencePiece model's

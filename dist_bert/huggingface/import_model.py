@@ -1,8 +1,10 @@
 """Imports a published BERT as a folder that can replace the folder of a run.
 
-Its vocabulary is renumbered: the five special pieces first, as this system requires, the others in
-their order; the rows of the word embeddings and of the MLM bias move accordingly. The folder
-appears only after it has been loaded and verified against transformers with the published one.
+A WordPiece vocabulary is renumbered: the five special pieces first, as this system requires, the
+others in their order; the rows of the word embeddings and of the MLM bias move accordingly. A
+byte-level BPE keeps its file and, in this folder as in every export, the published order of rows:
+they move whenever the folder is read. The folder appears only after it has been loaded and verified
+against transformers with the published one.
 
 Letters: R rows of the word embeddings, V pieces.
 """
@@ -14,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dist_bert.checkpoint.run_dir import TOKENIZER_NAME
 from dist_bert.checkpoint.weight_source import WeightSource
-from dist_bert.checkpoint.weights import read_stored
+from dist_bert.checkpoint.weights import in_order, published_order, read_stored, require_rows
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.hashing import hash64
@@ -35,7 +36,6 @@ from dist_bert.tokenizer.tokenizer import Tokenizer
 MODEL_NAME = "model.json"  # the architecture for --model; config.json is transformers' own
 RECORD_NAME = "import.json"
 
-_BY_PIECE = ("encoder.word_embeddings.weight", "mlm_bias")  # parameters with a row for each piece
 _MIN_LINES = 3_000
 _LINE_PIECES = 8
 
@@ -61,14 +61,13 @@ def import_model(
     published = load_tokenizer(source.path)
     stored = read_stored(source)
     with files.whole_folder(output_dir) as folder:
-        order = _write_tokenizer(source, published, folder)
-        weights = {**stored.tensors, **_reordered(stored.tensors, order)}
-        write_model(weights, source.model, folder)
+        tokenizer, order = _write_tokenizer(source, published, folder)
+        weights = stored.tensors if source.tokenizer else in_order(stored.tensors, order)
+        write_model(weights, source.model, folder, tokenizer)
         files.write_json(folder / MODEL_NAME, dataclasses.asdict(source.model))
         run = TrainedRun.load(folder)
         print(_summary(run, stored.left_out), flush=True)
-        new_ids = torch.empty(len(order), dtype=torch.int64)
-        new_ids[torch.tensor(order)] = torch.arange(len(order))
+        new_ids = order.argsort()
         texts = [*ODD_TEXTS, *vocabulary_texts(run.tokenizer), *sample]
         theirs = load_model(source.path, pretrained_kind(source.model))
         outputs = check_outputs(run, theirs, published, texts, new_ids)
@@ -100,56 +99,50 @@ def vocabulary_texts(tokenizer: Tokenizer) -> Iterator[str]:
         yield line.upper() if number % 3 == 2 else line
 
 
-def _write_tokenizer(source: WeightSource, published: Any, folder: Path) -> list[int]:
-    """Writes all files of the tokenizer; returns the published id for each of our R ids."""
+def _write_tokenizer(
+    source: WeightSource, published: Any, folder: Path
+) -> tuple[Tokenizer, torch.Tensor]:
+    """Writes all files of the tokenizer; returns it, and (R,) the published id of each of ours."""
     path = folder / TOKENIZER_NAME
     num_rows = source.model.vocab_size
-    if source.tokenizer is not None:  # written by launch/export_model.py: has our ids already
+    order = None
+    if source.tokenizer is not None:  # of launch/export_model.py, or byte-level BPE: as it is
         files.write_bytes(path, source.tokenizer.read_bytes())
-        order = list(range(num_rows))
     else:
         from dist_bert.huggingface.tokenizer import renumbered
 
         if not getattr(published, "is_fast", False):
             raise UserError(
                 f"{source.path}: its tokenizer is a {type(published).__name__}, which is not of"
-                " the tokenizers library: only WordPiece vocabularies can be imported"
+                " the tokenizers library: only WordPiece and byte-level BPE can be imported"
             )
-        fast, order = renumbered(published.backend_tokenizer, num_rows, str(source.path))
+        fast, places = renumbered(published.backend_tokenizer, num_rows, str(source.path))
         files.write_bytes(path, fast.to_str(pretty=True).encode())
+        order = torch.tensor(places)
     tokenizer = Tokenizer(path)
-    if tokenizer.vocab_size > num_rows:
-        raise UserError(
-            f"{source.path}: its tokenizer has {tokenizer.vocab_size} pieces, the word embeddings"
-            f" {num_rows} rows: they belong to different models"
-        )
+    require_rows(tokenizer, source)
     config = source.model
     write_tokenizer(tokenizer, config.max_position_embeddings, folder, config.type_vocab_size > 0)
-    return order
-
-
-def _reordered(tensors: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
-    """The parameters with a row for each piece, their first R rows in our order."""
-    rows = torch.tensor(order)
-    return {
-        name: torch.cat([tensors[name][rows], tensors[name][len(order) :]])
-        for name in _BY_PIECE
-        if name in tensors
-    }
+    return tokenizer, published_order(tokenizer, num_rows) if order is None else order
 
 
 def _summary(run: TrainedRun, left_out: tuple[str, ...]) -> str:
     """Summary of the imported model, in a few lines."""
     tokenizer, config = run.tokenizer, run.config
-    kind = "WordPiece" if tokenizer.has_word_pieces else "SentencePiece"
+    moved = {
+        "SentencePiece": "",
+        "WordPiece": ", special ones moved to 0-4",
+        "byte-level BPE": ", special ones at 0-4 here, at their published ids in folders for"
+        " transformers",
+    }
     num_parameters = sum(value.numel() for value in run.own_weights().values())
     surplus = config.vocab_size - tokenizer.vocab_size
     rows = {
         "model": f"{num_parameters / 1e6:.1f} M parameters, {config.num_hidden_layers} layers of"
         f" {config.hidden_size}, {config.max_position_embeddings} positions",
-        "vocabulary": f"{kind}, {tokenizer.vocab_size:,} pieces"
+        "vocabulary": f"{tokenizer.kind}, {tokenizer.vocab_size:,} pieces"
         + (f", {surplus:,} rows of no piece" if surplus else "")
-        + (", special ones moved to 0-4" if tokenizer.has_word_pieces else ""),
+        + moved[tokenizer.kind],
     }
     if run.missing_heads:
         rows["not in it"] = ", ".join(run.missing_heads)

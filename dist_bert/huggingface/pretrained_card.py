@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_bert.checkpoint.run_dir import METRICS_NAME
 from dist_bert.common.json_lines import rows_of
+from dist_bert.tokenizer.tokenizer import Kind
 
 _ACCURACY = "validation/nsp_accuracy"
 _SCORES = {  # metric -> (name, format)
@@ -18,14 +19,19 @@ _SCORES = {  # metric -> (name, format)
     _ACCURACY: ("next sentence accuracy", ".2%"),
 }
 
-TOKENIZER_NOTES = {  # by whether it has word pieces
-    False: (
+TOKENIZER_NOTES: dict[Kind, str] = {
+    "SentencePiece": (
         "Its tokenizer is SentencePiece's, as `PreTrainedTokenizerFast`: `AutoTokenizer` loads it,"
         " `BertTokenizer` (WordPiece) must not be used."
     ),
-    True: (
+    "WordPiece": (
         "Its tokenizer is an imported WordPiece vocabulary, as `PreTrainedTokenizerFast`: the"
         " special pieces were moved to the front, so its ids differ from the published ones."
+    ),
+    "byte-level BPE": (
+        "Its tokenizer is the imported byte-level BPE, unchanged: ids and rows of the word"
+        " embeddings are in the published order. dist-bert moves the special pieces to the front"
+        " when it reads this folder."
     ),
 }
 
@@ -35,7 +41,7 @@ def model_card(
     resolved: dict[str, Any],
     step: int,
     run_dir: Path,
-    has_word_pieces: bool,
+    tokenizer_kind: Kind,
     check: str,
     no_mlm_head: str,
     is_average: bool = False,
@@ -47,7 +53,7 @@ def model_card(
         resolved: the run's config.json.
         step: of the checkpoint.
         run_dir: for the scores, if there was a validation at that step.
-        has_word_pieces: whether the tokenizer is an imported WordPiece vocabulary.
+        tokenizer_kind: of the tokenizer's pieces.
         check: results of the export's comparisons, one line.
         no_mlm_head: the reason for a folder without it; empty if it has one.
         is_average: the weights are an average over the steps, which the scores are not of.
@@ -65,7 +71,7 @@ def model_card(
         *(["Its weights are an exponential average over the steps."] if is_average else []),
         *([f"It lacks the masked LM head: {no_mlm_head}."] if no_mlm_head else []),
         _usage(name, not no_mlm_head),
-        TOKENIZER_NOTES[has_word_pieces],
+        TOKENIZER_NOTES[tokenizer_kind],
         "## Training",
         table([("", ""), *_training(resolved, step)]),
         *([table(_phases(resolved, step))] if "phases" in resolved else []),

@@ -182,7 +182,7 @@ def compare(
 
     Args:
         tokenizer: ours.
-        proto: its model from `read_model`; None = it has word pieces.
+        proto: its model from `read_model`; None = it is an imported vocabulary.
         encode: the other one's ids of texts, without those added around them.
         texts: any number; one window at a time is in memory.
     """

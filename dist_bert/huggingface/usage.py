@@ -18,7 +18,8 @@ def tag_words(words: list[str], model: Any, tokenizer: Any) -> list[str]:
     cjk = r"[\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # without spaces
     for before, word in zip(["", *words], words, strict=False):
         is_spaced = not (re.match(cjk, before[-1:]) and re.match(cjk, word))
-        text = word if is_spaced else tokenizer.mask_token + word  # so no space is added before it
+        # After a mask, no space is added; one that is there changes nothing but byte-level BPE.
+        text = " " * bool(before) + word if is_spaced else tokenizer.mask_token + word
         pieces = tokenizer(text, add_special_tokens=False)["input_ids"][0 if is_spaced else 1 :]
         if len(ids) + max(1, len(pieces)) >= tokenizer.model_max_length:
             break

@@ -38,6 +38,8 @@ class SentencePieces:
         num_reserved: leading pieces that are not text: control, unknown and byte pieces.
     """
 
+    published_ids = None  # of each piece elsewhere: the same
+
     def __init__(self, model: bytes, path: Path) -> None:
         """Loads a model.
 
@@ -79,6 +81,10 @@ class SentencePieces:
         # Adjacent unknown characters are one piece: the text's first ones may join the stranger.
         is_merged = pieces[len(before) - 1] != before[-1]
         return self.encode(_STRANGER + text)[len(before) - is_merged :]
+
+    def before_mask(self, text: str) -> str:
+        """The part of the text before a [MASK] that has ids: all of it."""
+        return text
 
     def encode_behind_mask(self, text: str) -> list[int]:
         """Ids of the text after a [MASK]: with a space before it only if there is one."""

@@ -1,8 +1,8 @@
 """The tokenizer that both halves share: text pieces and BERT's special pieces.
 
-Text can never produce a special id. The pieces are SentencePiece's, trained here, or WordPiece's of
-an imported model; which, the file itself tells. Not for: reading corpora (`data_prep.readers`) or
-choosing the training sentences (`data_prep.make_tokenizer`).
+Text can never produce a special id. The pieces are SentencePiece's, trained here, or WordPiece's or
+byte-level BPE's of an imported model; which, the file itself tells. Not for: reading corpora
+(`data_prep.readers`) or choosing the training sentences (`data_prep.make_tokenizer`).
 
 Letters: N texts of a batch, T ids of all of them, V pieces.
 """
@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,12 @@ from dist_bert.tokenizer.normalization import chosen
 from dist_bert.tokenizer.sentence_pieces import SentencePieces, is_accent, is_ideograph, train
 
 if TYPE_CHECKING:
+    from dist_bert.tokenizer.byte_pieces import BytePieces
     from dist_bert.tokenizer.word_pieces import WordPieces
+
+    Pieces = SentencePieces | WordPieces | BytePieces
+
+Kind = Literal["SentencePiece", "WordPiece", "byte-level BPE"]
 
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
 
@@ -53,11 +59,11 @@ class Tokenizer:
         fingerprint: SHA-256 of `content`.
         vocab_size: V.
         num_reserved_pieces: leading ids that are not text pieces: special, byte, unused ones.
-        has_word_pieces: whether it is an imported WordPiece vocabulary, a tokenizer.json.
+        kind: of its pieces; all but SentencePiece are a tokenizer.json of an imported model.
     """
 
     def __init__(self, path: str | Path, may_renumber: bool = False) -> None:
-        """Loads a file of either kind.
+        """Loads a file of any kind.
 
         Args:
             path: of the file.
@@ -71,13 +77,14 @@ class Tokenizer:
         self.path = Path(path)
         self.content = _read(self.path)
         self.changes: tuple[str, ...] = ()
-        self.has_word_pieces = self.content.lstrip()[:1] == b"{"
-        self._pieces: SentencePieces | WordPieces = (
-            _word_pieces(self.content, self.path)
-            if self.has_word_pieces
-            else SentencePieces(self.content, self.path)
+        self.kind = kind_of(self.content)
+        is_ours = self.kind == "SentencePiece"
+        self._pieces: Pieces = (
+            SentencePieces(self.content, self.path)
+            if is_ours
+            else _imported_pieces(self.content, self.path, self.kind)
         )
-        if may_renumber and not self.has_word_pieces and not _has_special_pieces(self._pieces):
+        if may_renumber and is_ours and not _has_special_pieces(self._pieces):
             from dist_bert.tokenizer.special_pieces import (
                 with_special_pieces,  # and protobuf: rarely needed
             )
@@ -90,7 +97,7 @@ class Tokenizer:
         if not _has_special_pieces(self._pieces):
             remedy = (
                 "import the model with `python launch/import_model.py`, which puts them there"
-                if self.has_word_pieces
+                if not is_ours
                 else "launch/prepare_shards.py puts them there for a new model (use the"
                 " tokenizer.model of its shards), or make one with `python"
                 " launch/train_tokenizer.py --output_dir DIR`"
@@ -114,6 +121,24 @@ class Tokenizer:
             flat = itertools.chain.from_iterable(lists)
             ids.append(np.fromiter(flat, np.int32, int(lengths[-1].sum())))
         return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
+
+    def encode_documents(
+        self, documents: Iterable[Sequence[str]]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of the sentences of many documents, as `encode_batch` of all sentences.
+
+        The space between two sentences is in neither. Byte-level BPE, whose pieces know only the
+        spaces that are there, gets it back, except before ideographs, which are written without.
+        """
+        if self.kind != "byte-level BPE":
+            return self.encode_batch([text for sentences in documents for text in sentences])
+        return self.encode_batch(
+            [
+                f" {text}" if place and not is_ideograph(text[:1]) else text
+                for sentences in documents
+                for place, text in enumerate(sentences)
+            ]
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, without special ids."""
@@ -152,7 +177,8 @@ class Tokenizer:
 
     def encode_with_mask(self, text: str) -> list[int]:
         """Ids of a text whose literal "[MASK]" become mask ids, which no other method produces."""
-        first, *others = text.split(_MASK_TEXT)
+        *parts, last = text.split(_MASK_TEXT)
+        first, *others = [*map(self._pieces.before_mask, parts), last]
         ids = self.encode(first)
         for part in others:
             ids.append(MASK_ID)
@@ -180,7 +206,7 @@ class Tokenizer:
         ends = np.cumsum([len(piece) for piece in written])
         first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end)
         before, inside, after = (
-            b"".join(written[part]).decode()
+            b"".join(written[part]).decode(errors="replace")  # pieces may divide a character
             for part in (slice(first), slice(first, last + 1), slice(last + 1, None))
         )
         return WordPlace(int(first), int(last) + 1, (before, inside, after))
@@ -190,7 +216,7 @@ class Tokenizer:
         return self._pieces.decode(ids)
 
     def piece(self, index: int) -> str:
-        """The piece of an id in its own notation: "▁" for a space before it, or "##" for none."""
+        """The piece of an id: "▁" is a space before it, "##" none, <0xE6> a byte."""
         return self._pieces.names[index]
 
     def text_of(self, index: int) -> str:
@@ -207,6 +233,11 @@ class Tokenizer:
         """Which pieces begin a word, (V,): the table that whole-word masking needs."""
         return np.array([self._pieces.starts_word(i) for i in range(self.vocab_size)], np.bool_)
 
+    @property
+    def published_ids(self) -> NDArray[np.int64] | None:
+        """The id of each piece in a folder in Hugging Face layout, (V,); None = the same."""
+        return self._pieces.published_ids
+
     def masking_vocabulary(self, whole_words: bool, mean_span_length: float) -> MaskingVocabulary:
         """The properties of this tokenizer that masking needs.
 
@@ -219,8 +250,28 @@ class Tokenizer:
             num_reserved_pieces=self.num_reserved_pieces,
             vocab_size=self.vocab_size,
             word_starts=self.word_starts if whole_words else None,
+            word_ends=self._word_ends if whole_words else None,
             mean_span_length=mean_span_length,
         )
+
+    @functools.cached_property
+    def _word_ends(self) -> NDArray[np.bool_] | None:
+        """Which pieces end with white space, (V,); None where that begins every word's piece."""
+        if self.kind != "byte-level BPE":
+            return None
+        texts = map(self.text_of, range(self.vocab_size))
+        return np.array([text[-1:].isspace() for text in texts], np.bool_)
+
+
+def kind_of(content: bytes) -> Kind:
+    """The kind of a tokenizer's file, which may still be damaged."""
+    if content.lstrip()[:1] != b"{":
+        return "SentencePiece"
+    try:
+        is_bpe = json.loads(content)["model"]["type"] == "BPE"
+    except (ValueError, LookupError, TypeError):  # old files lack the type, damaged ones all
+        is_bpe = False
+    return "byte-level BPE" if is_bpe else "WordPiece"
 
 
 def choose_normalization(sentences: Sequence[str], config: TokenizerConfig) -> TokenizerConfig:
@@ -249,7 +300,7 @@ def train_tokenizer(
     return path
 
 
-def _has_special_pieces(pieces: "SentencePieces | WordPieces") -> bool:
+def _has_special_pieces(pieces: "Pieces") -> bool:
     count = len(SPECIAL_PIECES)
     return tuple(pieces.names[:count]) == SPECIAL_PIECES and pieces.num_reserved >= count
 
@@ -278,12 +329,13 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _word_pieces(content: bytes, path: Path) -> "WordPieces":
+def _imported_pieces(content: bytes, path: Path, kind: Kind) -> "WordPieces | BytePieces":
     try:  # an optional package, not needed by tokenizers trained here
+        from dist_bert.tokenizer.byte_pieces import BytePieces
         from dist_bert.tokenizer.word_pieces import WordPieces
     except ImportError as error:
         raise UserError(
-            f"--tokenizer {path}: contains word pieces, which need the package {error.name}: pip"
+            f"--tokenizer {path}: is a tokenizer.json, which needs the package {error.name}: pip"
             " install -c constraints.txt -e '.[huggingface]'"
         ) from None
-    return WordPieces(content, path)
+    return WordPieces(content, path) if kind == "WordPiece" else BytePieces(content, path)

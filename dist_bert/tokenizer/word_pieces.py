@@ -37,6 +37,8 @@ class WordPieces:
         num_reserved: leading pieces that are not text: special and unused ones.
     """
 
+    published_ids = None  # of each piece elsewhere: the same
+
     def __init__(self, model: bytes, path: Path) -> None:
         """Loads a tokenizer.json.
 
@@ -84,6 +86,10 @@ class WordPieces:
             return list(encoded.ids)
         others = [i for i, word in zip(encoded.ids, encoded.word_ids, strict=True) if word]
         return self._continuation(first) + others
+
+    def before_mask(self, text: str) -> str:
+        """The part of the text before a [MASK] that has ids: all of it."""
+        return text
 
     def encode_behind_mask(self, text: str) -> list[int]:
         """Ids of the text after a [MASK]: a separate word, as in transformers."""

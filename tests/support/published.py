@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.support.corpus import chinese_sentences, english_sentences
 
@@ -52,6 +52,63 @@ def write_vocabulary(folder: Path, vocabulary: Sequence[str], **settings: Any) -
     """vocab.txt and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def byte_level_tokenizer(vocab_size: int = 640) -> dict[str, Any]:
+    """A tokenizer.json of ModernBERT's layout: [UNK] to [MASK] follow the runs of spaces."""
+    fast = tokenizers.Tokenizer(models.BPE())
+    fast.normalizer = normalizers.NFC()
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["|||IP_ADDRESS|||", "<|padding|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(SENTENCES, trainer)
+    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    added = [
+        tokenizers.AddedToken("|||IP_ADDRESS|||", special=False),
+        *(tokenizers.AddedToken(" " * count, special=False) for count in range(24, 1, -1)),
+        tokenizers.AddedToken("|||EMAIL_ADDRESS|||", special=False),
+        tokenizers.AddedToken("<|endoftext|>", special=True, normalized=False),
+        *(
+            tokenizers.AddedToken(name, special=True, normalized=False, lstrip=name == "[MASK]")
+            for name in names
+        ),
+        *(tokenizers.AddedToken(f"[unused{number}]", special=False) for number in range(7)),
+    ]
+    fast.add_tokens(added)
+    cls, sep = (fast.token_to_id(name) for name in names[1:3])
+    fast.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+    made: dict[str, Any] = json.loads(fast.to_str())
+    for token in made["added_tokens"]:  # the trainer's are special, published ones are not
+        token["special"] = token["content"] in (*names, "<|padding|>", "<|endoftext|>")
+    return made
+
+
+def write_byte_level(folder: Path, tokenizer: dict[str, Any]) -> None:
+    """tokenizer.json and tokenizer_config.json, as ModernBERT's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 8_192,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": True,
+        "added_tokens_decoder": {
+            str(token["id"]): {key: token[key] for key in token if key != "id"}
+            for token in tokenizer["added_tokens"]
+        },
+        **names,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

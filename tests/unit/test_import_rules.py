@@ -64,7 +64,11 @@ HOMES = {
     "seqeval": {"dist_bert.finetuning.scores.tags"},
     "sklearn": {"dist_bert.finetuning.scores.labels", "dist_bert.finetuning.baselines"},
     "tensorboard": {"dist_bert.training.board"},
-    "tokenizers": {"dist_bert.huggingface.tokenizer", "dist_bert.tokenizer.word_pieces"},
+    "tokenizers": {
+        "dist_bert.huggingface.tokenizer",
+        "dist_bert.tokenizer.byte_pieces",
+        "dist_bert.tokenizer.word_pieces",
+    },
     "torch.utils.tensorboard": {"dist_bert.training.board"},
     "tqdm": {"dist_bert.training.console"},
     "warcio": {"data_prep.readers.wet"},

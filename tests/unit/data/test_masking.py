@@ -274,6 +274,17 @@ def make_text(num_samples: int, num_tokens: int) -> tuple[Array, Array]:
     return ids, np.full(num_samples, num_tokens)
 
 
+def test_a_word_begins_behind_a_piece_that_ends_with_a_space() -> None:
+    """Pieces 54 to 57 continue words, but nothing continues 54."""
+    tables = dict(word_starts=np.zeros(VOCAB_SIZE, np.bool_), word_ends=np.arange(VOCAB_SIZE) == 54)
+    vocabulary = dataclasses.replace(TOKENS, **tables)
+    ids = np.array([[CLS, 55, 54, 56, 57, SEP]], np.uint16)
+    keys = hash64("spaces", np.arange(97))
+    copies = np.repeat(ids, 97, axis=0)
+    _, positions, _ = draw_masks(copies, np.full(97, 6), np.full(97, 2), keys, vocabulary)
+    assert {tuple(row) for row in positions.tolist()} == {(1, 2), (3, 4)}
+
+
 @pytest.mark.parametrize(
     "vocabulary,mean,rate",
     [

@@ -11,6 +11,7 @@ from data_prep.clauses import MOST_CHARACTERS, PieceBorders, best_cuts, cut_text
 from dist_bert.tokenizer.config import TokenizerConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tests.support.corpus import chinese_sentences, english_sentences
+from tests.support.published import byte_level_tokenizer, write_byte_level
 
 
 def test_short_sentences_are_left_alone() -> None:
@@ -124,3 +125,13 @@ def test_pieces_of_a_tokenizer_know_their_borders(tmp_path: Path) -> None:
     assert [i for i, value in enumerate(quality) if value == 3] == [
         len(tokenizer.encode("The lamp,")) - 1
     ]
+
+
+def test_no_character_is_cut_between_its_bytes(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, byte_level_tokenizer())
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    borders = PieceBorders.of(tokenizer)
+    ids = np.array(tokenizer.encode("The le, the\U0001f600 le"))
+    pieces = ["The", "▁", "le", ",", "▁the", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "▁", "le"]
+    assert [tokenizer.piece(i) for i in ids.tolist()] == pieces
+    assert borders.quality(ids[:-1], ids[1:]).tolist() == [2, 1, 1, 3, 0, 0, 0, 0, 2, 1]

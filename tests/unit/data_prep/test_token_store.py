@@ -27,6 +27,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.tokenizer.config import TokenizerConfig
 from dist_bert.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tests.support.corpus import chinese_sentences, documents, english_sentences, write_text_files
+from tests.support.published import byte_level_tokenizer, write_byte_level
 
 NUM_FILES = 53
 CONFIG = TextConfig(format="text")
@@ -92,6 +93,16 @@ def test_a_unit_holds_what_the_tokenizer_gives(
             ids = unit.ids[unit.sentence_offsets[i] : unit.sentence_offsets[i + 1]]
             assert ids.tolist() == tokenizer.encode(sentence)
         assert unit.document_hashes[d] == content_hash(text.encode())
+
+
+def test_byte_level_pieces_get_the_spaces_between_sentences(tmp_path: Path) -> None:
+    write_byte_level(tmp_path / "published", byte_level_tokenizer())
+    pieces = Tokenizer(tmp_path / "published/tokenizer.json")
+    text = "The lamp is old. It stands there. Nobody knows."
+    part = write(tmp_path / "text", text)
+    folder = unit_folder(tmp_path, 1)
+    assert make(folder, [part], pieces).num_sentences == 3
+    assert pieces.decode(np.load(folder / "ids.npy").tolist()) == text
 
 
 def test_the_record_names_its_inputs(

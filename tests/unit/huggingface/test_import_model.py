@@ -336,7 +336,7 @@ def test_what_transformers_does_otherwise_ends_the_import(
     folder = tmp_path / "published"
     write_vocabulary(folder, UNCASED, do_lower_case=True)
     write_weights(folder, NUM_ROWS)
-    monkeypatch.setattr("dist_bert.huggingface.import_model._BY_PIECE", ("mlm_bias",))
+    monkeypatch.setattr("dist_bert.checkpoint.weights._BY_PIECE", ("mlm_bias",))
     assert "hidden states, MLM logits, pooled, NSP logits of transformers" in refusal(tmp_path)
     monkeypatch.undo()
     other = fast_tokenizer(UNCASED, lower_case=False)

@@ -38,7 +38,7 @@ RESOLVED: dict[str, Any] = {
 def card(resolved: dict[str, Any], step: int, folder: Path) -> str:
     row = {"step": step, "validation/mlm_loss": 3.25, "validation/nsp_accuracy": 0.75}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    return model_card("mine", resolved, step, folder, False, "All equal.", "")
+    return model_card("mine", resolved, step, folder, "SentencePiece", "All equal.", "")
 
 
 def test_a_recipe_s_card_has_the_phases_that_have_begun(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_ids_are_the_published_ones_renumbered(tokenizer: Tokenizer, published: 
     _, order = renumbered(published, num_pieces + SURPLUS_ROWS, "published")
     assert order[:6] == [0, 100, 101, 102, 103, 1]
     assert order[5:] == [i for i in range(num_pieces + SURPLUS_ROWS) if i not in order[:5]]
-    assert tokenizer.vocab_size == num_pieces and tokenizer.has_word_pieces
+    assert tokenizer.vocab_size == num_pieces and tokenizer.kind == "WordPiece"
     assert tokenizer.num_reserved_pieces == 5 + 120, "unused pieces are no replacement"
     for text in TEXTS:
         expected = published.encode(text, add_special_tokens=False).ids
@@ -171,9 +171,9 @@ def test_other_kinds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return str(caught.value)
 
     model = good["model"]
-    bpe = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     published = {piece: index for index, piece in enumerate(["the", *pieces[:5]])}
-    assert "is of kind BPE" in refusal(model=bpe)
+    unigram = {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0, "byte_fallback": False}
+    assert "is of kind Unigram" in refusal(model=unigram)
     assert "must be WordPiece with ##" in refusal(model={**model, "continuing_subword_prefix": "@"})
     assert "splits words with Whitespace" in refusal(pre_tokenizer={"type": "Whitespace"})
     assert "splits words with NoneType" in refusal(pre_tokenizer=None)
@@ -183,4 +183,4 @@ def test_other_kinds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "must be 0, 1, 2, ..." in refusal(model={**model, "vocab": {**model["vocab"], "a": 9}})
     assert "is not a tokenizer.json" in refusal(model=None)
     monkeypatch.setitem(sys.modules, "dist_bert.tokenizer.word_pieces", None)
-    assert "contains word pieces, which need the package" in refusal()
+    assert "is a tokenizer.json, which needs the package" in refusal()
