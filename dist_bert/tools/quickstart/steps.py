@@ -170,7 +170,7 @@ def recipe_of(counts: Sequence[int]) -> dict[str, Any]:
     return {
         "schedule": "wsd",
         "decay_steps": counts[-1],
-        **time_budget.run_settings(sum(counts)),
+        **time_budget.run_settings(sum(counts[:-1])),  # equal when the last one's are counted anew
         "validation_samples": 640,
         "keep_checkpoints": 2,
         "phases": phases,

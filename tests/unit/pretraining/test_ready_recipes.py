@@ -78,6 +78,13 @@ def test_the_small_budget_is_the_quickstart_with_all_its_steps() -> None:
     ]  # fmt: skip
 
 
+def test_the_quickstart_changes_only_its_last_phase_after_the_kill() -> None:
+    before, after = recipe_of([60, 61, 40]), recipe_of([60, 61, 800])
+    assert before.pop("decay_steps") == 40 and after.pop("decay_steps") == 800
+    assert before.pop("phases")[:-1] == after.pop("phases")[:-1]
+    assert before == after and before["warmup_steps"] == 15
+
+
 def test_the_decay_is_on_better_data() -> None:
     timeline = timeline_of("decay_on_better_data.json")
     long, decay = timeline.phases
