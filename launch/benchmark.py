@@ -2,10 +2,8 @@
 
 python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
 deepspeed launch/benchmark.py train --shards data/shards --json figures.json
-deepspeed launch/benchmark.py saves --shards data/shards --json figures.json
-deepspeed launch/benchmark.py optimizers --shards data/shards --json figures.json
-python launch/benchmark.py sources --shards data/shards --json figures.json
-python launch/benchmark.py mixtures --shards data/shards --json figures.json
+deepspeed launch/benchmark.py saves|optimizers --shards data/shards --json figures.json
+python launch/benchmark.py sources|mixtures --shards data/shards --json figures.json
 python launch/benchmark.py attention --model configs/model/modern_base.json --json figures.json
 """
 

@@ -4,7 +4,7 @@ The corpus is the documentation of the installed Python packages, so nothing is 
 quickstart ends within ten minutes: it measures a few steps and chooses the model and the number of
 steps that this machine can do (`dist_bert/tools/quickstart/time_budget.py`). Training begins with
 samples of 16 and 32 tokens, on which a small budget leaves the masked LM's first plateau, and
-continues with 128. The last run is killed half-way and started again, to show that it resumes.
+continues with 128: one run by a recipe, killed half-way and started again to show that it resumes.
 Started by `make quickstart`; every step is a command of this repository, printed before it runs.
 """
 

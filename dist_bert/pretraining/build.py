@@ -140,7 +140,7 @@ def _fresh_masks(
     )
 
 
-def grow_positions(job: PretrainingJob, engine: Any, step: int) -> None:
+def grow_positions(job: PretrainingJob, engine: Any, step: int, say: Callable[[str], None]) -> None:
     """Before the first step of a phase with longer samples: repeats learned position embeddings.
 
     As `extend_positions` does between two runs. A step that is taken again after a kill does it
@@ -152,3 +152,7 @@ def grow_positions(job: PretrainingJob, engine: Any, step: int) -> None:
         known = max(before)
         if phase.sequence_length > known:
             repeat_positions(engine, known, phase.sequence_length)
+            say(
+                f"phase {phase.settings.name}: positions repeated from {known} to"
+                f" {phase.sequence_length}"
+            )

@@ -81,7 +81,7 @@ def _setup(
         lambda state: training_stream(job, training, state),
         validate_held_out,
         first.has_pairs,
-        before_step=lambda engine, step: grow_positions(job, engine, step),
+        before_step=lambda engine, step: grow_positions(job, engine, step, say),
         describe=lambda step: phase_values(job, step),
         comparable_since=lambda step: job.timeline.phase_of(step).first_step,
     )

@@ -64,6 +64,8 @@ class Phase:
         for name in ("masked_lm_prob", "final_masked_lm_prob"):
             if not 0.0 <= getattr(self, name) <= 0.5:
                 problems.append(f"{name} = {getattr(self, name)}: must be 0 to 0.5")
+        if self.final_masked_lm_prob and not self.masked_lm_prob:
+            problems.append("final_masked_lm_prob: does nothing without masked_lm_prob")
         if self.micro_batch_tokens and self.train_micro_batch_size_per_gpu:
             problems.append("micro_batch_tokens, train_micro_batch_size_per_gpu: give one of them")
         if not 0.0 < self.lr_share <= 1.0:
@@ -150,5 +152,8 @@ def _phase(value: Any, number: int, run: PretrainingConfig, place: str) -> Phase
         shards = {shards: 1.0}
     inherited = {name: getattr(run, name) for name in _INHERITED}
     phase = from_dict(Phase, {**inherited, "name": str(number), **value, "shards": shards}, origin)
-    raise_all(origin, phase.problems())
+    problems = phase.problems()
+    if phase.masked_lm_prob and run.masks == "static":
+        problems.append("masked_lm_prob: needs fresh masks, and masks = static keeps the stored")
+    raise_all(origin, problems)
     return phase

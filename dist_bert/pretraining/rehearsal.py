@@ -136,7 +136,7 @@ class Rehearsal:
             job.lr,
             stop,
             self._beat,
-            before_step=lambda step: grow_positions(job, engine, step),
+            before_step=lambda step: grow_positions(job, engine, step, self._say),
         )
         batches = prefetch(training_stream(job, training, state))
         for record in itertools.islice(loop.steps(batches, state), _NUM_STEPS):

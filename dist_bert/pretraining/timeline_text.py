@@ -75,22 +75,23 @@ def _corpora(phase: PhasePlan) -> list[tuple[Corpus, float, int]]:
 
 def warnings_of(timeline: Timeline) -> list[str]:
     """What is unusual: a data set seen very often, or files that two of one mixture share."""
-    found = []
+    most: dict[str, tuple[float, str]] = {}
+    shared: dict[str, str] = {}
     for phase in timeline.phases:
         for corpus, _, consumed in _corpora(phase):
-            epochs = consumed / corpus.num_samples
-            if epochs > _MANY_EPOCHS:
-                found.append(
-                    f"{corpus.name} is seen {epochs:.1f} times until the end of phase"
-                    f" {phase.settings.name or 1}, more than BERT's {_MANY_EPOCHS}: give it a lower"
-                    " weight, or fewer steps"
-                )
-        found += _shared_inputs(phase)
-    return list(dict.fromkeys(found))
+            most[corpus.name] = consumed / corpus.num_samples, phase.settings.name or "1"
+        for names, told in _shared_inputs(phase).items():
+            shared.setdefault(names, told)
+    return [
+        f"{name} is seen {epochs:.1f} times until the end of phase {phase}, more than BERT's"
+        f" {_MANY_EPOCHS}: give it a lower weight, or fewer steps"
+        for name, (epochs, phase) in most.items()
+        if epochs > _MANY_EPOCHS
+    ] + list(shared.values())
 
 
-def _shared_inputs(phase: PhasePlan) -> list[str]:
-    """Pairs of data sets of a mixture that were prepared from the same file."""
+def _shared_inputs(phase: PhasePlan) -> dict[str, str]:
+    """Pairs of data sets of a mixture that were prepared from the same file, and a warning."""
     files = [
         {
             (entry.get("sha256"), entry.get("start")): entry.get("path")
@@ -98,12 +99,12 @@ def _shared_inputs(phase: PhasePlan) -> list[str]:
         }
         for c in phase.corpora
     ]
-    found = []
+    found = {}
     for number, own in enumerate(files):
         for other, theirs in enumerate(files[:number]):
             if shared := [own[key] for key in own if key in theirs]:
                 names = f"{phase.corpora[other].name} and {phase.corpora[number].name}"
-                found.append(
+                found[names] = (
                     f"{names} of phase {phase.settings.name or 1} have {len(shared):,} input files"
                     f" in common, such as {shared[0]}: their text counts twice, and may be in the"
                     " training samples of one and the held-out ones of the other"

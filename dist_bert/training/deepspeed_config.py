@@ -71,6 +71,11 @@ class DeepSpeedConfig:
         return float(self.values["optimizer"]["params"].get("weight_decay", 0.0))
 
     @property
+    def gradient_clipping(self) -> float:
+        """Largest norm of all gradients; 0 = no limit. Where it is not given, DeepSpeed's."""
+        return float(self.values.get("gradient_clipping", 1.0))
+
+    @property
     def precision(self) -> str:
         """Type of the weights that forward and backward use: bf16, fp16 or fp32."""
         return precision_of(self.values)

@@ -4,8 +4,8 @@
 #   INPUT='text/**/*.txt' TASK=pair_classification TRAIN=train.tsv EVAL=dev.tsv \
 #       launch/slurm/pipeline.sh
 #
-#   tokenizer --> shards of 128 tokens --> phase 1 --> phase 2 --> scores
-#                        `--> shards of 512 tokens ------^   `--> fine-tuning (with TASK)
+#   tokenizer --> shards of 128 and 512 tokens --> pretraining by a recipe --> scores
+#                                                           `--> fine-tuning (with TASK)
 #
 # Called again, it makes what is not there; what is finished is found and kept. What a site sets
 # stands at the top of each .sbatch, and may be given here for all: SETUP, CONTAINER,
@@ -13,15 +13,15 @@
 set -euof pipefail # no globs: --input's are for the jobs
 
 INPUT=${INPUT:?names the text, for example INPUT=\'text/**/*.txt\'}
-DATA=${DATA:-data/pipeline}                       # gets tokenizer, shards_128, shards_512
-RUNS=${RUNS:-runs/pipeline}                       # gets phase1, phase2, and the task's name
+DATA=${DATA:-data}                                # gets tokenizer, shards_128, shards_512
+RUNS=${RUNS:-runs/pipeline}                       # gets pretrain, and the task's name
 VOCAB_SIZE=${VOCAB_SIZE:-30000}
-LENGTHS=${LENGTHS:-128 512}                       # of phase 1 and phase 2
+LENGTHS=${LENGTHS:-128,512}                       # of samples, as the recipe has them
+RECIPE=${RECIPE:-configs/recipes/bert.json}       # its phases read DATA/shards_128 and so on
 MODEL=${MODEL:-configs/model/bert_base.json}
-DEEPSPEED_CONFIGS=${DEEPSPEED_CONFIGS:-configs/zero2.json configs/zero2.json} # of both phases
+DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG:-configs/zero2.json}
 PREPARE_FLAGS=${PREPARE_FLAGS:-}                  # more for launch/prepare_shards.py
-PHASE1_FLAGS=${PHASE1_FLAGS:---num_train_steps 900000}
-PHASE2_FLAGS=${PHASE2_FLAGS:---num_train_steps 100000 --warmup_steps 1000}
+PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}                # more for launch/pretrain.py
 TASK=${TASK:-} TRAIN=${TRAIN:-} EVAL=${EVAL:-}    # of launch/finetune.py; no TASK, no fine-tuning
 FINETUNE_FLAGS=${FINETUNE_FLAGS:-}
 PREPARE_OPTIONS=${PREPARE_OPTIONS:-}              # more for sbatch: --nodes=4 --ntasks-per-node=32
@@ -32,8 +32,15 @@ if [ ! -e launch/slurm/job.sh ]; then
     exit 2
 fi
 [ -z "$TASK" ] || : "${TRAIN:?names the examples of TASK = $TASK}"
-read -r short long <<<"$LENGTHS"
-read -r zero1 zero2 <<<"$DEEPSPEED_CONFIGS"
+shards=$DATA/shards
+for length in ${LENGTHS//,/ }; do
+    last=${shards}_$length # the folder of a single length is the given one
+    [ "$length" != "$LENGTHS" ] || last=$shards
+    if ! grep -q "\"$last\"" "$RECIPE"; then
+        echo "error: RECIPE = $RECIPE: no phase reads $last, which LENGTHS = $LENGTHS makes" >&2
+        exit 2
+    fi
+done
 mkdir -p "$DATA" "$RUNS"
 
 # queue NAME JOBS SCRIPT...: once all JOBS (a:b:c, or none) have done well; if one fails, never.
@@ -49,28 +56,22 @@ queue() {
 # Options and flags are lists of words.
 # shellcheck disable=SC2086,SC2206
 {
-    prepare=(launch/slurm/prepare_shards.sbatch --input "$INPUT" --token_store "$DATA/token_store"
-        --tokenizer "$DATA/tokenizer/tokenizer.model" $PREPARE_FLAGS)
-    train=(launch/slurm/pretrain.sbatch --model "$MODEL")
     tokenizer=
     if [ ! -e "$DATA/tokenizer/tokenizer.json" ]; then
         tokenizer=$(queue tokenizer "" launch/slurm/train_tokenizer.sbatch --input "$INPUT" \
             --output_dir "$DATA/tokenizer" --vocab_size "$VOCAB_SIZE")
     fi
-    shards1=$(queue "shards_$short" "$tokenizer" $PREPARE_OPTIONS "${prepare[@]}" \
-        --sequence_length "$short" --output_dir "$DATA/shards_$short")
-    shards2=$(queue "shards_$long" "$shards1" $PREPARE_OPTIONS "${prepare[@]}" \
-        --sequence_length "$long" --output_dir "$DATA/shards_$long")
-    phase1=$(queue phase1 "$shards1" $TRAIN_OPTIONS "${train[@]}" --deepspeed_config "$zero1" \
-        --shards "$DATA/shards_$short" --output_dir "$RUNS/phase1" $PHASE1_FLAGS)
-    phase2=$(queue phase2 "$phase1:$shards2" $TRAIN_OPTIONS "${train[@]}" \
-        --deepspeed_config "$zero2" --shards "$DATA/shards_$long" --output_dir "$RUNS/phase2" \
-        --init_from "$RUNS/phase1" $PHASE2_FLAGS)
-    queue scores "$phase2" launch/slurm/evaluate.sbatch --checkpoint "$RUNS/phase2" \
-        --shards "$DATA/shards_$long" --json "$RUNS/scores.json" >/dev/null
+    prepared=$(queue shards "$tokenizer" $PREPARE_OPTIONS launch/slurm/prepare_shards.sbatch \
+        --input "$INPUT" --tokenizer "$DATA/tokenizer/tokenizer.model" --output_dir "$shards" \
+        --sequence_length "$LENGTHS" $PREPARE_FLAGS)
+    pretrained=$(queue pretrain "$prepared" $TRAIN_OPTIONS launch/slurm/pretrain.sbatch \
+        --model "$MODEL" --deepspeed_config "$DEEPSPEED_CONFIG" --recipe "$RECIPE" \
+        --output_dir "$RUNS/pretrain" $PRETRAIN_FLAGS)
+    queue scores "$pretrained" launch/slurm/evaluate.sbatch --checkpoint "$RUNS/pretrain" \
+        --shards "$last" --json "$RUNS/scores.json" >/dev/null
     if [ "$TASK" ]; then
-        queue finetune "$phase2" launch/slurm/finetune.sbatch --task "$TASK" \
-            --checkpoint "$RUNS/phase2" --output_dir "$RUNS/$TASK" --train "$TRAIN" \
+        queue finetune "$pretrained" launch/slurm/finetune.sbatch --task "$TASK" \
+            --checkpoint "$RUNS/pretrain" --output_dir "$RUNS/$TASK" --train "$TRAIN" \
             ${EVAL:+--eval "$EVAL"} $FINETUNE_FLAGS >/dev/null
     fi
 }

@@ -286,18 +286,24 @@ def test_deepspeeds_slurm_launcher(slurm: Cluster, corpus: Path, undisturbed: Pa
 
 
 @pytest.mark.slow
-def test_the_pipeline_goes_from_text_to_the_second_phase(slurm: Cluster, corpus: Path) -> None:
+def test_the_pipeline_goes_from_text_through_both_phases(slurm: Cluster, corpus: Path) -> None:
+    data = corpus / "pipeline/data"
+    phases = [
+        {"shards": f"{data}/shards_{length}", "steps": steps}
+        for length, steps in ((29, 9), (53, 5))
+    ]
+    recipe = {"warmup_steps": 3, "validation_samples": 33, "phases": phases}
+    (corpus / "recipe.json").write_text(json.dumps(recipe))
     settings = {
         "INPUT": corpus / "text/*.txt",
-        "DATA": corpus / "pipeline/data",
+        "DATA": data,
         "RUNS": corpus / "pipeline/runs",
         "VOCAB_SIZE": 701,
-        "LENGTHS": "29 53",
+        "LENGTHS": "29,53",
+        "RECIPE": corpus / "recipe.json",
         "MODEL": corpus / "model.json",
-        "DEEPSPEED_CONFIGS": f"{corpus}/deepspeed.json {corpus}/deepspeed.json",
+        "DEEPSPEED_CONFIG": corpus / "deepspeed.json",
         "PREPARE_FLAGS": "--samples_per_shard 307 --validation_share 0.1",
-        "PHASE1_FLAGS": "--num_train_steps 9 --warmup_steps 3 --validation_samples 33",
-        "PHASE2_FLAGS": "--num_train_steps 5 --warmup_steps 2 --validation_samples 33",
         "PREPARE_OPTIONS": "--nodes=2 --ntasks-per-node=2",
         "TRAIN_OPTIONS": "--nodes=2",
         "SETUP": f"export PATH={Path(sys.executable).parent}:$PATH",
@@ -307,7 +313,7 @@ def test_the_pipeline_goes_from_text_to_the_second_phase(slurm: Cluster, corpus:
     made = command(f"{SCRIPTS}/pipeline.sh", **variables)
     assert made.returncode == 0, made.stderr
     jobs = re.findall(r"^(\S+) +job (\d+)", made.stderr, re.MULTILINE)
-    names = ["tokenizer", "shards_29", "shards_53", "phase1", "phase2", "scores"]
+    names = ["tokenizer", "shards", "pretrain", "scores"]
     assert [name for name, _ in jobs] == names
     patience = Patience()
     scores = corpus / "pipeline/runs/scores.json"
@@ -316,4 +322,4 @@ def test_the_pipeline_goes_from_text_to_the_second_phase(slurm: Cluster, corpus:
         logs = "".join(path.read_text() for path in scores.parent.glob("*.log"))
         assert queue.strip() and not patience.is_over(), logs
         time.sleep(0.5)
-    assert json.loads(scores.read_text())["step"] == 5
+    assert json.loads(scores.read_text())["step"] == 14

@@ -97,7 +97,7 @@ def test_from_shards_to_answers(shards: Path, tmp_path: Path) -> None:
     last = metrics[0][-1]["validation/mlm_loss"]
     assert json.loads(scores.read_text())["mlm_loss"] == pytest.approx(last, rel=1e-5)
 
-    sentences = english_sentences(600, seed=9)
+    sentences = english_sentences(350, seed=9)
     text = " ".join(["The [MASK] lamp was old.", *sentences, "A quiet [MASK] stood there."])
     answers = run_script(
         sys.executable, "launch/fill_mask.py", *checkpoint, "--json", "--input", "-", stdin=text

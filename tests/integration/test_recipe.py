@@ -176,7 +176,8 @@ def test_positions_are_repeated_at_a_border(
         {"shards": places["long"], "steps": 1},
     ]
     script = command(tmp_path, phases, stage, "bf16" if stage else "fp32")
-    train(2, *script, "--output_dir", tmp_path / "run")
+    told = train(2, *script, "--output_dir", tmp_path / "run")
+    assert f"phase 2: positions repeated from {SHORT} to 53" in told
     name = "encoder.position_embeddings.weight"
     checkpoints = tmp_path / "run" / "checkpoints"
     before, after = (

@@ -108,6 +108,51 @@ def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
         assert "queueing the job again" in made.stdout, made.stderr
 
 
+def pipeline(folder: Path, **variables: str) -> tuple[int, str, list[str]]:
+    """Runs the pipeline with an sbatch that only counts; code, messages, what was submitted."""
+    queue = folder / "sbatch"
+    queue.write_text('#!/bin/sh\necho "$@" >>submitted\nwc -l <submitted\n')
+    queue.chmod(0o755)
+    for name in ("launch", "configs"):
+        (folder / name).symlink_to(FOLDER.parents[1] / name)
+    given = {"INPUT": "text/*.txt", "PATH": f"{folder}:{os.environ['PATH']}", **variables}
+    made = run_script("bash", "launch/slurm/pipeline.sh", cwd=folder, env={**os.environ, **given})
+    submitted = folder / "submitted"
+    lines = submitted.read_text().splitlines() if submitted.exists() else []
+    return made.returncode, made.stderr, lines
+
+
+def test_the_pipeline_is_a_row_of_jobs(tmp_path: Path) -> None:
+    code, told, jobs = pipeline(tmp_path, TASK="classification", TRAIN="a.tsv", PREPARE_FLAGS="--x")
+    assert code == 0, told
+    names = re.findall(r"^(\w+) +job (\d) +(?:after (.+))?$", told, re.MULTILINE)
+    assert names == [
+        ("tokenizer", "1", ""), ("shards", "2", "1"), ("pretrain", "3", "2"),
+        ("scores", "4", "3"), ("finetune", "5", "3"),
+    ]  # fmt: skip
+    assert "--output_dir data/shards --sequence_length 128,512 --x" in jobs[1]
+    assert "--recipe configs/recipes/bert.json --output_dir runs/pipeline/pretrain" in jobs[2]
+    assert "--checkpoint runs/pipeline/pretrain --shards data/shards_512" in jobs[3]
+    assert "--checkpoint runs/pipeline/pretrain --output_dir runs/pipeline/cl" in jobs[4]
+
+
+def test_the_pipeline_of_one_length_reads_its_only_folder(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text('{"phases": [{"shards": "d/shards", "steps": 9}]}')
+    code, told, jobs = pipeline(tmp_path, RECIPE="own.json", DATA="d", LENGTHS="61")
+    assert code == 0, told
+    assert "--output_dir d/shards --sequence_length 61" in jobs[1]
+    assert "--shards d/shards --json" in jobs[3]
+
+
+def test_a_recipe_of_other_shards_is_refused_before_any_job(tmp_path: Path) -> None:
+    code, told, jobs = pipeline(tmp_path, LENGTHS="128,256")
+    assert (code, jobs) == (2, [])
+    assert told == (
+        "error: RECIPE = configs/recipes/bert.json: no phase reads data/shards_256, which LENGTHS ="
+        " 128,256 makes\n"
+    )
+
+
 def test_names_with_blanks_reach_the_container_whole(tmp_path: Path) -> None:
     folder = tmp_path / "a job"
     (folder / "launch").mkdir(parents=True)

@@ -248,7 +248,7 @@ def _plain_torch_step(
         eps=settings.get("eps", 1e-8),
         fused=True,
     )
-    clip = deepspeed.values.get("gradient_clipping", 0.0)
+    clip = deepspeed.gradient_clipping
 
     def step() -> None:
         for micro_batch in batch.micro_batches:

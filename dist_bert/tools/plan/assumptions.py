@@ -54,12 +54,6 @@ class Assumptions:
             UserError: something is missing, or does not go together.
         """
         run, phases = resolve_run(arguments.config, flags_of(PretrainingConfig, arguments))
-        by_tokens = max(phase.micro_batch_tokens for phase in phases)
-        if by_tokens:
-            raise UserError(
-                f"micro_batch_tokens = {by_tokens}: is not planned for; leave it out and give"
-                " train_micro_batch_size_per_gpu, as many samples of the mean length as it holds"
-            )
         model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         changes = deepspeed_flags(arguments)
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)

@@ -156,7 +156,7 @@ def _memory_of(layout: ZeroLayout, part: Part, run: PretrainingConfig) -> Memory
     return plan_memory(
         _accumulating(layout, part),
         part.workload.longest_sample,
-        part.shape.micro_batch_size,
+        part.longest_at_once,
         run.activation_checkpointing,
     )
 
@@ -182,7 +182,7 @@ def _memory(
         "margin": MARGIN,
         "phase": part.phase,
         "sequence_length": part.workload.sequence_length,
-        "micro_batch_size": part.shape.micro_batch_size,
+        "micro_batch_size": part.longest_at_once,
         "activation_checkpointing": run.activation_checkpointing,
         "largest_micro_batch": largest,
         "largest_micro_batch_with_checkpointing": largest_with_checkpointing,

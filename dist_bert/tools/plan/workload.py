@@ -123,8 +123,16 @@ class Part(NamedTuple):
 
     phase: str  # its name
     num_steps: int
-    shape: BatchShape
+    shape: BatchShape  # by samples
     workload: Workload
+    micro_batch_tokens: int = 0  # of the run; 0 = by samples
+
+    @property
+    def longest_at_once(self) -> int:
+        """Samples of the greatest length in a micro-batch, which takes the most memory."""
+        if self.micro_batch_tokens:
+            return max(1, self.micro_batch_tokens // self.workload.sequence_length)
+        return self.shape.micro_batch_size
 
     @property
     def num_samples(self) -> int:
@@ -148,5 +156,24 @@ def parts_of(timeline: Timeline, of_places: Mapping[str, Workload]) -> tuple[Par
             phase.masked_lm_prob(1), phase.masked_lm_prob(phase.num_steps)
         )
         name = phase.settings.name
-        parts += [Part(name, stage.num_steps, stage.shape, workload) for stage in phase.stages]
+        parts += [
+            Part(
+                name,
+                stage.num_steps,
+                _by_samples(stage.shape, workload),
+                workload,
+                stage.shape.micro_batch_tokens,
+            )
+            for stage in phase.stages
+        ]
     return tuple(parts)
+
+
+def _by_samples(shape: BatchShape, workload: Workload) -> BatchShape:
+    """A division by tokens as one by samples of the mean length: the most that fit and divide."""
+    if not shape.micro_batch_tokens:
+        return shape
+    of_rank = shape.global_batch_size // shape.world_size
+    fitting = max(1, int(shape.micro_batch_tokens // workload.tokens_per_sample))
+    size = next(n for n in range(min(fitting, of_rank), 0, -1) if of_rank % n == 0)
+    return BatchShape(of_rank // size, shape.world_size, size)

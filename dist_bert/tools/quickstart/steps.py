@@ -1,7 +1,6 @@
 """The steps of the quickstart: each is a command of this repository, printed before it runs."""
 
 import dataclasses
-import functools
 import os
 import shlex
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_bert.checkpoint.run_dir import latest_checkpoint
+from dist_bert.checkpoint.run_dir import latest_checkpoint, step_of
 from dist_bert.common.files import write_json
 from dist_bert.common.settings import read_json
 from dist_bert.tools.quickstart import time_budget
@@ -35,12 +34,11 @@ class Model:
 
 DATA = Path("data/quickstart")
 TOKENIZER_DIR = DATA / "tokenizer"
-SHARDS = DATA / "shards"
+RECIPE = DATA / "recipe.json"
 DEFAULT_SHARDS = Path("data/shards")  # where launch/pretrain.py looks
 RUN_DIR = Path("runs/quickstart")
 TRIAL_DIR = Path("runs/quickstart_trial")
 TRIAL_STEPS = 20
-RUN_CONFIG = Path("configs/run/quickstart.json")
 DEEPSPEED_CONFIG = Path("configs/quickstart_zero2.json")
 MODELS = (
     Model("configs/model/quickstart.json", lr=0.0012),
@@ -51,6 +49,7 @@ PHASES = (  # steps of the last one take 3.5 times as long: samples of 128 token
     Phase(32, 64, cost=1.0, most_steps=1_200, least_steps=60, share=0.3),
     Phase(128, 64, cost=3.5, most_steps=800, least_steps=40, share=0.4),
 )
+SHARDS = DATA / f"shards_{PHASES[-1].sequence_length}"  # what the model is for in the end
 LIMIT_SECONDS = 570.0  # for everything, the set-up included
 SENTENCES = (
     "Return the [MASK] of the array along the given axis.",
@@ -92,10 +91,9 @@ def run_all(setup_seconds: float) -> None:
     Raises:
         UserError: a command failed.
     """
-    run_dirs = [_run_dir(phase) for phase in PHASES]
-    for folder in (DATA, TRIAL_DIR, *run_dirs):  # an earlier quickstart's
+    for folder in (DATA, TRIAL_DIR, RUN_DIR):  # an earlier quickstart's
         shutil.rmtree(folder, ignore_errors=True)
-    steps = Steps(total=11, setup_seconds=setup_seconds)
+    steps = Steps(total=8, setup_seconds=setup_seconds)
     steps.do(
         "train_tokenizer",
         "a SentencePiece vocabulary from the documentation of the installed Python packages",
@@ -104,58 +102,79 @@ def run_all(setup_seconds: float) -> None:
             f" --vocab_size {read_json(MODELS[0].path)['vocab_size']} --output_dir {TOKENIZER_DIR}"
         ),
     )
-    _prepare(steps, PHASES[0])
+    lengths = ",".join(str(phase.sequence_length) for phase in PHASES)
+    steps.do(
+        "prepare",
+        f"shards of ready-made samples of {lengths} tokens, with 2 MPI ranks",
+        lambda: call(
+            "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py --tokenizer"
+            f" {TOKENIZER_DIR / 'tokenizer.model'} --output_dir {DATA / 'shards'}"
+            f" --sequence_length {lengths}"
+        ),
+    )
+    if not os.path.lexists(DEFAULT_SHARDS):
+        DEFAULT_SHARDS.symlink_to(SHARDS.relative_to(DEFAULT_SHARDS.parent))
     trial = steps.do(
         "trial",
         f"a trial of {TRIAL_STEPS} steps: what can this machine train in ten minutes?",
         lambda: _choose_model(steps),
     )
-    step_seconds = trial.step_seconds
-    for done, phase in enumerate(PHASES[:-1]):
-        if done:
-            _prepare(steps, phase)
-        left = trial.seconds_left(steps, done)
-        num_steps = time_budget.next_steps(PHASES[done:], left, step_seconds * phase.cost)
-        command = _pretrain(trial.model, phase, run_dirs[done], num_steps, run_dirs[:done])
-        steps.do(
-            f"pretrain_{phase.sequence_length}",
-            f"pretraining on them, {num_steps:,} steps: ZeRO-2, {ranks_and_arithmetic()}",
-            functools.partial(call, command),
-        )
-        step_seconds = time_budget.settled(_step_seconds(run_dirs[done])) / phase.cost
-    last = len(PHASES) - 1
-    _prepare(steps, PHASES[last])
-    if not os.path.lexists(DEFAULT_SHARDS):
-        DEFAULT_SHARDS.symlink_to(SHARDS.relative_to(DEFAULT_SHARDS.parent))
-    left = trial.seconds_left(steps, last)
-    num_steps = time_budget.next_steps(PHASES[last:], left, step_seconds * PHASES[last].cost)
-    command = _pretrain(trial.model, PHASES[last], RUN_DIR, num_steps, run_dirs[:last])
-    killed_at = steps.do(
-        "pretrain_until_killed",
-        f"pretraining continues with them, {num_steps:,} steps; killed without warning half-way",
-        lambda: call_and_kill(command, num_steps // 2),
-    )
-    checkpoint = latest_checkpoint(RUN_DIR)
-    assert checkpoint is not None
-    print(f"    killed with -9 at step {killed_at:,}; the latest checkpoint is {checkpoint.name}")
-    steps.do("pretrain_resumed", "the same command again: it resumes", lambda: call(command))
+    _pretrain(steps, trial)
     _use(steps)
     summary = summarize(RUN_DIR, SHARDS, trial.model.path, steps.seconds)
     write_json(RUN_DIR / "summary.json", summary)
     print_summary(summary, RUN_DIR)
 
 
-def _prepare(steps: Steps, phase: Phase) -> None:
-    """Makes the samples of a phase; all phases share the encoded text."""
-    steps.do(
-        f"prepare_{phase.sequence_length}",
-        f"shards of ready-made samples of {phase.sequence_length} tokens, with 2 MPI ranks",
-        lambda: call(
-            "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py --tokenizer"
-            f" {TOKENIZER_DIR / 'tokenizer.model'} --token_store {DATA / 'token_store'}"
-            f" --output_dir {_shards(phase)} --sequence_length {phase.sequence_length}"
-        ),
+def _pretrain(steps: Steps, trial: "Trial") -> None:
+    """All phases as one run, which is killed half-way; the last one takes the time that is left."""
+    left = trial.seconds_left(steps, num_starts=2)
+    counts = time_budget.all_steps(PHASES, left, trial.step_seconds)
+    write_json(RECIPE, recipe_of(counts))
+    command = f"{_training(trial.model)} --recipe {RECIPE} --output_dir {RUN_DIR}"
+    told = ", ".join(f"{n:,} of {p.sequence_length}" for n, p in zip(counts, PHASES, strict=True))
+    killed_at = steps.do(
+        "pretrain_until_killed",
+        f"pretraining in steps of growing samples, {told} tokens: ZeRO-2,"
+        f" {ranks_and_arithmetic()}; killed without warning half-way",
+        lambda: call_and_kill(command, sum(counts) // 2),
     )
+    checkpoint = latest_checkpoint(RUN_DIR)
+    assert checkpoint is not None
+    print(f"    killed with -9 at step {killed_at:,}; the latest checkpoint is {checkpoint.name}")
+    step_seconds = time_budget.settled(_step_seconds(RUN_DIR))
+    before_last = sum(counts[:-1]) - step_of(checkpoint)
+    left = trial.seconds_left(steps, num_starts=1) - before_last * step_seconds
+    last = PHASES[-1]
+    counts[-1] = last.num_steps(left, step_seconds * last.cost)
+    write_json(RECIPE, recipe_of(counts))
+    print(f"    {step_seconds:.2g} s a step: time for {counts[-1]:,} steps in the last phase")
+    steps.do("pretrain_resumed", "the same command again: it resumes", lambda: call(command))
+
+
+def recipe_of(counts: Sequence[int]) -> dict[str, Any]:
+    """The recipe of all phases: a constant learning rate, which falls to 0 in the last one.
+
+    Args:
+        counts: steps of each.
+    """
+    phases = [
+        {
+            "name": f"{phase.sequence_length} tokens",
+            "shards": str(DATA / f"shards_{phase.sequence_length}"),
+            "steps": count,
+            "train_batch_size": phase.train_batch_size,
+        }
+        for phase, count in zip(PHASES, counts, strict=True)
+    ]
+    return {
+        "schedule": "wsd",
+        "decay_steps": counts[-1],
+        **time_budget.run_settings(sum(counts[:-1])),  # equal when the last one's are counted anew
+        "validation_samples": 640,
+        "keep_checkpoints": 2,
+        "phases": phases,
+    }
 
 
 def _use(steps: Steps) -> None:
@@ -190,12 +209,14 @@ class Trial:
     step_seconds: float
     start_seconds: float
 
-    def seconds_left(self, steps: Steps, num_phases_done: int) -> float:
-        """Time for training steps, once everything else that is still to do is subtracted."""
-        to_come = len(PHASES) - num_phases_done
-        num_starts = to_come + 1 + 3  # resumed after the kill; scores and answers take three
-        num_shards = to_come - 1
-        other = num_starts * self.start_seconds + num_shards * steps.seconds["prepare_16"] / 2
+    def seconds_left(self, steps: Steps, num_starts: int) -> float:
+        """Time for training steps, once everything else that is still to do is subtracted.
+
+        Args:
+            steps: those that are done.
+            num_starts: of the training that are still to come.
+        """
+        other = (num_starts + 3) * self.start_seconds  # scores and answers take three
         return time_budget.training_seconds(LIMIT_SECONDS, steps.elapsed(), other)
 
 
@@ -204,11 +225,11 @@ def _choose_model(steps: Steps) -> Trial:
     for model in MODELS:
         start = time.monotonic()
         shutil.rmtree(TRIAL_DIR, ignore_errors=True)
-        call(_pretrain(model, PHASES[0], TRIAL_DIR, TRIAL_STEPS, ()))
+        call(_trial(model))
         step_seconds = time_budget.settled(_step_seconds(TRIAL_DIR))
         taken = time.monotonic() - start
         trial = Trial(model, step_seconds, max(0.0, taken - TRIAL_STEPS * step_seconds))
-        left = trial.seconds_left(steps, num_phases_done=0)
+        left = trial.seconds_left(steps, num_starts=2)
         if time_budget.is_worthwhile(PHASES, left, step_seconds):
             break
     name = "the usual model" if trial.model == MODELS[0] else "a smaller model than usual"
@@ -222,23 +243,20 @@ def _step_seconds(run_dir: Path) -> list[float]:
     return [row[name] for row in read_metrics(run_dir) if name in row]
 
 
-def _shards(phase: Phase) -> Path:
-    return SHARDS if phase == PHASES[-1] else DATA / f"shards_{phase.sequence_length}"
-
-
-def _run_dir(phase: Phase) -> Path:
-    return RUN_DIR if phase == PHASES[-1] else Path(f"runs/quickstart_{phase.sequence_length}")
-
-
-def _pretrain(
-    model: Model, phase: Phase, run_dir: Path, num_steps: int, earlier: Sequence[Path]
-) -> str:
-    """The command that trains a phase, from the weights of the run before if there is one."""
-    start = f" --init_from {earlier[-1]} --extend_positions true" if earlier else ""
+def _training(model: Model) -> str:
+    """The command that trains a model, without the flags of a run."""
     return (
         f"deepspeed {launcher_flags()} launch/pretrain.py --deepspeed_config {DEEPSPEED_CONFIG}"
-        f" --model {model.path} --lr {model.lr} --train_batch_size {phase.train_batch_size}"
-        f" --config {RUN_CONFIG} --shards {_shards(phase)} --output_dir {run_dir}"
-        f" --max_position_embeddings {phase.sequence_length}{start}"
-        f" {time_budget.run_flags(num_steps)}"
+        f" --model {model.path} --lr {model.lr}"
+    )
+
+
+def _trial(model: Model) -> str:
+    """The command that takes a few steps of the first phase."""
+    phase, intervals = PHASES[0], time_budget.run_settings(TRIAL_STEPS)
+    flags = " ".join(f"--{name} {value}" for name, value in intervals.items())
+    return (
+        f"{_training(model)} --train_batch_size {phase.train_batch_size}"
+        f" --shards {DATA / f'shards_{phase.sequence_length}'} --output_dir {TRIAL_DIR}"
+        f" --num_train_steps {TRIAL_STEPS} --validation_samples 640 {flags}"
     )

@@ -76,14 +76,30 @@ def next_steps(phases: Sequence[Phase], seconds: float, step_seconds: float) -> 
     return first.num_steps(share * seconds, step_seconds)
 
 
-def run_flags(num_steps: int) -> str:
-    """Flags of launch/pretrain.py whose values follow from the number of steps."""
+def all_steps(phases: Sequence[Phase], seconds: float, step_seconds: float) -> list[int]:
+    """Steps of each of the phases, which share a time.
+
+    Args:
+        phases: all that are still to come.
+        seconds: for all their steps.
+        step_seconds: of a step of cost 1.
+    """
+    counts: list[int] = []
+    for done, phase in enumerate(phases):
+        counts.append(next_steps(phases[done:], seconds, step_seconds * phase.cost))
+        seconds = max(0.0, seconds - counts[-1] * step_seconds * phase.cost)
+    return counts
+
+
+def run_settings(num_steps: int) -> dict[str, int]:
+    """Run settings whose values follow from the number of steps."""
     interval = max(1, num_steps // 8)
-    return (
-        f"--num_train_steps {num_steps} --warmup_steps {min(100, interval)}"
-        f" --log_interval {min(50, interval)} --checkpoint_interval {interval}"
-        f" --validation_interval {2 * interval}"
-    )
+    return {
+        "warmup_steps": min(100, interval),
+        "log_interval": min(50, interval),
+        "checkpoint_interval": min(100, interval),
+        "validation_interval": 2 * interval,
+    }
 
 
 def settled(step_seconds: Sequence[float]) -> float:

@@ -410,7 +410,8 @@ def test_older_configurations_and_checkpoints_are_those_of_bert() -> None:
     assert len(older) == 13 and {**older, **later} == whole
     assert from_dict(ModelConfig, older, "an older config.json") == TINY
     saved = {f"model {name}": value for name, value in older.items()}
-    reader: Any = SimpleNamespace(contents={"identity": {**saved, "seed": 1}}, folder="step-4")
+    contents = {"identity": {**saved, "seed": 1}, "state": {"step": 4}}
+    reader: Any = SimpleNamespace(contents=contents, folder="step-4")
 
     def check(config: ModelConfig) -> None:
         current = {f"model {name}": value for name, value in dataclasses.asdict(config).items()}

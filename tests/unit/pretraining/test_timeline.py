@@ -260,7 +260,8 @@ def test_many_epochs_and_files_in_common_are_told(corpora: dict[str, Corpus]) ->
         "a is seen 44.4 times until the end of phase 1, more than BERT's 40: give it a lower"
         " weight, or fewer steps"
     ]
-    shared = timeline_of(corpora, Phase({"a": 1.0, "b": 1.0}, "both", steps=1))
+    both = Phase({"a": 1.0, "b": 1.0}, "both", steps=1)
+    shared = timeline_of(corpora, both, dataclasses.replace(both, name="again"))
     assert warnings_of(shared) == [
         "a and b of phase both have 1 input files in common, such as b.txt: their text counts"
         " twice, and may be in the training samples of one and the held-out ones of the other"

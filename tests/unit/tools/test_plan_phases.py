@@ -140,8 +140,19 @@ def test_the_script_plans_a_recipe_and_draws_it(tmp_path: Path) -> None:
 
     _, errors, _ = launch(tmp_path, "--recipe", str(recipe), "--sequence_length", "9")
     assert errors.startswith("error: --sequence_length 9: the data sets of --recipe")
-    _, errors, _ = launch(tmp_path, "--sequence_length", "9", "--micro_batch_tokens", "99")
-    assert errors.startswith("error: micro_batch_tokens = 99: is not planned for")
+
+
+def test_micro_batches_by_tokens_are_planned_by_their_mean_and_their_longest_samples(
+    tmp_path: Path,
+) -> None:
+    shards = data_set(tmp_path / "shards", 20, 3)  # 31 tokens at most
+    _, errors, written = launch(tmp_path, "--shards", shards, "--micro_batch_tokens", "170")
+    assert not errors
+    plan = written["plan"]
+    assert plan["memory"]["micro_batch_size"] == 170 // 31
+    assert plan["run"]["train_batch_size"] == 48
+    (time,) = [time for time in plan["scaling"] if time["num_gpus"] == 2]
+    assert (time["micro_batch_size"], time["accumulation_steps"]) == (8, 3)  # of 8.5 that fit
 
 
 def test_the_ramp_of_a_run_without_a_recipe_is_counted(tmp_path: Path) -> None:

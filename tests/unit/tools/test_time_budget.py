@@ -4,9 +4,10 @@ import pytest
 
 from dist_bert.tools.quickstart.time_budget import (
     Phase,
+    all_steps,
     is_worthwhile,
     next_steps,
-    run_flags,
+    run_settings,
     settled,
     training_seconds,
 )
@@ -43,11 +44,12 @@ def test_phases_share_the_time(
 
 def test_all_phases_end_in_time() -> None:
     for seconds in (80.0, 123.0, 200.0):
-        left, step_seconds = seconds, 0.08
-        for done, phase in enumerate(PHASES):
-            steps = next_steps(PHASES[done:], left, step_seconds * phase.cost)
-            left -= steps * step_seconds * phase.cost
-        assert 0 <= left < 1
+        counts = all_steps(PHASES, seconds, 0.08)
+        taken = sum(n * 0.08 * phase.cost for n, phase in zip(counts, PHASES, strict=True))
+        assert 0 <= seconds - taken < 1
+    assert all_steps(PHASES, 0.0, 0.08) == [60, 50, 40]
+    assert all_steps(PHASES, 1e6, 0.08) == [800, 1_200, 800]
+    assert all_steps(PHASES, 200.0, 0.125) == [480, 480, 182]
 
 
 def test_a_model_is_worthwhile_from_a_share_of_all_steps() -> None:
@@ -57,22 +59,16 @@ def test_a_model_is_worthwhile_from_a_share_of_all_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "expected"),
-    [
-        (
-            800,
-            "--num_train_steps 800 --warmup_steps 100 --log_interval 50 --checkpoint_interval 100"
-            " --validation_interval 200",
-        ),
-        (
-            40,
-            "--num_train_steps 40 --warmup_steps 5 --log_interval 5 --checkpoint_interval 5"
-            " --validation_interval 10",
-        ),
-    ],
+    ("num_steps", "expected"), [(2_800, (100, 50, 100, 700)), (40, (5, 5, 5, 10))]
 )
-def test_intervals_follow_from_the_number_of_steps(num_steps: int, expected: str) -> None:
-    assert run_flags(num_steps) == expected
+def test_intervals_follow_from_the_number_of_steps(
+    num_steps: int, expected: tuple[int, ...]
+) -> None:
+    settings = run_settings(num_steps)
+    assert tuple(settings.values()) == expected
+    assert list(settings) == [
+        "warmup_steps", "log_interval", "checkpoint_interval", "validation_interval",
+    ]  # fmt: skip
 
 
 def test_the_first_steps_do_not_count() -> None:

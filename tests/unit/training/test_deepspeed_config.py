@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deepspeed.runtime.constants import GRADIENT_CLIPPING_DEFAULT
 
 from dist_bert.common.errors import UserError
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -300,3 +301,8 @@ def test_a_missing_or_broken_file_is_named(path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match=r"deepspeed\.json: is not valid JSON"):
         DeepSpeedConfig.load(path, 1)
+
+
+def test_clipping_that_is_not_given_is_deepspeeds(path: Path) -> None:
+    assert load(path).gradient_clipping == GRADIENT_CLIPPING_DEFAULT
+    assert load(path, gradient_clipping=0).gradient_clipping == 0.0
