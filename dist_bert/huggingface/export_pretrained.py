@@ -106,17 +106,10 @@ def export(
             equal_vectors = check_vectors(run, folder, sentence_pooling, texts)
             print(f"vectors    {equal_vectors}", flush=True)
             check += f" Vectors: {equal_vectors}."
-        name = output_dir.absolute().name
         card = model_card(
-            name,
-            resolved,
-            run.step,
-            run_dir,
-            run.tokenizer.kind,
-            check,
-            no_mlm_head,
-            run.is_average,
-        )
+            output_dir.absolute().name, resolved, run.step, run_dir, run.tokenizer.kind, check,
+            no_mlm_head, run.is_average,
+        )  # fmt: skip
         files.write_bytes(folder / "README.md", card.encode())
 
 
