@@ -184,7 +184,7 @@ def _columns(path: Path) -> tuple[Columns, Columns]:
 
 
 def _append(columns: dict[str, "array[float]"], row: Mapping[str, float], num_rows: int) -> None:
-    for name in row.keys() - columns.keys():
+    for name in [name for name in row if name not in columns]:  # in their order
         columns[name] = array("d", [_NAN]) * num_rows
     for name, column in columns.items():
         column.append(row.get(name, _NAN))
