@@ -1,6 +1,7 @@
 """The settings of a pretraining run: what a run JSON holds."""
 
 import dataclasses
+from typing import Any
 
 from dist_bert.common.settings import setting
 from dist_bert.training.config import TrainingConfig
@@ -80,18 +81,7 @@ class PretrainingConfig(TrainingConfig):
         for name in ("validation_samples", "local_cache_gib"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
-        for name in ("masked_lm_prob", "final_masked_lm_prob"):
-            if not 0.0 <= getattr(self, name) <= 0.5:
-                problems.append(f"{name} = {getattr(self, name)}: must be 0 to 0.5")
-        if self.final_masked_lm_prob and not self.masked_lm_prob:
-            problems.append("final_masked_lm_prob: does nothing without masked_lm_prob")
-        if self.masked_lm_prob and self.masks == "static":
-            problems.append(
-                "masked_lm_prob: needs fresh masks, and masks = static keeps the stored"
-            )
-        for name in ("initial_batch_size", "ramp_samples", "micro_batch_tokens"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
+        problems += problems_of_phase(self, self.masks)
         for name in ("extend_positions", "init_average"):
             if getattr(self, name) and not self.init_from:
                 problems.append(f"{name} = True: does nothing without init_from")
@@ -102,3 +92,27 @@ class PretrainingConfig(TrainingConfig):
         if self.local_cache_gib and not self.local_cache:
             problems.append("local_cache_gib: does nothing without local_cache")
         return problems
+
+
+def problems_of_phase(settings: Any, masks: str) -> list[str]:
+    """What is wrong with the settings that a run and a phase of a recipe both have.
+
+    Args:
+        settings: of either.
+        masks: of the run.
+    """
+    problems = [
+        f"{name} = {getattr(settings, name)}: must be at least 0"
+        for name in ("initial_batch_size", "ramp_samples", "micro_batch_tokens")
+        if getattr(settings, name) < 0
+    ]
+    problems += [
+        f"{name} = {getattr(settings, name)}: must be 0 to 0.5"
+        for name in ("masked_lm_prob", "final_masked_lm_prob")
+        if not 0.0 <= getattr(settings, name) <= 0.5
+    ]
+    if settings.final_masked_lm_prob and not settings.masked_lm_prob:
+        problems.append("final_masked_lm_prob: does nothing without masked_lm_prob")
+    if settings.masked_lm_prob and masks == "static":
+        problems.append("masked_lm_prob: needs fresh masks, and masks = static keeps the stored")
+    return problems

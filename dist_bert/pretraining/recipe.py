@@ -12,7 +12,7 @@ from typing import Any
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, raise_all, read_json, setting
-from dist_bert.pretraining.config import PretrainingConfig
+from dist_bert.pretraining.config import PretrainingConfig, problems_of_phase
 from dist_bert.training.schedule import schedule_setting
 
 _OWN = ("num_train_steps", "shards")  # run settings that the phases give instead
@@ -49,8 +49,7 @@ class Phase:
         """All values that are out of range or contradict each other, each as one sentence."""
         problems = []
         for name in (
-            *_LENGTHS, "train_batch_size", "train_micro_batch_size_per_gpu", "micro_batch_tokens",
-            "warmup_steps",
+            *_LENGTHS, "train_batch_size", "train_micro_batch_size_per_gpu", "warmup_steps",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 problems.append(f"{name} = {getattr(self, name)}: must be at least 0")
@@ -61,11 +60,6 @@ class Phase:
         for place, weight in self.shards.items():
             if type(weight) not in (int, float) or not 0 < weight < float("inf"):
                 problems.append(f"shards: the weight of {place} is {weight!r}, must be above 0")
-        for name in ("masked_lm_prob", "final_masked_lm_prob"):
-            if not 0.0 <= getattr(self, name) <= 0.5:
-                problems.append(f"{name} = {getattr(self, name)}: must be 0 to 0.5")
-        if self.final_masked_lm_prob and not self.masked_lm_prob:
-            problems.append("final_masked_lm_prob: does nothing without masked_lm_prob")
         if self.micro_batch_tokens and self.train_micro_batch_size_per_gpu:
             problems.append("micro_batch_tokens, train_micro_batch_size_per_gpu: give one of them")
         if not 0.0 < self.lr_share <= 1.0:
@@ -152,8 +146,5 @@ def _phase(value: Any, number: int, run: PretrainingConfig, place: str) -> Phase
         shards = {shards: 1.0}
     inherited = {name: getattr(run, name) for name in _INHERITED}
     phase = from_dict(Phase, {**inherited, "name": str(number), **value, "shards": shards}, origin)
-    problems = phase.problems()
-    if phase.masked_lm_prob and run.masks == "static":
-        problems.append("masked_lm_prob: needs fresh masks, and masks = static keeps the stored")
-    raise_all(origin, problems)
+    raise_all(origin, [*phase.problems(), *problems_of_phase(phase, run.masks)])
     return phase

@@ -13,7 +13,6 @@ Warner et al. 2024, "ModernBERT" (https://arxiv.org/abs/2412.13663), section 2.1
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from dist_bert.common.errors import UserError
 from dist_bert.tokenizer.config import SPECIAL_PIECES
 from dist_bert.tokenizer.sentence_pieces import SPACE, is_accent, is_ideograph
+from dist_bert.tokenizer.word_pieces import read_tokenizer_json
 
 _UNKNOWN_ID = SPECIAL_PIECES.index("[UNK]")
 _UNUSED = re.compile(r"\[unused\d+\]")  # placeholders in the published vocabulary
@@ -79,12 +79,7 @@ class BytePieces:
         Raises:
             UserError: it is not a tokenizer.json, or not of ModernBERT's kind.
         """
-        # Read at every call of the library; the default is all cores, but other ranks use these.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        try:
-            settings = json.loads(FastTokenizer.from_str(model.decode()).to_str())
-        except Exception as error:  # the library raises no specific class
-            raise UserError(f"--tokenizer {path}: is not a tokenizer.json ({error})") from None
+        settings = json.loads(read_tokenizer_json(model, path).to_str())
         added = _check_kind(settings, f"--tokenizer {path}")
         # In a text, the library can ignore special tokens: here, these five alone are special.
         tokens = [{**token, "special": name in SPECIAL_PIECES} for name, token in added.items()]

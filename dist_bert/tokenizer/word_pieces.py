@@ -29,6 +29,20 @@ _UNKNOWN_ID = SPECIAL_PIECES.index("[UNK]")
 _UNUSED = re.compile(r"\[unused\d+\]")  # placeholders in published vocabularies
 
 
+def read_tokenizer_json(model: bytes, path: Path) -> FastTokenizer:
+    """The tokenizer of a file's bytes; `path` names it in errors.
+
+    Raises:
+        UserError: it is not a tokenizer.json.
+    """
+    # Read at every call of the library; the default is all cores, but other ranks use these.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        return FastTokenizer.from_str(model.decode())
+    except Exception as error:  # the library raises no specific class
+        raise UserError(f"--tokenizer {path}: is not a tokenizer.json ({error})") from None
+
+
 class WordPieces:
     """A WordPiece vocabulary with its rules of normalising and of cutting words.
 
@@ -49,12 +63,7 @@ class WordPieces:
         Raises:
             UserError: it is not a tokenizer.json, or not of BERT's kind.
         """
-        # Read at every call of the library; the default is all cores, but other ranks use these.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        try:
-            whole = FastTokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises no specific class
-            raise UserError(f"--tokenizer {path}: is not a tokenizer.json ({error})") from None
+        whole = read_tokenizer_json(model, path)
         check_kind(whole, f"--tokenizer {path}")
         self._fast = FastTokenizer(whole.model)
         self._fast.normalizer, self._fast.pre_tokenizer = whole.normalizer, whole.pre_tokenizer

@@ -12,6 +12,7 @@ import pytest
 
 from dist_bert.distributed.rendezvous import free_port
 from dist_bert.model.config import ModelConfig
+from tests.support import synthetic
 from tests.support.corpus import write_text_files
 from tests.support.processes import BIN, ROOT, environment, kill_when_printed, run_script
 from tests.support.synthetic import write_run
@@ -29,13 +30,7 @@ TINY_MODEL = {
 }
 # Every part is another one, and most texts are longer than a window.
 MODERN_PARTS = {
-    "architecture": "modern",
-    "norm": "pre",
-    "positions": "rotary",
-    "feed_forward": "geglu",
-    "bias": False,
-    "norm_bias": False,
-    "type_vocab_size": 0,
+    **synthetic.MODERN_PARTS,
     "global_attn_every_n_layers": 2,
     "local_attention": 8,
     "global_rope_theta": 160_000.0,

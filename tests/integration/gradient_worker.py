@@ -41,7 +41,7 @@ MODEL = ModelConfig(
 )
 MODELS = {
     "bert": MODEL,
-    "modern": dataclasses.replace(MODEL, **MODERN_PARTS),  # type: ignore[arg-type]
+    "modern": dataclasses.replace(MODEL, **MODERN_PARTS),
 }
 
 

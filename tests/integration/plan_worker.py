@@ -31,7 +31,7 @@ _BERT = ModelConfig(
     intermediate_size=101,
     max_position_embeddings=53,
 )
-MODELS = {"bert": _BERT, "modern": dataclasses.replace(_BERT, **MODERN_PARTS)}  # type: ignore[arg-type]
+MODELS = {"bert": _BERT, "modern": dataclasses.replace(_BERT, **MODERN_PARTS)}
 MICRO_BATCH_SIZE = 3
 SENT_ARGUMENT = {  # operation -> name and place of the argument that has all of the message
     "all_reduce": ("tensor", 0),

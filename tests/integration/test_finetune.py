@@ -203,7 +203,7 @@ def test_other_tasks(
 def test_a_modern_encoder_is_tuned_applied_and_exported(
     data_set: Path, files: Path, tmp_path: Path
 ) -> None:
-    model = ModelConfig(**{**TINY_MODEL, **MODERN_PARTS})  # type: ignore[arg-type]
+    model = ModelConfig(**{**TINY_MODEL, **MODERN_PARTS})
     write_run(tmp_path / "encoder", data_set / "tokenizer.model", model, {})
     tuned = tmp_path / "tuned"
     arguments = command(

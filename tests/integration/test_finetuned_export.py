@@ -268,7 +268,7 @@ def test_modern(
     kind: str,
 ) -> None:
     """Without segments, and with samples that are longer than a window."""
-    model = ModelConfig(**{**TINY_MODEL, **MODERN_PARTS})  # type: ignore[arg-type]
+    model = ModelConfig(**{**TINY_MODEL, **MODERN_PARTS})
     run_dir, folder = tmp_path / "run", tmp_path / "new"
     facts = {"max_seq_length": LENGTH, **facts}
     head = write_finetuned_run(run_dir, tokenizer, model, task, facts, sets / examples)

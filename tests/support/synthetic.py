@@ -43,6 +43,17 @@ TINY_MODEL = ModelConfig(
     max_position_embeddings=41,
 )
 
+# Every part of ModernBERT; how many layers are local, and their window, are a test's own.
+MODERN_PARTS: dict[str, Any] = {
+    "architecture": "modern",
+    "norm": "pre",
+    "positions": "rotary",
+    "feed_forward": "geglu",
+    "bias": False,
+    "norm_bias": False,
+    "type_vocab_size": 0,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:

@@ -20,6 +20,7 @@ from dist_bert.common.settings import (
 )
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.config import PretrainingConfig
+from dist_bert.pretraining.recipe import resolve_run
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import add_deepspeed_flags, deepspeed_flags, with_values
 
@@ -293,10 +294,10 @@ def test_every_deepspeed_file_loads(path: Path, world_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((CONFIGS / "run").glob("*.json")), ids=lambda path: path.stem
+    "path", sorted((CONFIGS / "recipes").glob("*.json")), ids=lambda path: path.stem
 )
-def test_every_run_file_resolves(path: Path) -> None:
-    resolve(PretrainingConfig, path)
+def test_every_recipe_resolves(path: Path) -> None:
+    resolve_run(None, {"recipe": str(path)})
 
 
 def deepspeed_values(*flags: str) -> dict[str, Any]:

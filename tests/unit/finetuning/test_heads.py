@@ -30,6 +30,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.published_config import to_published_config
 from dist_bert.model.published_names import to_published
+from tests.support.synthetic import MODERN_PARTS
 
 pytestmark = pytest.mark.trains
 
@@ -45,13 +46,7 @@ TINY = ModelConfig(
 )
 MODERN = dataclasses.replace(
     TINY,
-    architecture="modern",
-    norm="pre",
-    positions="rotary",
-    feed_forward="geglu",
-    bias=False,
-    norm_bias=False,
-    type_vocab_size=0,
+    **MODERN_PARTS,
     global_attn_every_n_layers=2,
     local_attention=4,
 )

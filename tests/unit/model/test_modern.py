@@ -20,6 +20,7 @@ from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import from_published, to_published
 from tests.support import naive_encoder
+from tests.support.synthetic import MODERN_PARTS
 from tests.unit.model.test_bert import (
     LENGTHS,
     TINY,
@@ -37,13 +38,7 @@ pytestmark = pytest.mark.trains
 
 MODERN = dataclasses.replace(
     TINY,
-    architecture="modern",
-    norm="pre",
-    positions="rotary",
-    feed_forward="geglu",
-    bias=False,
-    norm_bias=False,
-    type_vocab_size=0,
+    **MODERN_PARTS,
     num_hidden_layers=5,
     global_attn_every_n_layers=3,  # layers 0 and 3
     local_attention=6,

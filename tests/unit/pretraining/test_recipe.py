@@ -72,6 +72,7 @@ PHASE = {"shards": "data/a", "steps": 5}
         ([{**PHASE, "final_masked_lm_prob": 0.1}], {}, "does nothing without masked_lm_prob"),
         ([{**PHASE, "masked_lm_prob": 0.1}], {"masks": "static"}, "needs fresh masks"),
         ([{**PHASE, "micro_batch_tokens": 9, "train_micro_batch_size_per_gpu": 2}], {}, "give one"),
+        ([{**PHASE, "initial_batch_size": -4}], {}, "initial_batch_size = -4: must be at least 0"),
         ([{**PHASE, "train_batch_size": -1}], {}, "train_batch_size = -1: must be at least 0"),
         ([{**PHASE, "name": "2"}, PHASE], {}, "phase 2: name = '2': an earlier phase has it"),
         ([PHASE], {"shards": "data/x"}, "shards: is a matter of the phases; remove it"),

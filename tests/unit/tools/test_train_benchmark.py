@@ -18,18 +18,12 @@ from dist_bert.tools.benchmark.training import (
     padded_batches,
     padded_inputs,
 )
-from tests.support.synthetic import TINY_MODEL, write_data_set
+from tests.support.synthetic import MODERN_PARTS, TINY_MODEL, write_data_set
 
 MODEL = dataclasses.replace(TINY_MODEL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 MODERN = dataclasses.replace(
     MODEL,
-    architecture="modern",
-    norm="pre",
-    positions="rotary",
-    feed_forward="geglu",
-    bias=False,
-    norm_bias=False,
-    type_vocab_size=0,
+    **MODERN_PARTS,
     num_hidden_layers=4,
     global_attn_every_n_layers=3,
     local_attention=6,
