@@ -22,7 +22,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, read_json
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_config import from_published_config
-from dist_bert.tokenizer.tokenizer import kind_of
+from dist_bert.tokenizer.kind import kind_of
 
 PUBLISHED_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -18,7 +18,8 @@ from dist_bert.common.errors import UserError
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.published_names import Family, family, from_published
-from dist_bert.tokenizer.tokenizer import Tokenizer, kind_of
+from dist_bert.tokenizer.kind import kind_of
+from dist_bert.tokenizer.tokenizer import Tokenizer
 
 _WORDS = "encoder.word_embeddings.weight"
 _POSITIONS = "encoder.position_embeddings.weight"

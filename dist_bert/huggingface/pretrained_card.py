@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_bert.checkpoint.run_dir import METRICS_NAME
 from dist_bert.common.json_lines import rows_of
-from dist_bert.tokenizer.tokenizer import Kind
+from dist_bert.tokenizer.kind import Kind
 
 _ACCURACY = "validation/nsp_accuracy"
 _SCORES = {  # metric -> (name, format)

@@ -11,11 +11,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.data.masking import MaskingVocabulary
 from dist_bert.tokenizer.config import SPECIAL_PIECES, TokenizerConfig
+from dist_bert.tokenizer.kind import Kind, kind_of
 from dist_bert.tokenizer.normalization import chosen
 from dist_bert.tokenizer.sentence_pieces import SentencePieces, is_accent, is_ideograph, train
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from dist_bert.tokenizer.word_pieces import WordPieces
 
     Pieces = SentencePieces | WordPieces | BytePieces
-
-Kind = Literal["SentencePiece", "WordPiece", "byte-level BPE"]
 
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
 
@@ -261,17 +259,6 @@ class Tokenizer:
             return None
         texts = map(self.text_of, range(self.vocab_size))
         return np.array([text[-1:].isspace() for text in texts], np.bool_)
-
-
-def kind_of(content: bytes) -> Kind:
-    """The kind of a tokenizer's file, which may still be damaged."""
-    if content.lstrip()[:1] != b"{":
-        return "SentencePiece"
-    try:
-        is_bpe = json.loads(content)["model"]["type"] == "BPE"
-    except (ValueError, LookupError, TypeError):  # old files lack the type, damaged ones all
-        is_bpe = False
-    return "byte-level BPE" if is_bpe else "WordPiece"
 
 
 def choose_normalization(sentences: Sequence[str], config: TokenizerConfig) -> TokenizerConfig:
