@@ -67,9 +67,7 @@ class FinetuneConfig:
     max_question_tokens: int = setting(64, "questions: longer ones are cut")
     max_answer_tokens: int = setting(30, "questions: longest answer")
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings, sub-layers and the head")
-    attention_probs_dropout_prob: float = setting(
-        0.1, "dropout on attention weights; above 0 rules out the fast GPU kernel"
-    )
+    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights")
     activation_checkpointing: bool = setting(
         False, "compute layers again in the backward pass: less memory, about a third more time"
     )
