@@ -71,6 +71,10 @@ class FinetuneConfig:
     activation_checkpointing: bool = setting(
         False, "compute layers again in the backward pass: less memory, about a third more time"
     )
+    deterministic: bool = setting(
+        False,
+        "resume bit for bit on GPUs too, as on CPUs: each sum has one order, which takes longer",
+    )
     log_interval: int = setting(10, "optimizer steps between two console lines")
     max_minutes: float = setting(
         0.0, "save and stop with exit code 85 after so many minutes from the start; 0 = never"
@@ -141,6 +145,7 @@ class FinetuneConfig:
             spike_threshold=0.0,  # of few examples, losses jump as a matter of course
             max_minutes=self.max_minutes,
             activation_checkpointing=self.activation_checkpointing,
+            deterministic=self.deterministic,
         )
 
 

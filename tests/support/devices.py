@@ -4,6 +4,6 @@ import pytest
 import torch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-on_each_device = pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])], indirect=True
-)
+ON_GPU = [pytest.mark.gpu, needs_gpu]
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
+on_each_device = pytest.mark.parametrize("device", DEVICES, indirect=True)

@@ -20,6 +20,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.model import attention as attention_module
 from dist_bert.model import bert as model_module
 from dist_bert.model.attention import SampleLayout, attention, can_use_varlen_kernel
+from tests.support.deterministic_ops import Names, refused
 from tests.support.devices import on_each_device
 from tests.support.flash_kernel import flash_kernel_on_cpu
 from tests.unit.model.test_bert import TINY, Batch, backward, make_batch, make_model, max_difference
@@ -254,6 +255,17 @@ def test_torchs_own_operator_takes_the_call_and_has_its_derivative(window: int |
     assert kernels.calls[1][1]["rng_state"].dtype == torch.uint64, (
         "with which the noise is drawn again"
     )
+
+
+@pytest.mark.parametrize("config", [BERT, LOCAL], ids=["bert", "local"])
+def test_a_gpu_can_compute_all_of_it_deterministically(config: Any) -> None:
+    """Else torch would end a run with `deterministic` at the first such operation."""
+    dropping = dataclasses.replace(config, hidden_dropout_prob=P, attention_probs_dropout_prob=P)
+    model, batch = make_model(dropping), make_batch()
+    with flash_kernel_on_cpu(), pytest.MonkeyPatch.context() as patch, Names() as names:
+        patch.setattr(model_module, "can_use_varlen_kernel", lambda *_: True)
+        model(**batch)[0].backward()
+    assert "aten._flash_attention_backward.default" in names.found and not refused(names.found)
 
 
 def test_layers_take_their_own_window_and_the_longest_sample() -> None:
