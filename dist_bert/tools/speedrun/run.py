@@ -12,16 +12,16 @@ from typing import Any
 from dist_bert.common.code_version import ROOT, code_version
 from dist_bert.common.device import num_wanted_gpus
 from dist_bert.common.errors import UserError
-from dist_bert.common.files import write_json
+from dist_bert.common.files import fingerprint, write_json
 from dist_bert.common.machine import machine
 from dist_bert.common.settings import read_json
+from dist_bert.data.shard_format import MANIFEST_NAME
 from dist_bert.tools.commands import call, launcher_flags
 from dist_bert.tools.speedrun.record import Attempt, Record, told
 from dist_bert.tools.speedrun.track import (
     CLASSES,
     LEAST_SEEDS,
     Track,
-    validation_sha256,
     with_shards_in,
 )
 from dist_bert.training.metrics import read_metrics
@@ -91,6 +91,13 @@ def run(track: Track, machine_class: str, seeds: Sequence[int], change: str) -> 
     )
     print(f"\n{told(record)}")
     return record
+
+
+def validation_sha256(shards: Path) -> str:
+    """A hash of a data set's held-out samples with their masks, and of its tokenizer."""
+    manifest = read_json(shards / MANIFEST_NAME)
+    hashes = [shard["sha256"] for shard in manifest["splits"]["validation"]]
+    return fingerprint([manifest["tokenizer"]["fingerprint"], *hashes])
 
 
 def take(machine_class: str) -> int:

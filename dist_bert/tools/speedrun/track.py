@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.common.errors import UserError
-from dist_bert.common.files import fingerprint
 from dist_bert.common.settings import from_dict, raise_all, read_json
-from dist_bert.data.shard_format import MANIFEST_NAME
 
 CLASSES = {"one_core": 1, "two_cores": 2, "one_gpu": 1, "node": 0}  # ranks; 0 = all GPUs
 LEAST_SEEDS = 3
@@ -99,13 +97,6 @@ def _flags(values: Mapping[str, Any]) -> str:
     """Settings as flags, with a blank before each."""
     shown = {k: str(v).lower() if isinstance(v, bool) else v for k, v in values.items()}
     return "".join(f" --{name} {value}" for name, value in shown.items())
-
-
-def validation_sha256(shards: Path) -> str:
-    """A hash of a data set's held-out samples with their masks, and of its tokenizer."""
-    manifest = read_json(shards / MANIFEST_NAME)
-    hashes = [shard["sha256"] for shard in manifest["splits"]["validation"]]
-    return fingerprint([manifest["tokenizer"]["fingerprint"], *hashes])
 
 
 def with_shards_in(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dist_bert.common.files import write_json
 from dist_bert.common.settings import read_json
 from dist_bert.tools.speedrun import run
 from dist_bert.tools.speedrun.record import Attempt, Record, table, told
-from dist_bert.tools.speedrun.track import Track, validation_sha256, with_shards_in
+from dist_bert.tools.speedrun.track import Track, with_shards_in
 
 ROOT = Path(__file__).parents[3]
 TRACKS = sorted((ROOT / "configs/speedrun").glob("*.json"))
@@ -126,7 +126,7 @@ def test_the_hash_is_of_held_out_samples_and_tokenizer(tmp_path: Path) -> None:
             tmp_path / "manifest.json",
             {"tokenizer": {"fingerprint": tokenizer}, "splits": splits},
         )
-        return validation_sha256(tmp_path)
+        return run.validation_sha256(tmp_path)
 
     base = of("t", ["a", "b"], "c")
     assert base == of("t", ["a", "b"], "d") and len(base) == 64
