@@ -27,6 +27,9 @@ _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
 # these in their name allow bf16: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _BF16_ISAS = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")
+# https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+_CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+_CUBLAS_VALUES = (":4096:8", ":16:8")  # buffers of KiB, and how many
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -99,6 +102,28 @@ def set_up_device(local_rank: int, local_size: int) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, num_cores() // local_size))
     _keep_freed_memory()
+
+
+def compute_deterministically() -> None:
+    """Lets every operation of this process sum in one order, and raise where it cannot.
+
+    FlashAttention's backward pass, cuBLAS and gradients of gathered rows have another order each
+    time on a GPU otherwise. Call it before anything uses the GPU.
+
+    Raises:
+        UserError: the environment asks cuBLAS for something else.
+    """
+    import torch
+
+    asked = os.environ.setdefault(_CUBLAS_VARIABLE, _CUBLAS_VALUES[0])
+    if asked not in _CUBLAS_VALUES:
+        raise UserError(
+            f"deterministic = True: {_CUBLAS_VARIABLE} = {asked}, with which cuBLAS does not sum in"
+            f" one order; unset it, or set it to one of {', '.join(_CUBLAS_VALUES)}"
+        )
+    torch.use_deterministic_algorithms(True)
+    # Writes NaN to all new memory, to find reads of it: time that no result needs.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def num_cores() -> int:

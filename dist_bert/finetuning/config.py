@@ -67,11 +67,13 @@ class FinetuneConfig:
     max_question_tokens: int = setting(64, "questions: longer ones are cut")
     max_answer_tokens: int = setting(30, "questions: longest answer")
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings, sub-layers and the head")
-    attention_probs_dropout_prob: float = setting(
-        0.1, "dropout on attention weights; above 0 rules out the fast GPU kernel"
-    )
+    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights")
     activation_checkpointing: bool = setting(
         False, "compute layers again in the backward pass: less memory, about a third more time"
+    )
+    deterministic: bool = setting(
+        False,
+        "resume bit for bit on GPUs too, as on CPUs: each sum has one order, which takes longer",
     )
     log_interval: int = setting(10, "optimizer steps between two console lines")
     max_minutes: float = setting(
@@ -143,6 +145,7 @@ class FinetuneConfig:
             spike_threshold=0.0,  # of few examples, losses jump as a matter of course
             max_minutes=self.max_minutes,
             activation_checkpointing=self.activation_checkpointing,
+            deterministic=self.deterministic,
         )
 
 

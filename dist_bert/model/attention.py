@@ -7,13 +7,32 @@ Shapes: T tokens of the micro-batch, B samples, H hidden, N heads, D head size, 
 longest sample).
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_bert.common.errors import UserError
 from dist_bert.model.tiles import Tiles, tiled_attention
+
+# Of torch's FlashAttention operator, `aten::_flash_attention_forward`, which `attention` calls by
+# name: torch may change it without notice. Torch's own wrapper, `varlen_attn`, has no dropout.
+_KERNEL_ARGUMENTS = (
+    "query",
+    "key",
+    "value",
+    "cum_seq_q",
+    "cum_seq_k",
+    "max_q",
+    "max_k",
+    "dropout_p",
+    "is_causal",
+    "return_debug_mask",
+    "window_size_left",
+    "window_size_right",
+)
 
 
 class SampleLayout(NamedTuple):
@@ -42,21 +61,40 @@ class SampleLayout(NamedTuple):
     is_in_band: Tensor | None = None
 
 
-def can_use_varlen_kernel(hidden: Tensor, head_size: int, dropout_p: float) -> bool:
+def can_use_varlen_kernel(hidden: Tensor, head_size: int) -> bool:
     """Whether FlashAttention's variable-length kernel can do the attention of this forward.
+
+    With dropout and windows too; float32 and GPUs before Ampere need the padded view.
 
     Args:
         hidden: for device and dtype; torch.autocast overrules the dtype.
         head_size: D; the kernel takes multiples of 8 up to 256.
-        dropout_p: dropout on attention weights; the kernel has none.
+
+    Raises:
+        UserError: it could, but this torch has another operator for it.
     """
     device = hidden.device
-    if device.type != "cuda" or dropout_p > 0.0 or head_size % 8 or head_size > 256:
+    if device.type != "cuda" or head_size % 8 or head_size > 256:
         return False
     is_autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if is_autocast else hidden.dtype
-    is_half = dtype in (torch.bfloat16, torch.float16)
-    return is_half and torch.cuda.get_device_properties(device).major >= 8  # Ampere or later
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if torch.cuda.get_device_properties(device).major < 8:  # Ampere
+        return False
+    _check_kernel()
+    return True
+
+
+@functools.cache
+def _check_kernel() -> None:
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    missing = set(_KERNEL_ARGUMENTS) - {argument.name for argument in schema.arguments}
+    if missing:
+        raise UserError(
+            f"torch {torch.__version__}: its FlashAttention operator has no argument"
+            f" {', '.join(sorted(missing))}; install a version that setup.py allows"
+        )
 
 
 def locate_samples(
@@ -106,7 +144,8 @@ def attention(
         qkv: (T, 3H), queries, keys and values, each with its heads side by side.
         layout: which tokens belong together; made for this window or for None.
         num_heads: N.
-        dropout_p: dropout on attention weights in this forward.
+        dropout_p: dropout on attention weights in this forward; its noise comes from torch's global
+            generator of the device.
         window: tokens on each side that a token attends to, beside itself; None = all.
 
     Returns:
@@ -115,12 +154,22 @@ def attention(
     head_size = qkv.shape[1] // (3 * num_heads)
     cu_seqlens, max_seqlen = layout.cu_seqlens, layout.max_seqlen
     if layout.is_varlen:
-        from torch.nn.attention.varlen import varlen_attn  # registers CUDA kernels: only where used
-
         q, k, v = qkv.view(-1, 3, num_heads, head_size).unbind(1)  # (T, N, D) each
-        both_ends: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
-        context = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **both_ends)
-        assert isinstance(context, Tensor)  # a tuple only if asked for
+        reach = -1 if window is None else window  # -1: all
+        context = torch.ops.aten._flash_attention_forward(
+            query=q,
+            key=k,
+            value=v,
+            cum_seq_q=cu_seqlens,
+            cum_seq_k=cu_seqlens,
+            max_q=max_seqlen,
+            max_k=max_seqlen,
+            dropout_p=dropout_p,
+            is_causal=False,
+            return_debug_mask=False,
+            window_size_left=reach,
+            window_size_right=reach,
+        )[0]
         return context.flatten(1)
     tiles = layout.tiles if window is None else layout.local_tiles
     if tiles is not None:

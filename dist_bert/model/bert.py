@@ -130,7 +130,6 @@ class BertEncoder(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_size = config.head_size
         self.dropout_prob = config.hidden_dropout_prob
-        self.attention_dropout_prob = config.attention_probs_dropout_prob
         self.window = config.window
         self.has_segments = config.type_vocab_size > 0
         self.has_table_of_positions = config.positions == "learned"
@@ -194,8 +193,7 @@ class BertEncoder(nn.Module):
 
     def _layout(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
         """Chooses how attention is computed in this forward."""
-        dropout_p = self.attention_dropout_prob if self.training else 0.0
-        is_varlen = can_use_varlen_kernel(hidden, self.head_size, dropout_p)
+        is_varlen = can_use_varlen_kernel(hidden, self.head_size)
         if hidden.device.type == "cpu" and not is_varlen:
             tiles = local_tiles = group_samples(cu_seqlens, self.num_heads)
             if self.window is not None and max_seqlen > self.window + 1:

@@ -61,9 +61,7 @@ class ModelConfig:
     hidden_dropout_prob: float = setting(
         0.1, "dropout on embeddings and sub-layer outputs, 0 to below 1"
     )
-    attention_probs_dropout_prob: float = setting(
-        0.1, "dropout on attention weights, 0 to below 1; above 0 disables the fast GPU kernel"
-    )
+    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights, 0 to below 1")
     layer_norm_eps: float = setting(1e-12, "epsilon of every LayerNorm")
     initializer_range: float = setting(0.02, "standard deviation of the initial weights")
     architecture: str = setting(

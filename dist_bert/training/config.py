@@ -67,6 +67,10 @@ class TrainingConfig:
     activation_checkpointing: bool = setting(
         False, "compute layers again in the backward pass: less memory, about a third more time"
     )
+    deterministic: bool = setting(
+        False,
+        "resume bit for bit on GPUs too, as on CPUs: each sum has one order, which takes longer",
+    )
 
     def __post_init__(self) -> None:
         raise_all("run", self.problems())

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from dist_bert.checkpoint.run_dir import LOGS_NAME
+from dist_bert.common.device import compute_deterministically
 from dist_bert.common.errors import NodeError, UserError
 from dist_bert.distributed.agreement import all_ranks_agree
 from dist_bert.distributed.heartbeat import Heartbeat
@@ -38,12 +39,14 @@ def joined_ranks(
 
     Raises:
         UserError: from the block, or the folder is in use or cannot be written to; raised by all
-            ranks together.
+            ranks together. Or the environment contradicts `deterministic`.
     """
     watchdog = Watchdog(run.time_limits)
     heartbeat = None
     unwritable: OSError | None = None
     try:
+        if run.deterministic:
+            compute_deterministically()  # before CUDA starts
         try:
             if folder is not None:
                 open_rank_log(Path(run.output_dir) / LOGS_NAME)

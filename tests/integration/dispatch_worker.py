@@ -18,6 +18,7 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
+from tests.support.deterministic_ops import refused
 
 MODEL = ModelConfig(
     vocab_size=101,
@@ -41,7 +42,7 @@ class Counter(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def count(optimizer: dict[str, Any], stage: int, precision: str) -> dict[str, int]:
+def count(optimizer: dict[str, Any], stage: int, precision: str) -> dict[str, Any]:
     values: dict[str, Any] = {
         "train_batch_size": 2,
         "optimizer": optimizer,
@@ -72,7 +73,11 @@ def count(optimizer: dict[str, Any], stage: int, precision: str) -> dict[str, in
     engine.destroy()
     ops = {op: n for op, n in counter.counts.items() if not any(view in op for view in VIEWS)}
     reads = sum(n for op, n in ops.items() if "_local_scalar_dense" in op)
-    return {"operations": sum(ops.values()), "reads": reads}
+    return {
+        "operations": sum(ops.values()),
+        "reads": reads,
+        "refused": sorted(refused(counter.counts)),
+    }
 
 
 def main() -> None:

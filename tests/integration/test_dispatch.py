@@ -32,3 +32,4 @@ def test_an_update_dispatches_few_operations_and_hardly_waits(tmp_path: Path) ->
     assert counts.keys() == cases.keys()
     for name, found in counts.items():
         assert 0 < found["operations"] <= 1_000 and found["reads"] <= 4, (name, found)
+        assert not found["refused"], (name, "torch would refuse it with `deterministic` on a GPU")

@@ -181,7 +181,7 @@ def activation_bytes(
 
 
 def layer_bytes(model: ModelConfig, weight_bytes: int) -> int:
-    """What one encoder layer saves of a token, with an attention that keeps no scores.
+    """What one encoder layer saves of a token, with an attention that keeps no scores and no noise.
 
     Its input, query, key and value, the context, and of the two norms what goes in and comes out,
     where that is not the next layer's input: 8 H, before or after the halves. The inner

@@ -1,5 +1,6 @@
 """Which device a process computes on, and by which arithmetic."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dist_bert.common import device as device_module
 from dist_bert.common.device import (
     arithmetic,
     bf16_flags,
+    compute_deterministically,
     device_type,
     has_bf16_instructions,
     has_gpu,
@@ -170,3 +172,35 @@ def test_asking_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.fixture
+def arithmetic_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What deterministic arithmetic sets holds for the whole process."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is restored
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.parametrize("asked", [None, ":16:8"])
+def test_deterministic_arithmetic_is_torchs_and_cublass(
+    monkeypatch: pytest.MonkeyPatch, arithmetic_as_before: None, asked: str | None
+) -> None:
+    if asked:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", asked)
+    compute_deterministically()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (asked or ":4096:8")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled(), "FlashAttention reads it"
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_an_environment_against_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arithmetic_as_before: None
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8")
+    with pytest.raises(UserError, match=r"deterministic = True: CUBLAS.* = :4096:2:16:8.*unset it"):
+        compute_deterministically()
+    assert not torch.are_deterministic_algorithms_enabled()

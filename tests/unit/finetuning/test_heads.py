@@ -30,6 +30,7 @@ from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.published_config import to_published_config
 from dist_bert.model.published_names import to_published
+from tests.support.deterministic_ops import Names, refused
 from tests.support.synthetic import MODERN_PARTS
 
 pytestmark = pytest.mark.trains
@@ -350,8 +351,11 @@ def test_shares_of_micro_batches_add_up(kind: str, config: ModelConfig) -> None:
     ]
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
     torch.testing.assert_close(parts[0][1] + parts[1][1], whole_metrics)
-    whole.backward()
+    with Names() as names:
+        whole.backward()
+        head(**batch_of(features), **totals)
     assert all(p.grad is not None for name, p in head.named_parameters() if "pooler" not in name)
+    assert not refused(names.found), "of a run with `deterministic` on a GPU"
 
 
 def test_a_head_starts_from_the_pretrained_encoder_and_pooler() -> None:

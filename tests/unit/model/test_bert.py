@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dist_bert.data.batches import NO_LABEL, StepBatch
 from dist_bert.model import bert as model_module
-from dist_bert.model.attention import SampleLayout, attention, can_use_varlen_kernel, locate_samples
+from dist_bert.model.attention import SampleLayout, attention, locate_samples
 from dist_bert.model.bert import BertEncoder, BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.micro_batches import from_padded, pinned, to_device
@@ -239,30 +238,6 @@ def test_the_padded_view_trains_as_the_groups_do(monkeypatch: pytest.MonkeyPatch
     assert is_taken and padded_loss == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         assert max_difference(gradient, padded_gradients[name]) < 1e-5, name
-
-
-def test_the_varlen_kernel_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel itself runs on GPUs alone: here a loop with its signature stands in for it."""
-
-    def varlen_attn(q: Tensor, k: Tensor, v: Tensor, *bounds: Any) -> Tensor:
-        cu_seq_q, cu_seq_k, max_q, max_k = bounds
-        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-        assert (max_q, max_k) == (13, 13)
-        per_sample = zip(
-            *(x.transpose(0, 1).tensor_split(cu_seq_q[1:-1].long(), dim=1) for x in (q, k, v)),
-            strict=True,
-        )
-        contexts = [F.scaled_dot_product_attention(*sample) for sample in per_sample]
-        return torch.cat(contexts, dim=1).transpose(0, 1)
-
-    model, batch = make_model(), make_batch()
-    loss, _, gradients = backward(model, batch)
-    monkeypatch.setattr(model_module, "can_use_varlen_kernel", lambda *_: True)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    kernel_loss, _, kernel_gradients = backward(model, batch)
-    assert kernel_loss == pytest.approx(loss, abs=1e-5)
-    for name, gradient in gradients.items():
-        assert max_difference(gradient, kernel_gradients[name]) < 1e-5, name
 
 
 def test_samples_and_positions_of_padding_change_nothing() -> None:
@@ -555,37 +530,6 @@ def test_forward_never_waits_for_the_device(
         loss.item()
 
 
-def test_the_varlen_kernel_is_chosen_where_it_can_do_the_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    gpu = SimpleNamespace(major=8)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
-
-    def choose(
-        dtype: torch.dtype = torch.bfloat16,
-        device: str = "cuda",
-        head_size: int = 64,
-        dropout_p: float = 0.0,
-    ) -> bool:
-        hidden: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
-        return can_use_varlen_kernel(hidden, head_size, dropout_p)
-
-    assert choose()
-    assert choose(torch.float16)
-    assert not choose(torch.float32)
-    assert not choose(device="cpu")
-    assert not choose(dropout_p=0.1)
-    assert not choose(head_size=6)
-    assert not choose(head_size=264)
-    gpu.major = 7  # Volta and Turing have no FlashAttention
-    assert not choose()
-    gpu.major = 9
-    # torch.autocast itself does nothing on a machine without a GPU
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: True)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: torch.bfloat16)
-    assert choose(torch.float32)
-
-
 def test_a_layer_compiles_into_one_graph() -> None:
     """For any number of tokens and samples: nothing in it is read by the host."""
     layer = make_model().encoder.layers[0]
@@ -645,20 +589,6 @@ def test_activation_checkpointing_changes_no_bit(dropout: float) -> None:
     if dropout:
         torch.manual_seed(5)
         assert backward(model, batch)[0] != loss
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_varlen_kernel_agrees_with_the_padded_view() -> None:
-    config = dataclasses.replace(TINY, hidden_size=32)  # the kernel wants head sizes of 8 * n
-    batch = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in make_batch().items()}
-    model = make_model(config).cuda()
-    loss, _, gradients = backward(model, batch)
-    half_loss, _, half_gradients = backward(model.bfloat16(), batch)
-    assert half_loss == pytest.approx(loss, abs=0.02)
-    for name, gradient in gradients.items():
-        error = (half_gradients[name].float() - gradient).norm()
-        assert error < 0.08 * gradient.norm(), name  # bf16 alone, on CPU: at most 0.025
 
 
 @pytest.mark.gpu

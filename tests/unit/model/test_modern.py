@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
@@ -211,35 +210,6 @@ def test_the_padded_view_trains_as_the_band_does(
     assert padded_loss == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         assert max_difference(gradient, padded_gradients[name]) < 1e-5, name
-
-
-def test_the_varlen_kernel_gets_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel itself runs on GPUs alone: here a loop with its signature stands in for it."""
-    windows = []
-
-    def varlen_attn(
-        q: Tensor, k: Tensor, v: Tensor, *bounds: Any, window_size: tuple[int, int] = (-1, -1)
-    ) -> Tensor:
-        windows.append(window_size)
-        contexts = []
-        starts = bounds[0].tolist()
-        for start, end in itertools.pairwise(starts):
-            own_q, own_k, own_v = (x[start:end].transpose(0, 1) for x in (q, k, v))
-            distance = (torch.arange(end - start)[:, None] - torch.arange(end - start)).abs()
-            mask = None if window_size == (-1, -1) else distance <= window_size[0]
-            context = F.scaled_dot_product_attention(own_q, own_k, own_v, mask)
-            contexts.append(context.transpose(0, 1))
-        return torch.cat(contexts)
-
-    model, batch = make_model(MODERN), make_batch((41, 13, 5))
-    loss, _, gradients = backward(model, batch)
-    monkeypatch.setattr(model_module, "can_use_varlen_kernel", lambda *_: True)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    kernel_loss, _, kernel_gradients = backward(model, batch)
-    assert windows == [(-1, -1), (3, 3), (3, 3), (-1, -1), (3, 3)]
-    assert kernel_loss == pytest.approx(loss, abs=1e-5)
-    for name, gradient in gradients.items():
-        assert max_difference(gradient, kernel_gradients[name]) < 1e-5, name
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -140,6 +140,7 @@ def gpu_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     "change",
     [
         {},
+        {"attention_probs_dropout_prob": 0.1},  # the noise is drawn again, not kept
         {"hidden_act": "relu"},
         {"mlm_hidden_act": "relu", "intermediate_size": 307},
         {"norm": "pre"},
