@@ -1,4 +1,5 @@
 # make quickstart   set up, then the whole path on real text of this machine: a few minutes on 2 cores
+# make speedrun     the record's recipe on the quickstart's text, three seeds against the clock
 # make test         the same set-up, then the test suite without the long runs on a cluster
 # make unit         the same set-up, then the tests that need a few short processes: six minutes
 # make test_avx2    the tests that train, as on a CPU without instructions for bf16
@@ -13,11 +14,14 @@ BIN := $(VENV)/bin
 # A CPU of 2013 to 2019, imitated: its vector instructions are all that the libraries may use.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: quickstart test unit test_avx2 cluster soak check format clean
+.PHONY: quickstart speedrun test unit test_avx2 cluster soak check format clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/installed && \
 	$(BIN)/python launch/quickstart.py --setup_seconds $$(($$(date +%s) - start))
+
+speedrun: $(VENV)/installed
+	$(BIN)/python launch/speedrun.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not (cluster and slow)"

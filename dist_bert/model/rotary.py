@@ -6,10 +6,13 @@ paired with element i + D/2, as in GPT-NeoX and ModernBERT; the paper pairs neig
 Shapes: T tokens, H hidden, N heads, D head size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, 1, D/2) float32 each
+_CACHED_VALUES = 3 << 17  # of queries, keys and values at once on CPU: 1.5 MiB in float32
 
 
 def rotation(position_ids: Tensor, head_size: int, theta: float) -> Rotation:
@@ -29,9 +32,38 @@ def rotation(position_ids: Tensor, head_size: int, theta: float) -> Rotation:
 
 
 def rotate(qkv: Tensor, rotation: Rotation, num_heads: int) -> Tensor:
-    """Rotates queries and keys of (T, 3H), leaves values as they are; rounds once."""
-    cos, sin = rotation
-    by_head = qkv.view(len(qkv), 3, num_heads, -1)
-    first, second = by_head[:, :2].float().chunk(2, -1)  # (T, 2, N, D/2) each
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-    return torch.cat((rotated.to(qkv.dtype), by_head[:, 2:]), 1).view_as(qkv)
+    """Rotates queries and keys of (T, 3H), leaves values as they are; rounds once.
+
+    The gradient is the gradient's rotation back, so nothing but the angles is kept for it.
+    """
+    rotated: Tensor = _Rotate.apply(qkv, *rotation, num_heads)
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.num_heads = num_heads
+        return _rotated(qkv, cos, sin, num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient, cos, -sin, ctx.num_heads), None, None, None
+
+
+def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    """On CPU some tokens at a time, whose float32 values stay in a core's cache."""
+    rotated = torch.empty_like(qkv)
+    at_once = len(qkv)
+    if qkv.device.type == "cpu":
+        at_once = max(1, _CACHED_VALUES // qkv.shape[1])
+    for parts in zip(*(part.split(at_once) for part in (qkv, rotated, cos, sin)), strict=True):
+        values, result = (part.view(len(part), 3, num_heads, 2, -1) for part in parts[:2])
+        c, s = parts[2:]
+        first, second = values[:, :2].float().unbind(3)  # (tokens, 2, N, D/2) each
+        result[:, :2, :, 0] = first * c - second * s
+        result[:, :2, :, 1] = second * c + first * s
+        result[:, 2] = values[:, 2]
+    return rotated

@@ -108,6 +108,8 @@ TORCHLESS = {
     "tools.plan.text",
     "tools.quickstart.steps",
     "tools.report.page",
+    "tools.speedrun.record",
+    "tools.speedrun.track",
 }
 # argparse's methods are described by argparse.
 INHERITED = {

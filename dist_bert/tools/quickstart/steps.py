@@ -12,13 +12,14 @@ from typing import Any
 from dist_bert.checkpoint.run_dir import latest_checkpoint, step_of
 from dist_bert.common.files import write_json
 from dist_bert.common.settings import read_json
-from dist_bert.tools.quickstart import time_budget
-from dist_bert.tools.quickstart.commands import (
+from dist_bert.tools.commands import (
     call,
     call_and_kill,
     launcher_flags,
+    num_ranks,
     ranks_and_arithmetic,
 )
+from dist_bert.tools.quickstart import time_budget
 from dist_bert.tools.quickstart.summary import EVALUATION_NAME, print_summary, summarize
 from dist_bert.tools.quickstart.time_budget import Phase
 from dist_bert.training.metrics import read_metrics
@@ -246,8 +247,8 @@ def _step_seconds(run_dir: Path) -> list[float]:
 def _training(model: Model) -> str:
     """The command that trains a model, without the flags of a run."""
     return (
-        f"deepspeed {launcher_flags()} launch/pretrain.py --deepspeed_config {DEEPSPEED_CONFIG}"
-        f" --model {model.path} --lr {model.lr}"
+        f"deepspeed {launcher_flags(num_ranks())} launch/pretrain.py --deepspeed_config"
+        f" {DEEPSPEED_CONFIG} --model {model.path} --lr {model.lr}"
     )
 
 

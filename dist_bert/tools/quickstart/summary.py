@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_bert.common.settings import read_json
 from dist_bert.data.shard_format import MANIFEST_NAME
-from dist_bert.tools.quickstart.commands import ranks_and_arithmetic
+from dist_bert.tools.commands import ranks_and_arithmetic
 from dist_bert.training.metrics import read_metrics
 
 EVALUATION_NAME = "evaluation.json"  # in the folder of the run

@@ -1,4 +1,4 @@
-"""Runs the commands of the quickstart, and shows what they print."""
+"""Runs commands of this repository, and shows what they print: for quickstart and speed run."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def ranks_and_arithmetic() -> str:
     """What the training runs on, and in which precision."""
     device = "cuda" if num_wanted_gpus() else "cpu"
     unit = "GPUs" if num_wanted_gpus() else "CPU ranks"
-    return f"{_num_ranks()} {unit}, {arithmetic('bf16', device)}"
+    return f"{num_ranks()} {unit}, {arithmetic('bf16', device)}"
 
 
 def _environment() -> dict[str, str]:
@@ -33,7 +33,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **device, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def _num_ranks() -> int:
+def num_ranks() -> int:
     """All GPUs (a power of two of them, which divides the batch); 2 ranks where there are none."""
     return (
         1 << (num_wanted_gpus().bit_length() - 1)
@@ -42,9 +42,9 @@ def _num_ranks() -> int:
     )
 
 
-def launcher_flags() -> str:
-    """Flags of the deepspeed launcher, for this machine."""
-    return f"--num_gpus {_num_ranks()} --master_port {free_port()}"
+def launcher_flags(ranks: int) -> str:
+    """Flags of the deepspeed launcher, for so many ranks on this machine."""
+    return f"--num_gpus {ranks} --master_port {free_port()}"
 
 
 @contextlib.contextmanager
