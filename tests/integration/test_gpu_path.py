@@ -57,7 +57,7 @@ def test_all_zero_stages_train_alike_compiled_or_not(results: Any, name: str) ->
     own = [case for case in results if case.startswith(name)]
     assert len(own) == 7
     for case in own:
-        # Compiled layers draw other dropout masks on a GPU.
+        # On a GPU, compiled layers draw other dropout masks.
         limit = 0.02 if case.endswith("True") else 2e-3
         assert results[case]["losses"] == pytest.approx(plain, rel=limit), case
     assert results["again"]["losses"] == results["bert-0-False"]["losses"]
