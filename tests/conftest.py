@@ -12,6 +12,7 @@ from tests.support import processes
 from tests.support.processes import Patience, adopt_orphans, children, end_children, is_alive
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as in every process that is started; before torch is imported
+os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU; tests for it name it themselves
 # Started by nohup or in the background, a shell has these ignored, and so would be all that tests
 # start. A signal with a handler here has its default there.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -64,6 +64,7 @@ def noisy(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     # The first unnamed, so that DeepSpeed warns of what it finds; the second, as for most users.
     variables = environment()
     del variables["DS_ACCELERATOR"], variables["OMP_NUM_THREADS"]
+    variables["CUDA_VISIBLE_DEVICES"] = ""  # so that it finds none
     ended = run_script(
         *deepspeed_launcher(2), folder / "noisy.py", *flags, "--shards", data_set, "--output_dir",
         folder / "run", "--num_train_steps", "6", "--log_interval", "1",

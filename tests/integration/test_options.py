@@ -11,6 +11,7 @@ from dist_bert.checkpoint.run_dir import latest_checkpoint
 from dist_bert.inference.trained_run import read_weights
 from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, ROOT, launcher, run_script
+from tests.support.devices import needs_gpu
 
 pytestmark = pytest.mark.trains
 
@@ -99,7 +100,7 @@ def test_activation_checkpointing_changes_no_bit(results: dict[str, Steps], stag
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 def test_fp16_trains_as_float32_does(data_set: Path, tmp_path: Path) -> None:
     """With a loss scale that starts low enough for the first step to count."""
     half = shipped("zero2_fp16")
@@ -134,7 +135,6 @@ def train_losses(run_dir: Path) -> list[float]:
     return [row["train/loss"] for row in read_metrics(run_dir) if "train/loss" in row]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_fp16_without_a_gpu_is_refused_in_one_line(data_set: Path, tmp_path: Path) -> None:
     flags = write_flags(tmp_path, shipped("zero2_fp16"), num_train_steps=2)
     ended = run_script(

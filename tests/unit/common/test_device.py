@@ -66,6 +66,13 @@ def test_the_variable_counts_before_what_torch_sees(
     assert run_device() == torch.device(expected)
 
 
+def test_tests_compute_on_the_cpu_also_where_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_type() == "cpu"
+
+
 @pytest.mark.parametrize(("asked", "problem"), [("cuda", "no GPU here"), ("xpu", "one of cpu,")])
 def test_a_device_that_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch, asked: str, problem: str

@@ -204,7 +204,7 @@ def test_dropout_keeps_a_mask_of_each_output() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_kernels_themselves_keep_what_is_planned() -> None:
-    model = dataclasses.replace(MODEL, hidden_dropout_prob=0.1)
+    model = dataclasses.replace(MODEL, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     saved = bytes_saved(model, torch.bfloat16, "cuda", checkpointing=False)
     assert saved == pytest.approx(planned_saved(model, 2, checkpointing=False), rel=0.02)
 
