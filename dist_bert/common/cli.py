@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from dist_bert.common.errors import NodeError, UserError
 from dist_bert.common.files import problem
 from dist_bert.common.redaction import redacted
-from dist_bert.common.settings import add_switch, boolean
+from dist_bert.common.settings import add_switch
 from dist_bert.common.slurm import take_over_ranks
 
 USER_ERROR_EXIT_CODE = 2
@@ -62,15 +62,15 @@ class Parser(argparse.ArgumentParser):
     def _with_values(self, given: Sequence[str]) -> list[str]:
         """The arguments, where `true` is added to a switch that stands alone before a text."""
         switches = {
-            flag
+            flag: action.type
             for action in self._actions
-            if action.type is boolean
+            if action.const is True and callable(action.type)
             for flag in action.option_strings
         }
         completed = list(given)
         end = completed.index("--") if "--" in completed else len(completed)
         for index, (text, following) in enumerate(itertools.pairwise(completed[:end])):
-            if text in switches and following.lower() not in ("true", "false"):
+            if text in switches and not _reads(switches[text], following):
                 completed[index] = f"{text}=true"
         return completed
 
@@ -82,6 +82,15 @@ class Parser(argparse.ArgumentParser):
         if is_first_rank():
             print(f"error: {redacted(message)}", file=sys.stderr)
         raise SystemExit(USER_ERROR_EXIT_CODE)
+
+
+def _reads(parse: Callable[[str], Any], text: str) -> bool:
+    """Whether a text is a value of a flag."""
+    try:
+        parse(text)
+    except argparse.ArgumentTypeError:
+        return False
+    return True
 
 
 def local_path(text: str) -> Path:

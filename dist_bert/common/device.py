@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_bert.common.errors import UserError
-from dist_bert.common.machine import cpu_model
+from dist_bert.common.machine import cgroup_memory_bytes, cpu_model, memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,21 @@ def set_up_device(local_rank: int, local_size: int) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, num_cores() // local_size))
     _keep_freed_memory()
+
+
+def rank_memory_bytes() -> int:
+    """Memory of this rank's GPU, or its share of what the machine or its control group allows."""
+    import torch
+
+    if has_gpu():
+        return torch.cuda.mem_get_info()[1]
+    total, _ = memory_bytes()
+    return min(total, cgroup_memory_bytes() or total) // num_local_ranks()
+
+
+def num_local_ranks() -> int:
+    """Ranks on this host, as the launcher says."""
+    return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def num_cores() -> int:

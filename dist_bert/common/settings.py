@@ -22,6 +22,7 @@ from dist_bert.common.shipped import found
 
 T = TypeVar("T")
 
+AUTO = "auto"  # a setting whose value is found out; its type is `int | Literal["auto"]` or alike
 _SHORT = reprlib.Repr()  # of values that may be large or deep
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -132,12 +133,12 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         kind = hints[field.name]
         default = "" if field.default in (None, "") else f" (default: {field.default})"
         help_text = f"{field.metadata['help']}{default}".replace("%", "%%")
-        if kind is bool:
-            add_switch(group, f"--{field.name}", help_text, default=None)
+        if _base_type(kind) is bool:
+            add_switch(group, f"--{field.name}", help_text, None, _words(kind))
         else:
             group.add_argument(
                 f"--{field.name}",
-                type=field.metadata.get("parse") or _base_type(kind),
+                type=field.metadata.get("parse") or _or_word(_base_type(kind), _words(kind)),
                 choices=field.metadata.get("choices") or None,
                 metavar=field.metadata.get("metavar"),
                 help=help_text,
@@ -145,16 +146,20 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def add_switch(
-    parser: argparse._ActionsContainer, flag: str, help_text: str, default: bool | None = False
+    parser: argparse._ActionsContainer,
+    flag: str,
+    help_text: str,
+    default: bool | None = False,
+    words: tuple[str, ...] = (),
 ) -> None:
-    """Adds a boolean flag: `--flag`, `--flag true` or `--flag false`."""
+    """Adds a boolean flag: `--flag`, `--flag true`, `--flag false`, or with one of the words."""
     parser.add_argument(
         flag,
-        type=boolean,
+        type=_or_word(boolean, words),
         nargs="?",
         const=True,
         default=default,
-        metavar="true|false",
+        metavar="|".join((*words, "true", "false")),
         help=help_text,
     )
 
@@ -171,20 +176,44 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _or_word(parse: Callable[[str], Any], words: tuple[str, ...]) -> Callable[[str], Any]:
+    """Reads one of the words, or what `parse` reads, for argparse."""
+    if not words:
+        return parse
+
+    def read(text: str) -> Any:
+        return text if text in words else parse(text)
+
+    read.__name__ = f"{parse.__name__} or {' or '.join(words)}"  # argparse's errors name it
+    return read
+
+
 def _base_type(kind: Any) -> Any:
-    """`int` for `int | None`, `dict` for `dict[str, float]`; any other type unchanged."""
-    if isinstance(kind, types.UnionType):
-        return next(k for k in typing.get_args(kind) if k is not type(None))
-    return typing.get_origin(kind) or kind
+    """`int` for `int | None` and `int | Literal["auto"]`, `dict` for `dict[str, float]`."""
+    plain = [k for k in _alternatives(kind) if isinstance(k, type) and k is not types.NoneType]
+    return plain[0] if plain else typing.get_origin(kind) or kind
+
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """`auto` for `int | Literal["auto"]`."""
+    literals = (k for k in _alternatives(kind) if typing.get_origin(k) is typing.Literal)
+    return tuple(word for literal in literals for word in typing.get_args(literal))
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; none of any other type."""
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if is_union else ()
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    if isinstance(kind, types.UnionType) and value is None:
+    if value is None:
+        return types.NoneType in _alternatives(kind)
+    if type(value) is str and value in _words(kind):
         return True
     return type(value) is _base_type(kind)  # bool is not an int here
 
 
 def _type_name(kind: Any) -> str:
-    return str(_base_type(kind).__name__) + (
-        " or null" if isinstance(kind, types.UnionType) else ""
-    )
+    nothing = ["null"] if types.NoneType in _alternatives(kind) else []
+    return " or ".join([_base_type(kind).__name__, *_words(kind), *nothing])

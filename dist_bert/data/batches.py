@@ -20,6 +20,7 @@ MicroBatch = dict[str, Any]
 # which made bf16 products on CPU 2.8 times slower, and compiled code recompiles.
 TOKEN_MULTIPLE = 64  # of T and P
 LENGTH_MULTIPLE = 8  # of max_seqlen
+TO_BE_FOUND = -1  # `micro_batch_tokens` of a division before the device has been tried
 NO_LABEL = -100  # of a padding position, of a sample without B; ignored by losses
 
 
@@ -89,6 +90,7 @@ def deal_by_tokens(
     Returns:
         A * W index arrays into G, none empty: of the ranks in the first micro-step, and so on.
     """
+    assert most_tokens > 0, "it has not been found"
     longest_first = np.argsort(-num_tokens, kind="stable")
     least = max(1, math.ceil(num_tokens.sum() / (world_size * most_tokens)))
     for num_micro_steps in range(least, num_tokens.size // world_size + 1):
@@ -101,6 +103,27 @@ def deal_by_tokens(
     return np.split(
         longest_first[np.argsort(part, kind="stable")], np.cumsum(np.bincount(part))[:-1]
     )
+
+
+def trial_micro_batch(lengths: NDArray[np.int64], masked_share: float) -> MicroBatch:
+    """A micro-batch of [PAD] tokens, for what depends on sizes alone; complete with its totals.
+
+    Args:
+        lengths: (M,) tokens of each sample.
+        masked_share: of the tokens, to be predicted.
+    """
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    ids = np.zeros_like(position_ids)
+    masked = np.arange(math.ceil(masked_share * ids.size))
+    return {
+        **encoder_input(ids, ids, position_ids, cu_seqlens),
+        "masked_lm_positions": round_up(masked),
+        "masked_lm_labels": round_up(np.zeros_like(masked), NO_LABEL),
+        "next_sentence_label": np.zeros(lengths.size, np.int64),
+        "num_masked": masked.size,
+        "num_samples": lengths.size,
+    }
 
 
 def unpad(columns: Columns) -> MicroBatch:

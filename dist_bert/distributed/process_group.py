@@ -8,7 +8,13 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from dist_bert.common.device import DEVICE_VARIABLE, device_type, has_gpu, set_up_device
+from dist_bert.common.device import (
+    DEVICE_VARIABLE,
+    device_type,
+    has_gpu,
+    num_local_ranks,
+    set_up_device,
+)
 from dist_bert.common.errors import UserError
 from dist_bert.common.slurm import take_over_ranks
 from dist_bert.distributed import rendezvous
@@ -32,8 +38,7 @@ def start_distributed(timeout_seconds: float = 1_800.0) -> None:
             f"DeepSpeed would compute on {found}, which is not supported: set {DEVICE_VARIABLE}=cpu"
             " or cuda"
         )
-    local_size = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    set_up_device(int(os.environ.get("LOCAL_RANK", "0")), int(local_size))
+    set_up_device(int(os.environ.get("LOCAL_RANK", "0")), num_local_ranks())
     if not has_gpu():
         # Gloo needs no C++ compilation of 35 s at the first start on every machine, and
         # leaves nothing in /dev/shm when a rank is killed.

@@ -4,12 +4,10 @@ Lists every problem that it finds, of all ranks. An existing run stays as it is.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from dist_bert.checkpoint import checkpoint
@@ -26,6 +24,7 @@ from dist_bert.pretraining.rehearsal import Rehearsal
 from dist_bert.pretraining.timeline_text import timeline_table, warnings_of
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
+from dist_bert.training.out_of_memory import told_if_out_of_memory
 from dist_bert.training.rank_group import joined_ranks
 from dist_bert.training.rank_reports import gather_environment, gather_warnings
 
@@ -53,40 +52,38 @@ def check(found: PartialJob, console: Console) -> int:
 def _problems(found: PartialJob, console: Console, watchdog: Watchdog) -> list[str]:
     """All problems, each shown as it is found."""
     job = found.job
-    try:
-        if job is not None:
-            console.say(json.dumps(job.resolved(), indent=2))
-            console.say(timeline_table(job.timeline, job.deepspeed.peak_lr))
-            for warning in warnings_of(job.timeline):
-                console.say(f"warning: {warning}")
-        of_nodes = nodes(gather_environment())
-        console.say(f"checked  versions and code of all nodes ({len(of_nodes):,})")
-        differing = _told([f"nodes differ: {text}" for text in differences(of_nodes)])
-        problems = _told(found.problems)
-        for corpus in found.corpora:
-            watchdog.beat("opening the shards")
-            own = corpus.source.problems(corpus.manifest, dist.get_rank(), dist.get_world_size())
-            problems += _told(_of_all_ranks(own))
-            num_shards = sum(map(len, corpus.manifest.splits.values()))
-            name = f" of {corpus.name}" if len(found.corpora) > 1 else ""
-            console.say(f"checked  {num_shards} shards{name}: sizes and first blocks")
-        if job is not None and not problems:
-            problems += _told(_of_all_ranks(_start_problems(job)))
-        can_rehearse = job is not None and not problems
-        if job is not None:
-            watchdog.beat("reading the checkpoint")
-            name, misfits = checkpoint.examine(job.run.output_dir, job.identity(), job.may_differ)
-            console.say(f"checked  {name or 'no checkpoint: the run starts from step 0'}")
-            problems += _told(misfits)
-        if job is not None and can_rehearse:
-            rehearsal = Rehearsal(job, console.say, watchdog)
+    if job is not None:
+        console.say(json.dumps(job.resolved(), indent=2))
+        console.say(timeline_table(job.timeline, job.deepspeed.peak_lr))
+        for warning in warnings_of(job.timeline):
+            console.say(f"warning: {warning}")
+    of_nodes = nodes(gather_environment())
+    console.say(f"checked  versions and code of all nodes ({len(of_nodes):,})")
+    differing = _told([f"nodes differ: {text}" for text in differences(of_nodes)])
+    problems = _told(found.problems)
+    for corpus in found.corpora:
+        watchdog.beat("opening the shards")
+        own = corpus.source.problems(corpus.manifest, dist.get_rank(), dist.get_world_size())
+        problems += _told(_of_all_ranks(own))
+        num_shards = sum(map(len, corpus.manifest.splits.values()))
+        name = f" of {corpus.name}" if len(found.corpora) > 1 else ""
+        console.say(f"checked  {num_shards} shards{name}: sizes and first blocks")
+    if job is not None and not problems:
+        problems += _told(_of_all_ranks(_start_problems(job)))
+    can_rehearse = job is not None and not problems
+    if job is not None:
+        watchdog.beat("reading the checkpoint")
+        name, misfits = checkpoint.examine(job.run.output_dir, job.identity(), job.may_differ)
+        console.say(f"checked  {name or 'no checkpoint: the run starts from step 0'}")
+        problems += _told(misfits)
+    if job is not None and can_rehearse:
+        rehearsal = Rehearsal(job, console.say, watchdog)
+        with told_if_out_of_memory(lambda: rehearsal.shape):
             problems += _told(_of_all_ranks(rehearsal.problems(may_resume=not problems)))
-        else:
-            console.say("left out steps, a save and a validation: they need what is wrong")
-        problems += differing  # last: they keep nothing else from being checked
-        gather_warnings(console)
-    except torch.OutOfMemoryError:  # of one rank, whose peers may wait for it
-        _end_out_of_memory(job)
+    else:
+        console.say("left out steps, a save and a validation: they need what is wrong")
+    problems += differing  # last: they keep nothing else from being checked
+    gather_warnings(console)
     return problems
 
 
@@ -128,17 +125,3 @@ def _start_problems(job: PretrainingJob) -> list[str]:
         *_problem_of(open_held_out),
         *_problem_of(lambda: Tokenizer(job.tokenizer_path)),
     ]
-
-
-def _end_out_of_memory(job: PretrainingJob | None) -> NoReturn:
-    assert job is not None
-    shape = job.deepspeed.batch_shape
-    setting, now = "train_micro_batch_size_per_gpu", shape.micro_batch_size
-    if shape.micro_batch_tokens:
-        setting, now = "micro_batch_tokens", shape.micro_batch_tokens
-    os.write(
-        2,
-        f"error: rank {dist.get_rank()}: out of GPU memory: lower {setting} (now {now:,}), or set"
-        " activation_checkpointing, a higher ZeRO stage or offload\n".encode(),
-    )
-    os._exit(USER_ERROR_EXIT_CODE)

@@ -1,9 +1,9 @@
 """The settings of a pretraining run: what a run JSON holds."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-from dist_bert.common.settings import setting
+from dist_bert.common.settings import AUTO, setting
 from dist_bert.training.config import TrainingConfig
 
 
@@ -38,10 +38,11 @@ class PretrainingConfig(TrainingConfig):
         0, "samples of the first steps; it grows by itself up to train_batch_size; 0 = no ramp"
     )
     ramp_samples: int = setting(0, "samples over which the batch grows, equally many for each size")
-    micro_batch_tokens: int = setting(
+    micro_batch_tokens: int | Literal["auto"] = setting(
         0,
         "most tokens of a rank in a micro-step, instead of train_micro_batch_size_per_gpu samples:"
-        " all micro-batches of a step then have almost equal numbers of tokens; 0 = off",
+        " all micro-batches of a step then have almost equal numbers of tokens; auto = as many as"
+        " fit the device, tried before the first step; 0 = off",
     )
     recipe: str = setting(
         "", "JSON of a run of several phases: their data sets and weights, lengths, batches, lr"
@@ -104,7 +105,7 @@ def problems_of_phase(settings: Any, masks: str) -> list[str]:
     problems = [
         f"{name} = {getattr(settings, name)}: must be at least 0"
         for name in ("initial_batch_size", "ramp_samples", "micro_batch_tokens")
-        if getattr(settings, name) < 0
+        if getattr(settings, name) != AUTO and getattr(settings, name) < 0
     ]
     problems += [
         f"{name} = {getattr(settings, name)}: must be 0 to 0.5"

@@ -24,6 +24,7 @@ from dist_bert.data.sample_order import WINDOW_BLOCKS
 from dist_bert.data.shard_source import ShardSource, bytes_of_first, most_bytes
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.config import ModelConfig
+from dist_bert.pretraining.auto_tokens import layout_of, phases_to_settle
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.recipe import Phase, resolve_run
 from dist_bert.pretraining.timeline import Corpus, Timeline, make_timeline, run_of
@@ -186,6 +187,11 @@ class PretrainingJob:
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
                 " of what would be compiled"
             )
+        if phases_to_settle(self.timeline):
+            try:
+                layout_of(self.model, self.deepspeed, run)
+            except UserError as error:
+                problems.append(f"micro_batch_tokens = auto: {error}; or give a number of tokens")
         return [*problems, *self._corpus_problems()]
 
     def _corpus_problems(self) -> list[str]:

@@ -9,6 +9,8 @@ from dist_bert.checkpoint import checkpoint
 from dist_bert.common.device import has_gpu
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.distributed.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
+from dist_bert.model.bert import BertForPreTraining
+from dist_bert.pretraining.auto_tokens import phases_to_settle
 from dist_bert.pretraining.build import (
     Readers,
     grow_positions,
@@ -19,6 +21,7 @@ from dist_bert.pretraining.build import (
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.pretraining.timeline_text import phase_values, warnings_of
+from dist_bert.pretraining.trial import settled
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
 from dist_bert.training.engine import validate
@@ -56,7 +59,8 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
         watchdog.beat("making the model")
         for warning in warnings_of(job.timeline):
             console.say(f"warning: {warning}")
-        setup = _setup(job, training, held_out, console.say)
+        model = new_model(job, training, console.say)
+        setup = _setup(job, model, training, held_out, console.say, watchdog.beat)
         reason = train_run(job, setup, interrupts, console, watchdog)
         if not reason:
             checkpoint.write_weights(run.output_dir)
@@ -64,7 +68,12 @@ def pretrain(job: PretrainingJob, interrupts: Interrupts, console: Console) -> i
 
 
 def _setup(
-    job: PretrainingJob, training: Readers, held_out: Readers, say: Callable[[str], None]
+    job: PretrainingJob,
+    model: BertForPreTraining,
+    training: Readers,
+    held_out: Readers,
+    say: Callable[[str], None],
+    beat: Callable[[str], None],
 ) -> TrainingSetup:
     """Masked LM and next sentence, and their scores on the first held-out samples."""
     first = held_out[job.timeline.corpora[0].source.place]
@@ -76,14 +85,19 @@ def _setup(
         metrics = held_out_scores(job, held_out, engine, step, watched)
         return Validation(metrics, lambda: sentences.ask(engine))
 
+    def settle(engine: Any) -> tuple[PretrainingJob, TrainingSetup]:
+        found = settled(job, engine, say, beat)
+        return found, _setup(found, model, training, held_out, say, beat)
+
     return TrainingSetup(
-        new_model(job, training, say),
+        model,
         lambda state: training_stream(job, training, state),
         validate_held_out,
         first.has_pairs,
         before_step=lambda engine, step: grow_positions(job, engine, step, say),
         describe=lambda step: phase_values(job, step),
         comparable_since=lambda step: job.timeline.phase_of(step).first_step,
+        settle=settle if phases_to_settle(job.timeline) else None,
     )
 
 

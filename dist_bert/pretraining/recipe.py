@@ -8,7 +8,7 @@ step (`dist_bert.pretraining.timeline`).
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, raise_all, read_json, setting
@@ -34,7 +34,7 @@ class Phase:
     tokens: int = setting(0, "length in tokens, by the mean of the shards")
     train_batch_size: int = setting(0, "samples of a step; 0 = the DeepSpeed JSON's")
     train_micro_batch_size_per_gpu: int = setting(0, "0 = at most the DeepSpeed JSON's")
-    micro_batch_tokens: int = setting(0, "as the run setting")
+    micro_batch_tokens: int | Literal["auto"] = setting(0, "as the run setting")
     initial_batch_size: int = setting(0, "as the run setting")
     ramp_samples: int = setting(0, "as the run setting")
     masked_lm_prob: float = setting(0.0, "as the run setting")

@@ -25,6 +25,7 @@ from dist_bert.checkpoint.writer import CheckpointWriter
 from dist_bert.common.device import describe_device, run_device
 from dist_bert.common.errors import UserError
 from dist_bert.common.prefetch import prefetch
+from dist_bert.data.batches import BatchShape
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.watchdog import Watchdog
@@ -37,6 +38,7 @@ from dist_bert.pretraining.build import (
 )
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
+from dist_bert.pretraining.trial import settled
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.engine import build_engine, validate
 from dist_bert.training.loop import StepRecord, TrainingLoop
@@ -72,6 +74,11 @@ class Rehearsal:
         self._checkpoint_bytes = self._free_bytes = 0
         self._peak_flops = 1.0  # of all ranks' devices
 
+    @property
+    def shape(self) -> BatchShape:
+        """The division of the global batch of the next step."""
+        return self._job.batch_shape(self._state.step + 1)
+
     def problems(self, may_resume: bool) -> list[str]:
         """What goes wrong, as far as this rank sees it.
 
@@ -96,6 +103,7 @@ class Rehearsal:
                 self._state = checkpoint.load(
                     self._engine, job.run.output_dir, job.identity(), job.may_differ
                 )
+            self._job = settled(job, self._engine, self._say, self._beat)
             found = self._take_steps(training)
             found += self._validate_once()
             with _scratch_folder(Path(job.run.output_dir)) as folder:

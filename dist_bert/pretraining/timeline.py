@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dist_bert.common.settings import raise_all
-from dist_bert.data.batches import BatchShape
+from dist_bert.common.settings import AUTO, raise_all
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.mixture import Mixture
 from dist_bert.data.shard_format import Manifest
 from dist_bert.data.shard_source import ShardSource
@@ -319,11 +319,12 @@ def stages_of(
         usual.micro_batch_size, max(1, first // world_size)
     )
     longest = max((c.manifest.config["sequence_length"] for c in corpora), default=0)
-    if phase.micro_batch_tokens:
+    tokens = TO_BE_FOUND if phase.micro_batch_tokens == AUTO else phase.micro_batch_tokens
+    if tokens:
         micro = 1
-        if phase.micro_batch_tokens < longest:
+        if TO_BE_FOUND < tokens < longest:
             return [], [
-                f"micro_batch_tokens = {phase.micro_batch_tokens} is below the shards'"
+                f"micro_batch_tokens = {tokens} is below the shards'"
                 f" sequence_length = {longest}: raise it"
             ]
     if first % (micro * world_size):
@@ -344,7 +345,7 @@ def stages_of(
             num_steps = math.ceil(phase.ramp_samples / (len(sizes) - 1) / own)
         else:
             num_steps = phase.steps - step if phase.steps else math.ceil((length - sample) / own)
-        shape = BatchShape(own // (micro * world_size), world_size, micro, phase.micro_batch_tokens)
+        shape = BatchShape(own // (micro * world_size), world_size, micro, tokens)
         stages.append(Stage(step, num_steps, sample, shape))
         step, sample = step + num_steps, sample + num_steps * own
     if stages[-1].num_steps < 1:

@@ -36,6 +36,7 @@ from dist_bert.training.job import Job
 from dist_bert.training.loop import SaveSchedule, StepRecord, TrainingLoop, validation_is_due
 from dist_bert.training.loss_spikes import LossSpikes, usual_losses
 from dist_bert.training.metrics import Prediction, read_metrics
+from dist_bert.training.out_of_memory import told_if_out_of_memory
 from dist_bert.training.progress import Progress
 from dist_bert.training.rank_reports import Ranks, total_peak_flops
 from dist_bert.training.run_record import first_line, kept_peak, open_run
@@ -74,6 +75,8 @@ class TrainingSetup:
             number of the step.
         describe: metrics of a step that follow from its number.
         comparable_since: the step after which losses are on the same data as a step's.
+        settle: finds out what depends on the device; takes the engine with the run's weights, and
+            returns the job and the setup that follow.
     """
 
     model: nn.Module
@@ -84,6 +87,7 @@ class TrainingSetup:
     before_step: Callable[[Any, int], None] = lambda engine, step: None
     describe: Callable[[int], dict[str, float]] = lambda step: {}
     comparable_since: Callable[[int], int] = lambda step: 0
+    settle: Callable[[Any], tuple[Job, "TrainingSetup"]] | None = None
 
 
 def train_run(
@@ -116,6 +120,8 @@ def train_run(
         watchdog.beat("loading the checkpoint")
         state = checkpoint.load(engine, run.output_dir, job.identity(), job.may_differ)
         checkpoint.settle(run.output_dir, state.step)
+        if setup.settle is not None:
+            job, setup = setup.settle(engine)
         watchdog.beat("starting the loop")
         stop = StopAgreement(lambda: SAVE_FAILED if saves.has_failed else interrupts.noted)
         session = _Session(job, setup, engine, saves, state, stop, watchdog, console)
@@ -141,16 +147,17 @@ def _train(session: "_Session", stream: Iterator[StepBatch], state: TrainState) 
         is_over = session.validate(state)  # the one during which the run was interrupted
     batches = prefetch(stream)
     if not is_over:
-        for record in session.loop.steps(batches, state):
-            state = record.state
-            session.report(record)
-            session.recover(record)
-            if validation_is_due(state.step, run) and not stop.reason:
-                is_over = session.validate(state)
-            if saves.is_due(record, is_stop=bool(stop.reason) or is_over):
-                session.save(state)
-            if is_over:
-                break
+        with told_if_out_of_memory(lambda: session.job.batch_shape(state.step + 1)):
+            for record in session.loop.steps(batches, state):
+                state = record.state
+                session.report(record)
+                session.recover(record)
+                if validation_is_due(state.step, run) and not stop.reason:
+                    is_over = session.validate(state)
+                if saves.is_due(record, is_stop=bool(stop.reason) or is_over):
+                    session.save(state)
+                if is_over:
+                    break
     batches.close()
     return state
 
@@ -173,7 +180,7 @@ class _Session:
         console: Console,
     ) -> None:
         """Opens the run's folder, and says where the run begins."""
-        self._job = job
+        self.job = job
         self._setup = setup
         self._engine = engine
         self._saves = saves
@@ -319,7 +326,7 @@ class _Session:
             UserError: that did not help, or there is no checkpoint.
         """
         run = self.run
-        size = self._job.batch_shape(state.step).global_batch_size
+        size = self.job.batch_shape(state.step).global_batch_size
         first = state.samples - run.max_skipped_steps * size
         problem = (
             f"step {state.step:,}: loss or gradient was not finite in {run.max_skipped_steps} steps"
@@ -336,7 +343,7 @@ class _Session:
         """Takes the weights of the last checkpoint; returns whether there is one."""
         self._progress.flush()
         self._saves.finish()  # a run that was killed and resumed has no newer checkpoint, either
-        job = self._job
+        job = self.job
         if latest_checkpoint(job.run.output_dir) is None:
             return False
         self._watchdog.beat("rolling back to a checkpoint")

@@ -22,11 +22,11 @@ from dist_bert.common.cli import end_rank
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.bert import BertForPreTraining
-from dist_bert.tools.plan.memory import state_bytes
-from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.engine import build_engine
+from dist_bert.training.memory import state_bytes
 from dist_bert.training.weight_average import start_average, update_average
+from dist_bert.training.zero_layout import ZeroLayout
 from tests.integration.optimizer_worker import MODEL, NUM_SAMPLES, train
 
 DECAY, NUM_STEPS, SAVED_STEP = 0.35, 9, 5  # the decay is reached at step 4

@@ -13,9 +13,9 @@ from dist_bert.data.reader import SampleReader
 from dist_bert.data.shard_format import Manifest
 from dist_bert.model.config import ModelConfig
 from dist_bert.tools.plan.communication import plan_communication
-from dist_bert.tools.plan.memory import buffer_bytes, state_bytes
 from dist_bert.tools.plan.workload import Workload
-from dist_bert.tools.plan.zero_layout import ZeroLayout
+from dist_bert.training.memory import buffer_bytes, state_bytes
+from dist_bert.training.zero_layout import ZeroLayout
 from tests.integration.conftest import launcher, run_script
 from tests.integration.plan_worker import MODELS, Case, cases
 

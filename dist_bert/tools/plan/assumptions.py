@@ -2,18 +2,19 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import flags_of, raise_all, resolve
-from dist_bert.data.batches import BatchShape
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.remote import is_url
 from dist_bert.data.shard_format import MANIFEST_NAME
 from dist_bert.data.shard_source import read_manifest
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import PEAK_BF16_FLOPS
+from dist_bert.pretraining.auto_tokens import layout_of, planned_tokens, with_tokens
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import open_corpus
 from dist_bert.pretraining.recipe import Phase, resolve_run
@@ -29,9 +30,10 @@ from dist_bert.tools.plan.plan import (
 from dist_bert.tools.plan.schedule import draw_schedule
 from dist_bert.tools.plan.text import plan_text
 from dist_bert.tools.plan.workload import Part, Workload, parts_of
-from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import deepspeed_flags
+from dist_bert.training.memory import SampleSize
+from dist_bert.training.zero_layout import ZeroLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +59,14 @@ class Assumptions:
         model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
         changes = deepspeed_flags(arguments)
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
-        layout = ZeroLayout.of(model, deepspeed)
-        layout = dataclasses.replace(layout, has_average=run.average_decay > 0)
+        layout = layout_of(model, deepspeed, run)
         if run.recipe:
             timeline, workloads = _of_recipe(arguments, run, phases, model, deepspeed.batch_shape)
         else:
             timeline = _of_run(run, phases[0], deepspeed.batch_shape)
             workloads = {run.shards: _workload(arguments, run, model)}
+        hardware, origins = _hardware(arguments, deepspeed.precision, run.activation_checkpointing)
+        timeline = _settled(timeline, workloads, layout, run, hardware)
         parts = parts_of(timeline, workloads)
         longest = max(part.workload.sequence_length for part in parts)
         if longest > model.max_position_embeddings:
@@ -71,7 +74,6 @@ class Assumptions:
                 f"max_position_embeddings = {model.max_position_embeddings} is below the sequence"
                 f" length {longest}: raise it, or plan for shorter samples"
             )
-        hardware, origins = _hardware(arguments, deepspeed.precision, run.activation_checkpointing)
         run = run_of(run, phases, timeline.num_steps)
         deepspeed = deepspeed.with_shape(timeline.largest_shape)
         return cls(layout, run, deepspeed, timeline, parts, hardware, origins)
@@ -135,6 +137,28 @@ def _of_recipe(
     corpora = {place: open_corpus(place, places, run) for place in places}
     workloads = {p: Workload.of_shards(c.manifest, model) for p, c in corpora.items()}
     return make_timeline(run, phases, corpora, usual), workloads
+
+
+def _settled(
+    timeline: Timeline,
+    workloads: Mapping[str, Workload],
+    layout: ZeroLayout,
+    run: PretrainingConfig,
+    hardware: Hardware,
+) -> Timeline:
+    """The steps with a number where `micro_batch_tokens` is auto: the one that a start tries."""
+    samples = [
+        dataclasses.astuple(part.workload.longest_sample)
+        for part in parts_of(timeline, workloads)
+        if part.micro_batch_tokens == TO_BE_FOUND
+    ]
+    if not samples:
+        return timeline
+    longest = SampleSize(*map(max, zip(*samples, strict=True)))
+    checkpointing = run.activation_checkpointing
+    memory = hardware.memory_bytes
+    found = planned_tokens(timeline, layout, longest, checkpointing, memory, is_gpu=True)
+    return with_tokens(timeline, found)
 
 
 def _workload(

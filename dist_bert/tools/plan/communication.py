@@ -9,7 +9,7 @@ bytes in an all-reduce, half of that in a reduce-scatter or an all-gather.
 import dataclasses
 import math
 
-from dist_bert.tools.plan.zero_layout import ZeroLayout
+from dist_bert.training.zero_layout import ZeroLayout
 
 _FALLBACK_BUCKET = 500_000_000  # elements of a message without ZeRO
 _FORWARD, _BACKWARD = 1 / 3, 2 / 3  # shares of a micro-step's arithmetic

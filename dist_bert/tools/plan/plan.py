@@ -13,7 +13,9 @@ from typing import Any
 from dist_bert.common.errors import UserError
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
-from dist_bert.tools.plan.memory import (
+from dist_bert.tools.plan.update import flops_share, plan_update
+from dist_bert.tools.plan.workload import Part, Workload
+from dist_bert.training.memory import (
     FRAMEWORK_BYTES,
     MARGIN,
     MemoryPlan,
@@ -22,10 +24,8 @@ from dist_bert.tools.plan.memory import (
     plan_memory,
     snapshot_bytes,
 )
-from dist_bert.tools.plan.update import flops_share, plan_update
-from dist_bert.tools.plan.workload import Part, Workload
-from dist_bert.tools.plan.zero_layout import ZeroLayout
 from dist_bert.training.metrics import read_metrics
+from dist_bert.training.zero_layout import ZeroLayout
 
 # Of the makers' data sheets, in 10^9 bytes; cards report a few per cent more. The A100 of 40 GB.
 GPU_MEMORY_GBYTES = {

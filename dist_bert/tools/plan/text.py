@@ -6,7 +6,7 @@ from typing import Any
 from dist_bert.common.text_tables import number, table
 from dist_bert.tools.plan.plan import MOST_COMMUNICATION, Hardware
 from dist_bert.tools.plan.workload import Workload
-from dist_bert.tools.plan.zero_layout import ZeroLayout
+from dist_bert.training.zero_layout import ZeroLayout
 
 
 def plan_text(

@@ -13,7 +13,7 @@ import dataclasses
 import re
 
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.plan.zero_layout import ZeroLayout, parameter_shapes
+from dist_bert.training.zero_layout import ZeroLayout, parameter_shapes
 
 # Bytes an element of a group; float32. Of the moments and the direction of Adam: 76.
 _DECAYED = {"AdamW": 28, "Lamb": 116, "StableAdamW": 140, "Muon": 96}

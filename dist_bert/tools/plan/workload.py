@@ -13,7 +13,7 @@ from dist_bert.data.shard_format import Manifest
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import attention_pairs, training_flops
 from dist_bert.pretraining.timeline import Timeline
-from dist_bert.tools.plan.memory import SampleSize
+from dist_bert.training.memory import SampleSize
 
 # Of samples that are not there to be counted.
 _MASKED_SHARE, _SPECIAL_TOKENS = 0.15, 3

@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from dist_bert.common.cli import Parser
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import (
     add_flags,
@@ -36,6 +37,8 @@ class Oven:
     mode: str = setting("top", "where the heat comes from", ("top", "bottom"))
     fan: bool = setting(False, "whether air moves")
     max_loaves: int | None = setting(None, "null = as many as fit")
+    minutes: int | Literal["auto"] = setting(0, "auto = until it is done")
+    lamp: bool | Literal["auto"] = setting("auto", "auto = while the door is open")
 
 
 def write(path: Path, value: Any) -> Path:
@@ -81,10 +84,28 @@ def test_a_boolean_flag_alone_is_true() -> None:
     assert parse("--fan", "FALSE")["fan"] is False
 
 
+def test_a_setting_may_be_a_word_or_a_value(tmp_path: Path) -> None:
+    assert (
+        parse("--minutes", "auto")["minutes"] == "auto" and parse("--minutes", "7")["minutes"] == 7
+    )
+    for given, value in (("auto", "auto"), ("true", True), ("FALSE", False)):
+        assert parse("--lamp", given)["lamp"] == value
+    assert parse("--lamp", "--fan")["lamp"] is True
+    file = write(tmp_path / "oven.json", {"minutes": "auto", "lamp": False})
+    assert resolve(Oven, file) == Oven(minutes="auto", lamp=False)
+    scripts = Parser()
+    add_flags(scripts, Oven)
+    assert scripts.parse_args(["--lamp", "auto"]).lamp == "auto"
+
+
 def test_flags_have_the_types_of_their_fields(capsys: pytest.CaptureFixture[str]) -> None:
     given = parse("--degrees", "7", "--hours", "2", "--mode", "bottom", "--max_loaves", "3")
-    assert given == {"degrees": 7, "hours": 2.0, "mode": "bottom", "fan": None, "max_loaves": 3}
-    for wrong in (("--degrees", "7.5"), ("--fan", "maybe"), ("--mode", "side")):
+    expected = {"degrees": 7, "hours": 2.0, "mode": "bottom", "fan": None, "max_loaves": 3}
+    assert given == {**expected, "minutes": None, "lamp": None}
+    for wrong in (
+        ("--degrees", "7.5"), ("--fan", "maybe"), ("--mode", "side"), ("--fan", "auto"),
+        ("--minutes", "automatic"), ("--lamp", "dim"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
             parse(*wrong)
         assert wrong[0] in capsys.readouterr().err
@@ -97,13 +118,14 @@ def test_help_shows_meaning_and_default_of_every_field() -> None:
     assert "--hours HOURS time, 100% of it (default: 0.5)" in text
     assert "--mode {top,bottom} where the heat comes from (default: top)" in text
     assert "--fan [true|false] whether air moves (default: False)" in text
+    assert "--lamp [auto|true|false] auto = while the door is open (default: auto)" in text
 
 
 def test_an_unknown_key_lists_the_known_ones(tmp_path: Path) -> None:
     file = write(tmp_path / "oven.json", {"zeal": 1, "degree": 200})
     with pytest.raises(UserError) as caught:
         resolve(Oven, file)
-    known = "degrees, hours, mode, fan, max_loaves"
+    known = "degrees, hours, mode, fan, max_loaves, minutes, lamp"
     assert str(caught.value) == f"{file}: unknown key degree, zeal; known: {known}"
 
 
@@ -120,6 +142,9 @@ def test_an_unknown_key_lists_the_known_ones(tmp_path: Path) -> None:
         ("mode", "side", "must be one of top, bottom"),
         ("fan", 1, "must be bool"),
         ("max_loaves", 2.5, "must be int or null"),
+        ("minutes", "7", "must be int or auto"),
+        ("minutes", None, "must be int or auto"),
+        ("lamp", "true", "must be bool or auto"),
     ],
 )
 def test_a_value_of_a_wrong_kind_is_refused(

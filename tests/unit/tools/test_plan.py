@@ -27,7 +27,7 @@ from dist_bert.tools.plan.plan import (
 )
 from dist_bert.tools.plan.workload import Part, Workload
 from tests.support.processes import run_script
-from tests.unit.tools.test_memory_plan import make_layout
+from tests.unit.training.test_memory import make_layout
 
 ROOT = Path(__file__).parents[3]
 LINK = Link(300e9, 40e9, gpus_per_node=8, latency_seconds=5e-6)

@@ -17,9 +17,9 @@ from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.recipe import Phase
 from dist_bert.pretraining.timeline import Corpus, make_timeline
 from dist_bert.tools.plan import schedule
-from dist_bert.tools.plan.memory import plan_memory
 from dist_bert.tools.plan.plan import make_plan, time_of_step
 from dist_bert.tools.plan.workload import Part, Workload
+from dist_bert.training.memory import plan_memory
 from tests.support.processes import run_script
 from tests.support.synthetic import SEQUENCE_LENGTH, write_data_set
 from tests.unit.tools.test_plan import HARDWARE, base_layout
@@ -153,6 +153,18 @@ def test_micro_batches_by_tokens_are_planned_by_their_mean_and_their_longest_sam
     assert plan["run"]["train_batch_size"] == 48
     (time,) = [time for time in plan["scaling"] if time["num_gpus"] == 2]
     assert (time["micro_batch_size"], time["accumulation_steps"]) == (8, 3)  # of 8.5 that fit
+
+
+def test_auto_is_planned_as_the_number_that_a_start_tries(tmp_path: Path) -> None:
+    shards = data_set(tmp_path / "shards", 20, 3)
+    flags = ("--shards", shards, "--micro_batch_tokens", "auto", "--gpu_memory_gib")
+    _, errors, written = launch(tmp_path, *flags, "24")
+    assert not errors and written["settings"]["run"]["micro_batch_tokens"] == "auto"
+    memory = written["plan"]["memory"]
+    assert memory["micro_batch_size"] == 24 < memory["largest_micro_batch"], "all that a rank has"
+    _, errors, written = launch(tmp_path, *flags, str(memory["peak_bytes"] / 2**30))
+    memory = written["plan"]["memory"]
+    assert memory["micro_batch_size"] == max(1, memory["largest_micro_batch"]) < 24
 
 
 def test_the_ramp_of_a_run_without_a_recipe_is_counted(tmp_path: Path) -> None:

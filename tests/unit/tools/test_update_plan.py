@@ -23,7 +23,7 @@ from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.optimizers.build import own_optimizer
 from dist_bert.training.optimizers.newton_schulz import orthogonalized, update_scale
 from dist_bert.training.optimizers.own_optimizer import OwnOptimizer
-from tests.unit.tools.test_memory_plan import MODEL, MODERN, make_layout
+from tests.unit.training.test_memory import MODEL, MODERN, make_layout
 
 OWN = ("Lamb", "StableAdamW", "Muon")
 

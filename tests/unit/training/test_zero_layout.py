@@ -12,12 +12,12 @@ from dist_bert.common.errors import UserError
 from dist_bert.common.settings import resolve
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.plan.zero_layout import ZeroLayout, parameter_shapes
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.optimizer import parameter_groups
 from dist_bert.training.optimizers.build import own_optimizer
+from dist_bert.training.zero_layout import ZeroLayout, parameter_shapes
 from tests.support.synthetic import TINY_MODEL
-from tests.unit.tools.test_memory_plan import make_layout
+from tests.unit.training.test_memory import make_layout
 
 ROOT = Path(__file__).parents[3]
 MODELS = sorted((ROOT / "configs/model").glob("*.json"))

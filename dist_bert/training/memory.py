@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.plan.zero_layout import ZeroLayout
+from dist_bert.training.zero_layout import ZeroLayout
 
 FRAMEWORK_BYTES = 2 * 2**30  # assumed: CUDA context, NCCL's buffers, cuBLAS workspaces
 MARGIN = 0.08  # assumed: share of the memory that fragmentation and the unforeseen may take

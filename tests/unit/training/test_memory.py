@@ -15,7 +15,7 @@ from dist_bert.model import bert as model_module
 from dist_bert.model import kernels
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.plan.memory import (
+from dist_bert.training.memory import (
     LOGITS_AT_ONCE,
     MARGIN,
     NUM_SNAPSHOTS,
@@ -28,7 +28,7 @@ from dist_bert.tools.plan.memory import (
     state_bytes,
     update_bytes,
 )
-from dist_bert.tools.plan.zero_layout import ZeroLayout
+from dist_bert.training.zero_layout import ZeroLayout
 
 ROOT = Path(__file__).parents[3]
 MODEL = ModelConfig(
