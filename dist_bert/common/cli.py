@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dist_bert.common.device import set_up_allocator
 from dist_bert.common.errors import NodeError, UserError
 from dist_bert.common.files import problem
 from dist_bert.common.redaction import redacted
@@ -185,6 +186,7 @@ def run_rank(
     main: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> NoReturn:
     """Like `run`, for scripts whose processes may be ranks of `torch.distributed`."""
+    set_up_allocator()
     end_rank(_exit_code_of(main, arguments))
 
 

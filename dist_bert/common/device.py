@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEVICE_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed's own, so both always agree
 _DEVICE_TYPES = ("cpu", "cuda")
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is older
 _CPU_INFO = Path("/proc/cpuinfo")
 _DEVICE_FILES = Path("/dev")
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 twice, Arm
@@ -61,6 +62,28 @@ def num_gpu_files() -> int:
 def num_wanted_gpus() -> int:
     """GPUs that a run here would use, without torch: none where DS_ACCELERATOR asks for the CPU."""
     return 0 if os.environ.get(DEVICE_VARIABLE) == "cpu" else num_gpu_files()
+
+
+def set_up_allocator() -> None:
+    """Lets the GPU's memory grow in segments, unless the environment says how to allocate.
+
+    The number of tokens changes from one micro-step to the next, which leaves memory in pieces of
+    a wrong size. For a process that has not imported torch: it reads the variable then.
+    """
+    if num_wanted_gpus() and not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        os.environ[_ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
+
+
+def set_up_products(precision: str) -> None:
+    """Lets a GPU round float32 operands of matrix products to TF32, in a run in float32.
+
+    Args:
+        precision: of the DeepSpeed JSON: bf16, fp16 or fp32.
+    """
+    import torch
+
+    if precision == "fp32" and has_gpu():
+        torch.set_float32_matmul_precision("high")
 
 
 def has_gpu() -> bool:
@@ -190,4 +213,6 @@ def arithmetic(precision: str, device: str) -> str:
         if bf16_flags():
             return "bf16 by float32 products: oneDNN may not use this CPU's bf16 instructions"
         return "bf16 by float32 products: this CPU has no bf16 instructions"
+    if precision == "fp32" and device == "cuda":
+        return "fp32 with TF32 products"  # of `set_up_products`
     return precision

@@ -17,8 +17,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED_V1 = 1 << 60  # cgroup v1 shows "no limit" as a number near 2^63
 _VARIABLES = (
     "CUDA_", "DS_", "FI_", "GLOO_", "LD_", "MASTER_", "MKL_NUM_THREADS", "MPI", "NCCL_", "OMP_",
-    "OMPI_", "PMI", "PYTHONPATH", "RANK", "LOCAL_RANK", "SLURM_", "TMPDIR", "TORCH_", "UCX_",
-    "WORLD_SIZE",
+    "OMPI_", "PMI", "PYTHONPATH", "PYTORCH_", "RANK", "LOCAL_RANK", "SLURM_", "TMPDIR", "TORCH_",
+    "UCX_", "WORLD_SIZE",
 )  # fmt: skip
 
 

@@ -124,6 +124,7 @@ class BertEncoder(nn.Module):
     # Whether a layer keeps only its input and recomputes the rest in the backward pass (Chen et al.
     # 2016, https://arxiv.org/abs/1604.06174). Same numbers, including dropout.
     activation_checkpointing = False
+    are_layers_compiled = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -191,6 +192,13 @@ class BertEncoder(nn.Module):
         """
         for layer in self.layers:
             layer.compile(dynamic=True)
+        self.are_layers_compiled = True
+
+    def uncompile_layers(self) -> None:
+        """Takes `compile_layers` back."""
+        for layer in self.layers:
+            layer._compiled_call_impl = None  # torch has no public way back
+        self.are_layers_compiled = False
 
     def _layout(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> SampleLayout:
         """Chooses how attention is computed in this forward."""

@@ -55,7 +55,7 @@ def new_model(
     torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
     model = BertForPreTraining(job.model)
     model.encoder.activation_checkpointing = run.activation_checkpointing
-    if run.compile_layers:
+    if job.compiles_layers(has_gpu()):
         model.encoder.compile_layers()
     has_mlm_head = False
     if run.init_from and latest_checkpoint(run.output_dir) is None:

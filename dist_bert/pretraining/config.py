@@ -70,10 +70,10 @@ class PretrainingConfig(TrainingConfig):
     extend_positions: bool = setting(
         False, "with init_from: repeat its position embeddings where the model has more of them"
     )
-    compile_layers: bool = setting(
-        False,
-        "torch.compile the layers: on GPUs, at ZeRO 0 to 2; launch/benchmark.py train --against"
-        " compiled measures whether it pays",
+    compile_layers: bool | Literal["auto"] = setting(
+        AUTO,
+        "torch.compile the layers: on GPUs, at ZeRO 0 to 2; auto = there, unless compiling fails;"
+        " launch/benchmark.py train --against compiled measures whether it pays",
     )
 
     def problems(self) -> list[str]:

@@ -17,7 +17,7 @@ from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.redaction import redacted, redacted_values
-from dist_bert.common.settings import flags_of, raise_all, resolve
+from dist_bert.common.settings import AUTO, flags_of, raise_all, resolve
 from dist_bert.data.batches import BatchShape
 from dist_bert.data.pretraining_batches import AHEAD_WINDOWS
 from dist_bert.data.sample_order import WINDOW_BLOCKS
@@ -151,11 +151,17 @@ class PretrainingJob:
             UserError: there is none, and something needs one.
         """
         self.deepspeed.check_device(has_gpu)
-        if self.run.compile_layers and not has_gpu:
+        if self.run.compile_layers is True and not has_gpu:
             raise UserError(
                 "compile_layers = True: needs a GPU, and there is none here; on CPU attention works"
                 " sample by sample, which cannot be compiled"
             )
+
+    def compiles_layers(self, has_gpu: bool) -> bool:
+        """Whether layers are compiled: where asked for, or where `auto` finds that they can be."""
+        if self.run.compile_layers == AUTO:
+            return has_gpu and self.deepspeed.zero_stage < 3
+        return bool(self.run.compile_layers)
 
     def problems(self) -> list[str]:
         """All in which its parts do not fit each other."""
@@ -182,7 +188,7 @@ class PretrainingJob:
         if run.init_from and checkpoint is None:  # else it resumes from that
             source = WeightSource.find(run.init_from, is_average=run.init_average)
             problems += source.problems(self.model, tokenizer, run.extend_positions, run.init_parts)
-        if run.compile_layers and self.deepspeed.zero_stage == 3:
+        if run.compile_layers is True and self.deepspeed.zero_stage == 3:
             problems.append(
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
                 " of what would be compiled"

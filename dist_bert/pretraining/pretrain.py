@@ -10,7 +10,6 @@ from dist_bert.common.device import has_gpu
 from dist_bert.data.pretraining_batches import count_validation_samples, validation_batches
 from dist_bert.distributed.interrupts import INTERRUPTED_EXIT_CODE, Interrupts
 from dist_bert.model.bert import BertForPreTraining
-from dist_bert.pretraining.auto_tokens import phases_to_settle
 from dist_bert.pretraining.build import (
     Readers,
     grow_positions,
@@ -21,7 +20,7 @@ from dist_bert.pretraining.build import (
 from dist_bert.pretraining.fixed_sentences import FixedSentences
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.pretraining.timeline_text import phase_values, warnings_of
-from dist_bert.pretraining.trial import settled
+from dist_bert.pretraining.trial import needs_trial, settled
 from dist_bert.tokenizer.tokenizer import Tokenizer
 from dist_bert.training.console import Console
 from dist_bert.training.engine import validate
@@ -97,7 +96,7 @@ def _setup(
         before_step=lambda engine, step: grow_positions(job, engine, step, say),
         describe=lambda step: phase_values(job, step),
         comparable_since=lambda step: job.timeline.phase_of(step).first_step,
-        settle=settle if phases_to_settle(job.timeline) else None,
+        settle=settle if needs_trial(job) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the device turns out to bear, tried before the first step: `micro_batch_tokens auto`.
+"""What a device turns out to bear, tried before the first step: compiled layers, a micro-batch.
 
 A trial is one rank's forward and backward pass over [PAD] tokens, whose gradients go nowhere: it
 runs none of DeepSpeed's hooks, sends no message and changes no state. So a rank that runs out of
@@ -8,16 +8,18 @@ number that is tried first (`dist_bert.pretraining.auto_tokens`).
 
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from dist_bert.common.device import rank_memory_bytes
+from dist_bert.common.device import has_gpu, rank_memory_bytes
 from dist_bert.common.errors import UserError
+from dist_bert.common.settings import AUTO
 from dist_bert.data.batches import MicroBatch, trial_micro_batch
+from dist_bert.distributed.agreement import first_problem
 from dist_bert.model.micro_batches import to_device
 from dist_bert.pretraining.auto_tokens import (
     layout_of,
@@ -28,15 +30,24 @@ from dist_bert.pretraining.auto_tokens import (
     with_tokens,
 )
 from dist_bert.pretraining.job import PretrainingJob
+from dist_bert.pretraining.timeline import PhasePlan
 from dist_bert.training.memory import MARGIN, buffer_bytes
+
+_MOST_TOLD = 300  # characters of a compiler's error
+
+
+def needs_trial(job: PretrainingJob) -> bool:
+    """Whether a setting is auto that is tried on this device."""
+    is_compiled = job.run.compile_layers == AUTO and job.compiles_layers(has_gpu())
+    return is_compiled or bool(phases_to_settle(job.timeline))
 
 
 def settled(
     job: PretrainingJob, engine: Any, say: Callable[[str], None], beat: Callable[[str], None]
 ) -> PretrainingJob:
-    """The job with the most tokens that fit, where `micro_batch_tokens` is auto.
+    """The job with what is found for `compile_layers auto` and `micro_batch_tokens auto`.
 
-    Called by all ranks together, which get the same number.
+    Called by all ranks together, which find the same.
 
     Args:
         job: what is trained.
@@ -47,8 +58,41 @@ def settled(
     Raises:
         UserError: not even one of the longest samples fits.
     """
-    if not phases_to_settle(job.timeline):
-        return job
+    if job.run.compile_layers == AUTO and engine.module.encoder.are_layers_compiled:
+        beat("compiling the layers")
+        _compile_or_not(job, engine, say)
+    if phases_to_settle(job.timeline):
+        return _with_tokens_that_fit(job, engine, say, beat)
+    return job
+
+
+def _compile_or_not(job: PretrainingJob, engine: Any, say: Callable[[str], None]) -> None:
+    """Compiles the layers, or, if that fails on any rank, lets those of all ranks run as they are.
+
+    Raises:
+        Exception: of the layers themselves, which fail without a compiler, too.
+    """
+    phases = job.timeline.phases
+    micro_batch = _micro_batch(phases, 2 * max(phase.sequence_length for phase in phases))
+    problem = ""
+    try:
+        _pass_over(engine, micro_batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:_MOST_TOLD]}"
+    problem = first_problem(problem)
+    if problem:
+        engine.module.encoder.uncompile_layers()
+        _pass_over(engine, micro_batch)
+        say(f"compile_layers auto: the layers run uncompiled, because compiling fails ({problem})")
+
+
+def _with_tokens_that_fit(
+    job: PretrainingJob, engine: Any, say: Callable[[str], None], beat: Callable[[str], None]
+) -> PretrainingJob:
+    """The job with the most tokens that fit, of those tried."""
+    phases = phases_to_settle(job.timeline)
     layout = layout_of(job.model, job.deepspeed, job.run)
     memory = int(_least_of_ranks(rank_memory_bytes(), engine))
     longest = longest_sample(job.timeline)
@@ -60,7 +104,7 @@ def settled(
     is_tried = layout.stage < 3
     while is_tried:
         beat(f"trying micro-batches of {tokens:,} tokens")
-        fits = _fits(engine, _micro_batch(job, tokens, longest.num_tokens), reserve)
+        fits = _fits(engine, _micro_batch(phases, tokens), reserve)
         if _least_of_ranks(fits, engine):
             break
         if tokens == longest.num_tokens:
@@ -85,15 +129,14 @@ def settled(
     return dataclasses.replace(job, timeline=timeline, deepspeed=deepspeed)
 
 
-def _micro_batch(job: PretrainingJob, num_tokens: int, longest: int) -> MicroBatch:
+def _micro_batch(phases: Sequence[PhasePlan], num_tokens: int) -> MicroBatch:
     """One longest sample, others of the mean length: padded attention needs most where they differ.
 
     Args:
-        job: gives the lengths and masks of the phases to settle.
-        num_tokens: of all samples.
-        longest: tokens of the longest sample.
+        phases: give lengths and masks.
+        num_tokens: of all samples, at least those of the longest.
     """
-    phases = phases_to_settle(job.timeline)
+    longest = max(phase.sequence_length for phase in phases)
     mean = max(1, int(min(phase.tokens_per_sample for phase in phases)))
     num_others, rest = divmod(num_tokens - longest, mean)
     lengths = np.array([longest, *num_others * [mean], *([rest] if rest else [])])
@@ -114,7 +157,7 @@ def _fits(engine: Any, micro_batch: MicroBatch, reserve_bytes: int) -> bool:
     return fits
 
 
-def _pass_over(engine: Any, micro_batch: MicroBatch, reserve_bytes: int) -> None:
+def _pass_over(engine: Any, micro_batch: MicroBatch, reserve_bytes: int = 0) -> None:
     """Forward and backward, with all gradients at once, which no hook sees and nobody keeps."""
     reserve = torch.empty(reserve_bytes, dtype=torch.uint8, device=engine.device)
     engine.train()

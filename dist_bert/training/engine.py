@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dist_bert.checkpoint import fragments
 from dist_bert.checkpoint.format import WEIGHT
+from dist_bert.common.device import set_up_products
 from dist_bert.data.batches import MicroBatch
 from dist_bert.model.micro_batches import sum_of_shares
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -24,6 +25,7 @@ from dist_bert.training.skipped_steps import judge_by_norm, skip_plain_updates
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around a model on the CPU in float32."""
     _import_muon()
+    set_up_products(config.precision)
     values = {**config.values, "steps_per_print": 1 << 62}  # its console lines are ours to write
     own = own_optimizer(model, config)
     initial = {name: parameter.data for name, parameter in model.named_parameters()}  # float32

@@ -195,9 +195,13 @@ def test_a_second_phase_starts_from_the_first(data_set: Path, tmp_path: Path) ->
 
 
 def test_an_engine_starts_without_torchs_compiler() -> None:
-    """Which takes seconds to import; ZeRO knows its optimizer all the same."""
+    """Which takes seconds to import; ZeRO knows its optimizer all the same.
+
+    The program is told of a GPU: in float32, its products are TF32.
+    """
     program = (
-        "import sys\n"
+        "import sys, torch\n"
+        "from dist_bert.common import device\n"
         "from dist_bert.training.deepspeed_config import DeepSpeedConfig\n"
         "from dist_bert.training.engine import build_engine\n"
         "from dist_bert.distributed import process_group\n"
@@ -208,10 +212,12 @@ def test_an_engine_starts_without_torchs_compiler() -> None:
         "values = {'train_batch_size': 3, 'train_micro_batch_size_per_gpu': 3,\n"
         "  'optimizer': {'type': 'AdamW', 'params': params}, 'zero_optimization': {'stage': 2}}\n"
         "config = DeepSpeedConfig.from_values(values, 'case', 1)\n"
+        "device.has_gpu = lambda: True\n"
         "build_engine(BertForPreTraining(TINY_MODEL), config)\n"
+        "print(torch.get_float32_matmul_precision())\n"
         "print('compiler' if 'torch._inductor.compile_fx' in sys.modules else 'no compiler')\n"
         "process_group.leave_distributed()\n"
     )
     ended = run_script(BIN / "python", "-c", program)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "no compiler"
+    assert ended.stdout.splitlines()[-2:] == ["high", "no compiler"]

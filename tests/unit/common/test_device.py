@@ -1,5 +1,7 @@
 """Which device a process computes on, and by which arithmetic."""
 
+import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_bert.common import cli
 from dist_bert.common import device as device_module
 from dist_bert.common.device import (
     arithmetic,
@@ -18,7 +21,9 @@ from dist_bert.common.device import (
     num_gpu_files,
     num_wanted_gpus,
     run_device,
+    set_up_allocator,
     set_up_device,
+    set_up_products,
 )
 from dist_bert.common.errors import UserError
 
@@ -153,12 +158,63 @@ def test_a_limit_on_onednn_counts(
     assert has_bf16_instructions() is expected
 
 
+@pytest.mark.parametrize(
+    ("precision", "sees_gpu", "expected"),
+    [("fp32", True, "high"), ("bf16", True, "highest"), ("fp32", False, "highest")],
+)
+def test_float32_on_a_gpu_is_multiplied_as_tf32(
+    monkeypatch: pytest.MonkeyPatch, precision: str, sees_gpu: bool, expected: str
+) -> None:
+    monkeypatch.setattr(device_module, "has_gpu", lambda: sees_gpu)
+    try:
+        set_up_products(precision)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "given", "expected"),
+    [
+        (1, {}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        (0, {}, {}),
+        (1, {"DS_ACCELERATOR": "cpu"}, {}),
+        (1, {"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": ""}),
+        (1, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}),
+    ],
+)
+def test_memory_of_gpus_grows_in_segments_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+    num_gpus: int,
+    given: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "DS_ACCELERATOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device_module, "num_gpu_files", lambda: num_gpus)
+    monkeypatch.setattr("os.environ", dict(os.environ))  # what is set ends with the test
+    set_up_allocator()
+    found = {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")}
+    assert found == expected
+
+
+def test_a_rank_sets_it_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(cli, "set_up_allocator", lambda: done.append("set"))
+    monkeypatch.setattr(cli, "end_rank", lambda code: done.append(f"ends with {code}"))
+    cli.run_rank(lambda arguments: done.append("works"), argparse.Namespace(debug=False))
+    assert done == ["set", "works", "ends with 0"]
+
+
 def test_the_arithmetic_in_words(machine: Path) -> None:
     machine.write_text(LAPTOP)
     assert arithmetic("bf16", "cpu").startswith("bf16 by float32 products: this CPU has no")
     assert arithmetic("bf16", "cuda") == "bf16"
     assert arithmetic("fp16", "cuda") == "fp16"
     assert arithmetic("fp32", "cpu") == "fp32"
+    assert arithmetic("fp32", "cuda") == "fp32 with TF32 products"
     has_bf16_instructions.cache_clear()
     machine.write_text(SERVER)
     assert arithmetic("bf16", "cpu") == "bf16"
