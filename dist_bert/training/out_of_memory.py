@@ -24,7 +24,7 @@ def told_if_out_of_memory(shape: Callable[[], BatchShape]) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        cause = str(error).partition("\n")[0].partition(". ")[0]
+        cause = ". ".join(str(error).split(". ")[:2])  # that, and how much was asked for
         last_words(f"error: rank {dist.get_rank()}: {remedy(shape())} ({cause})")
         os._exit(USER_ERROR_EXIT_CODE)
 

@@ -37,6 +37,11 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.counts: collections.Counter[str] = collections.Counter()
 
+    @property
+    def started(self) -> dict[str, int]:
+        """Without those that only make views."""
+        return {op: n for op, n in self.counts.items() if not any(view in op for view in VIEWS)}
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[str(op)] += 1
         return op(*args, **(kwargs or {}))
@@ -66,18 +71,31 @@ def count(optimizer: dict[str, Any], stage: int, precision: str) -> dict[str, An
         "num_samples": 2,
     }
     for _ in range(2):  # the first one makes the optimizer's state
-        loss, _ = engine(**batch)
-        engine.backward(loss)
+        with Counter() as passes:
+            loss, _ = engine(**batch)
+            engine.backward(loss)
         with Counter() as counter:
             engine.step()
     engine.destroy()
-    ops = {op: n for op, n in counter.counts.items() if not any(view in op for view in VIEWS)}
+    ops = counter.started
     reads = sum(n for op, n in ops.items() if "_local_scalar_dense" in op)
+    update = sum(ops.values())
+    step = update + sum(passes.started.values())
     return {
-        "operations": sum(ops.values()),
+        "operations": update,
         "reads": reads,
+        "beyond_model": step - of_model(batch),
         "refused": sorted(refused(counter.counts)),
     }
+
+
+def of_model(batch: dict[str, Any]) -> int:
+    """Operations of a forward and backward pass in bf16 without an engine."""
+    model = BertForPreTraining(MODEL).bfloat16()
+    with Counter() as counter:
+        loss, _ = model(**batch)
+        loss.backward()
+    return sum(counter.started.values())
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
 """An update is not bound by what it dispatches: of 24 layers, a thousand operations at most."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 
+from dist_bert.tools.plan.host import pass_launches, step_launches
 from tests.integration.conftest import launcher, run_script
+from tests.unit.training.test_memory import make_layout
 
 pytestmark = pytest.mark.trains
 
@@ -33,3 +36,9 @@ def test_an_update_dispatches_few_operations_and_hardly_waits(tmp_path: Path) ->
     for name, found in counts.items():
         assert 0 < found["operations"] <= 1_000 and found["reads"] <= 4, (name, found)
         assert not found["refused"], (name, "torch would refuse it with `deterministic` on a GPU")
+    for stage in (0, 1, 2):  # what launch/plan.py counts beside the model, of 302 parameters
+        model = dataclasses.replace(make_layout().model, num_hidden_layers=24)
+        layout = make_layout(model, stage=stage)
+        planned = step_launches(layout) - pass_launches(layout.model)
+        assert len(layout.sizes) == 302
+        assert counts[f"AdamW-{stage}-bf16"]["beyond_model"] == pytest.approx(planned, abs=24)

@@ -212,6 +212,7 @@ def _hardware(
             latency_seconds=1e-6 * arguments.link_latency_microseconds,
         ),
         disk_bytes_per_second=1e9 * arguments.disk_gbytes_per_second,
+        launch_seconds=1e-6 * arguments.launch_microseconds,
     )
     return hardware, {
         "gpu": gpu or "unknown",

@@ -36,6 +36,13 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         default=5.0,
         help="of a message from one GPU to the next (default: 5)",
     )
+    add(
+        "--launch_microseconds",
+        type=positive,
+        metavar="US",
+        default=10.0,
+        help="of the host for each operation that it starts on a GPU (default: 10)",
+    )
     add("--gpus_per_node", type=count, default=8, help="(default: 8)")
     add(
         "--disk_gbytes_per_second",

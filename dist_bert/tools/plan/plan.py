@@ -13,6 +13,7 @@ from typing import Any
 from dist_bert.common.errors import UserError
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.tools.plan.communication import CommunicationPlan, Link, plan_communication
+from dist_bert.tools.plan.host import step_launches
 from dist_bert.tools.plan.update import flops_share, plan_update
 from dist_bert.tools.plan.workload import Part, Workload
 from dist_bert.training.memory import (
@@ -40,7 +41,7 @@ GPU_MEMORY_GBYTES = {
     "A10G": 24,
     "A10": 24,
 }
-MOST_COMMUNICATION = 0.2  # share of the step at which scaling is said to end
+MOST_IDLE = 0.2  # share of the step without arithmetic at which scaling is said to end
 _BATCH_FACTORS = (1, 4, 16)  # of the global batch, in the table of where scaling ends
 
 
@@ -53,6 +54,7 @@ class Hardware:
     mfu: float  # that a GPU reaches while it computes
     link: Link
     disk_bytes_per_second: float  # that all ranks write together
+    launch_seconds: float  # of the host, for an operation that it starts on a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +64,31 @@ class StepTime:
     num_gpus: int
     micro_batch_size: int
     accumulation_steps: int
-    compute_seconds: float
+    compute_seconds: float  # of the GPU
+    num_launches: int
+    host_seconds: float  # in which the host launches them: the GPU is not done before
     communication_seconds: float
     exposed_seconds: float  # of communication, where what can overlap does so perfectly
 
     @property
+    def is_bound_by_host(self) -> bool:
+        """Whether the GPU waits for what the host starts."""
+        return self.host_seconds > self.compute_seconds
+
+    @property
+    def busy_seconds(self) -> float:
+        """Of GPU or host, whichever takes longer: one runs ahead of the other."""
+        return max(self.compute_seconds, self.host_seconds)
+
+    @property
     def seconds(self) -> float:
         """With overlap."""
-        return self.compute_seconds + self.exposed_seconds
+        return self.busy_seconds + self.exposed_seconds
+
+    @property
+    def idle_share(self) -> float:
+        """Of the step, in which the GPU does no arithmetic."""
+        return 1.0 - self.compute_seconds / self.seconds
 
     @property
     def share(self) -> float:
@@ -79,7 +98,7 @@ class StepTime:
     @property
     def share_without_overlap(self) -> float:
         """Of communication in a step that does one after the other."""
-        return self.communication_seconds / (self.compute_seconds + self.communication_seconds)
+        return self.communication_seconds / (self.busy_seconds + self.communication_seconds)
 
 
 def make_plan(
@@ -192,19 +211,23 @@ def _memory(
 def time_of_step(
     layout: ZeroLayout, micro_batch_size: int, workload: Workload, hardware: Hardware
 ) -> StepTime:
-    """Arithmetic at the given MFU, Muon's iterations too, and messages, of one step."""
+    """Arithmetic at the given MFU, Muon's iterations too, launches and messages of one step."""
     num_samples = micro_batch_size * layout.num_ranks * layout.accumulation_steps
     speed = hardware.peak_flops * hardware.mfu * layout.num_ranks
     compute = workload.flops(layout.model, num_samples) / speed
     compute += plan_update(layout).newton_schulz_flops / (hardware.peak_flops * hardware.mfu)
+    num_launches = step_launches(layout)
+    host = num_launches * hardware.launch_seconds
     messages = plan_communication(layout)
     return StepTime(
         layout.num_ranks,
         micro_batch_size,
         layout.accumulation_steps,
         compute,
+        num_launches,
+        host,
         messages.seconds(hardware.link),
-        messages.exposed_seconds(hardware.link, compute),
+        messages.exposed_seconds(hardware.link, max(compute, host)),
     )
 
 
@@ -236,8 +259,8 @@ def scaling(
 
 
 def scaling_end(times: list[StepTime]) -> int:
-    """Most GPUs at which communication, with overlap, is at most 20 % of the step."""
-    return max(time.num_gpus for time in times if time.share <= MOST_COMMUNICATION)
+    """Most GPUs that wait at most 20 % of the step for messages, with overlap, or the host."""
+    return max((time.num_gpus for time in times if time.idle_share <= MOST_IDLE), default=1)
 
 
 def measured_mfu(run_dir: str) -> float:
@@ -277,6 +300,10 @@ def _run(
         "flops_per_step": step_flops[longest],
         "flops": sum(map(operator.mul, step_flops, num_steps)),
         "step_seconds": step.seconds,
+        "compute_seconds": step.compute_seconds,
+        "num_launches": step.num_launches,
+        "host_seconds": step.host_seconds,
+        "is_bound_by_host": step.is_bound_by_host,
         "samples_per_second": batch_size / step.seconds,
         "tokens_per_second": batch_size * workload.tokens_per_sample / step.seconds,
         "hours": seconds / 3_600,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_bert.common.text_tables import number, table
-from dist_bert.tools.plan.plan import MOST_COMMUNICATION, Hardware
+from dist_bert.tools.plan.plan import MOST_IDLE, Hardware
 from dist_bert.tools.plan.workload import Workload
 from dist_bert.training.zero_layout import ZeroLayout
 
@@ -62,6 +62,7 @@ def _assumptions(
             "links": f"{link.inside_bytes_per_second / 1e9:g} GB/s in a node of"
             f" {link.gpus_per_node}, {link.between_bytes_per_second / 1e9:g} GB/s between nodes,"
             f" {1e6 * link.latency_seconds:g} us (assumed)",
+            "host": f"{1e6 * hardware.launch_seconds:g} us for each launch (assumed)",
             "samples": f"{tokens} tokens, {masked} masked ({origins['samples']})",
         },
     )
@@ -114,6 +115,7 @@ def _run(run: dict[str, Any]) -> str:
         "FLOPs": f"{run['flops']:.3g}, a step {run['flops_per_step']:.3g}",
         "step": f"{run['step_seconds'] * 1e3:,.1f} ms, {run['samples_per_second']:,.0f} samples/s,"
         f" {run['tokens_per_second']:,.0f} tokens/s",
+        "bound by": _bound(run),
         "hours": f"{number(run['hours'])}, of all GPUs {number(run['gpu_hours'])}",
     }
     if run["epochs"] is not None:
@@ -124,6 +126,18 @@ def _run(run: dict[str, Any]) -> str:
             f"one of {run['train_batch_size']:,} samples{in_phase}, here and below"
         )
     return _rows("the run", rows)
+
+
+def _bound(run: dict[str, Any]) -> str:
+    """Which of GPU and host takes longer, and what to do where it is the host."""
+    gpu = f"{run['compute_seconds'] * 1e3:,.1f} ms of arithmetic"
+    host = f"{run['host_seconds'] * 1e3:,.1f} ms for {run['num_launches']:,} launches"
+    if not run["is_bound_by_host"]:
+        return f"the GPU: {gpu}; the host takes {host}"
+    return (
+        f"the host: {host}; the GPU takes {gpu}: raise --micro_batch_tokens (or auto) where batches"
+        " are accumulated, else take fewer GPUs or a larger batch"
+    )
 
 
 def _update(update: dict[str, float], optimizer: str) -> str:
@@ -157,6 +171,7 @@ def _scaling(times: list[dict[str, Any]], stage: int) -> str:
             "micro_batch": time["micro_batch_size"],
             "accumulation": time["accumulation_steps"],
             "compute_ms": time["compute_seconds"] * 1e3,
+            "host_ms": time["host_seconds"] * 1e3,
             "messages_ms": time["communication_seconds"] * 1e3,
             "exposed_ms": time["exposed_seconds"] * 1e3,
             "share_%": 100 * time["share_with_overlap"],
@@ -172,8 +187,8 @@ def _scaling_ends(ends: dict[str, dict[str, int]]) -> str:
         stage.replace("zero", "ZeRO-"): {f"batch {int(size):,}": most for size, most in row.items()}
         for stage, row in ends.items()
     }
-    title = f"most GPUs with at most {MOST_COMMUNICATION:.0%} communication*"
-    note = "* at the largest micro-batch that fits, with overlap"
+    title = f"most GPUs that wait at most {MOST_IDLE:.0%} of a step*"
+    note = "* for messages or the host, at the largest micro-batch that fits, with overlap"
     return f"{table(title, rows)}\n{note}"
 
 

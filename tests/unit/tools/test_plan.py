@@ -31,7 +31,7 @@ from tests.unit.training.test_memory import make_layout
 
 ROOT = Path(__file__).parents[3]
 LINK = Link(300e9, 40e9, gpus_per_node=8, latency_seconds=5e-6)
-HARDWARE = Hardware(141e9, 989e12, 0.4, LINK, 1e9)
+HARDWARE = Hardware(141e9, 989e12, 0.4, LINK, 1e9, launch_seconds=1e-9)
 WORKLOAD = Workload.of_length(128, ModelConfig())
 FP32 = "configs/zero2_fp32.json"
 
