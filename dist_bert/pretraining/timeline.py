@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dist_bert.common.settings import AUTO, raise_all
+from dist_bert.common.settings import raise_all
 from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.mixture import Mixture
 from dist_bert.data.shard_format import Manifest
@@ -319,7 +319,8 @@ def stages_of(
         usual.micro_batch_size, max(1, first // world_size)
     )
     longest = max((c.manifest.config["sequence_length"] for c in corpora), default=0)
-    tokens = TO_BE_FOUND if phase.micro_batch_tokens == AUTO else phase.micro_batch_tokens
+    given = phase.micro_batch_tokens
+    tokens = TO_BE_FOUND if isinstance(given, str) else given  # the only word is auto
     if tokens:
         micro = 1
         if TO_BE_FOUND < tokens < longest:

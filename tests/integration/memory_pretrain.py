@@ -40,6 +40,6 @@ def note_step(watchdog: Watchdog, doing: str) -> None:
 
 
 if __name__ == "__main__":
-    BertEncoder.embed = embed_in_little_memory  # type: ignore[assignment]
-    Watchdog.beat = note_step  # type: ignore[method-assign]
+    BertEncoder.embed = embed_in_little_memory  # type: ignore
+    Watchdog.beat = note_step  # type: ignore
     runpy.run_path("launch/pretrain.py", run_name="__main__")

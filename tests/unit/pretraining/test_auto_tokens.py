@@ -1,6 +1,7 @@
 """`micro_batch_tokens auto`: the number that is planned, and the trial of it on a device."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_the_number_is_for_the_phases_that_have_none(tmp_path: Path) -> None:
     given = make_job(tmp_path)
     place = given.run.shards
     (corpus,) = given.timeline.corpora
-    masks = {"masked_lm_prob": 0.2, "final_masked_lm_prob": 0.4}
+    masks: dict[str, Any] = {"masked_lm_prob": 0.2, "final_masked_lm_prob": 0.4}
     phases = (
         Phase({place: 1.0}, "1", steps=3, micro_batch_tokens="auto", **masks),
         Phase({place: 1.0}, "2", steps=3, micro_batch_tokens=99, masked_lm_prob=0.45),
@@ -187,7 +188,8 @@ def test_a_number_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_data_set(tmp_path / "shards")
     job = make_job(tmp_path, "--micro_batch_tokens", "99")
     device = Device(0)
-    assert trial.settled(job, device, [].append, lambda doing: None) is job and not device.tried
+    found = trial.settled(job, device, lambda line: None, lambda doing: None)
+    assert found is job and not device.tried
 
 
 def test_the_end_of_memory_comes_with_its_remedy() -> None:
