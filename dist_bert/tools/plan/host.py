@@ -40,9 +40,9 @@ def layer_launches(model: ModelConfig) -> int:
     Forward: 4 matrix products, attention, 2 norms, 2 sums, the activation. Backward: 2 products for
     each, 2 for attention's three gradients in one, and what the others have forward.
     """
-    launches = 10 + 17
+    launches = 10 + 15
     launches += 4 if model.bias else 0  # sums for their gradients
-    launches += 10 + 13 if model.positions == "rotary" else 0
+    launches += 10 + 11 if model.positions == "rotary" else 0
     launches += 1 + 3 if model.feed_forward == "geglu" else 0
     launches += 2 + 2 if model.hidden_dropout_prob else 0  # a kernel each way, on a GPU
     return launches
