@@ -146,7 +146,7 @@ def compute_deterministically() -> None:
         )
     torch.use_deterministic_algorithms(True)
     # Writes NaN to all new memory, to find reads of it: time that no result needs.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def rank_memory_bytes() -> int:

@@ -193,6 +193,11 @@ class PretrainingJob:
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
                 " of what would be compiled"
             )
+        if run.deterministic and phases_to_settle(self.timeline):
+            problems.append(
+                "deterministic = True: micro_batch_tokens = auto may be another number at a resume,"
+                " and sums are then rounded otherwise; give the number that a start prints"
+            )
         if phases_to_settle(self.timeline):
             try:
                 layout_of(self.model, self.deepspeed, run)

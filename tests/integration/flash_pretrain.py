@@ -19,5 +19,5 @@ if __name__ == "__main__":
                 print(f"attention by the operator: {calls[0]}", flush=True)
             return True
 
-        model_module.can_use_varlen_kernel = use
+        vars(model_module)["can_use_varlen_kernel"] = use
         runpy.run_path("launch/pretrain.py", run_name="__main__")

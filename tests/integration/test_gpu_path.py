@@ -15,7 +15,7 @@ from dist_bert.checkpoint.run_dir import latest_checkpoint
 from dist_bert.training.metrics import read_metrics
 from tests.integration.conftest import BIN, TINY_MODEL, kill_when_printed, launcher, run_script
 from tests.integration.test_pretrain import write_configs
-from tests.support.devices import DEVICES, ON_GPU, on_each_device
+from tests.support.devices import DEVICES, ON_GPU
 
 pytestmark = [pytest.mark.trains, pytest.mark.slow]
 
@@ -27,11 +27,6 @@ RUN = {
     "validation_interval": 7,
     "validation_samples": 33,
 }
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def on(device: str) -> list[str | Path]:
@@ -57,7 +52,7 @@ def test_all_zero_stages_train_alike_compiled_or_not(results: Any, name: str) ->
     own = [case for case in results if case.startswith(name)]
     assert len(own) == 7
     for case in own:
-        # Compiled layers draw other dropout masks on a GPU.
+        # On a GPU, compiled layers draw other dropout masks.
         limit = 0.02 if case.endswith("True") else 2e-3
         assert results[case]["losses"] == pytest.approx(plain, rel=limit), case
     assert results["again"]["losses"] == results["bert-0-False"]["losses"]
@@ -70,15 +65,17 @@ def test_an_update_hardly_waits_for_the_device(results: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "is_compiled", [False, pytest.param(True, marks=ON_GPU)], ids=["plain", "compiled"]
+    ("device", "is_compiled"),
+    [
+        ("cpu", False),
+        pytest.param("cuda", False, marks=ON_GPU),
+        pytest.param("cuda", True, marks=ON_GPU),
+    ],
 )
-@on_each_device
 def test_a_deterministic_run_is_killed_resumed_and_exported(
     data_set: Path, tmp_path: Path, device: str, is_compiled: bool
 ) -> None:
     """Bit for bit what a run is that never stopped; on the CPU, of one without the setting."""
-    if is_compiled and device == "cpu":
-        pytest.skip("layers are compiled for GPUs")
     flags = [*write_configs(tmp_path, stage=2, precision="bf16"), "--shards", data_set]
     (tmp_path / "model.json").write_text(json.dumps(TINY_MODEL))  # dropout 0.1, heads of 16
     (tmp_path / "config.json").write_text(json.dumps(RUN | {"compile_layers": is_compiled}))

@@ -50,6 +50,8 @@ PHASES = (  # steps of the last one take 3.5 times as long: samples of 128 token
     Phase(32, 64, cost=1.0, most_steps=1_200, least_steps=60, share=0.3),
     Phase(128, 64, cost=3.5, most_steps=800, least_steps=40, share=0.4),
 )
+# More masks teach more in a step; the last ones are as many as those of the held-out samples.
+MASKED_SHARES = (0.3, 0.15)
 SHARDS = DATA / f"shards_{PHASES[-1].sequence_length}"  # what the model is for in the end
 LIMIT_SECONDS = 570.0  # for everything, the set-up included
 SENTENCES = (
@@ -154,20 +156,22 @@ def _pretrain(steps: Steps, trial: "Trial") -> None:
 
 
 def recipe_of(counts: Sequence[int]) -> dict[str, Any]:
-    """The recipe of all phases: a constant learning rate, which falls to 0 in the last one.
+    """The recipe of all phases: in the last one learning rate and share of masks fall.
 
     Args:
         counts: steps of each.
     """
-    phases = [
+    phases: list[dict[str, Any]] = [
         {
             "name": f"{phase.sequence_length} tokens",
             "shards": str(DATA / f"shards_{phase.sequence_length}"),
             "steps": count,
             "train_batch_size": phase.train_batch_size,
+            "masked_lm_prob": MASKED_SHARES[0],
         }
         for phase, count in zip(PHASES, counts, strict=True)
     ]
+    phases[-1]["final_masked_lm_prob"] = MASKED_SHARES[1]
     return {
         "schedule": "wsd",
         "decay_steps": counts[-1],

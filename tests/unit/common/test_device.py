@@ -243,7 +243,7 @@ def arithmetic_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     yield
     torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("asked", [None, ":16:8"])
@@ -256,7 +256,7 @@ def test_deterministic_arithmetic_is_torchs_and_cublass(
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (asked or ":4096:8")
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled(), "FlashAttention reads it"
-    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
 def test_an_environment_against_it_is_refused(

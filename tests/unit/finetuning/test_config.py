@@ -21,6 +21,13 @@ def test_steps_follow_from_epochs() -> None:
     assert (tiny.num_train_steps, tiny.validation_interval) == (1, 1)
 
 
+@pytest.mark.parametrize("is_on", [False, True])
+def test_the_loop_is_told_how_to_compute(is_on: bool) -> None:
+    config = FinetuneConfig(train="f", deterministic=is_on, activation_checkpointing=is_on)
+    run = config.run("out", 1, 3, 32)
+    assert run.deterministic == run.activation_checkpointing == is_on
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UserError) as told:
         FinetuneConfig(seeds=0, eval_share=1.0, num_train_epochs=0.0, learning_rates="1e-4,x,-1")

@@ -615,8 +615,9 @@ def test_compiled_layers_agree_and_are_compiled_once_for_all_lengths() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_the_gpu_never_waits_for_it() -> None:
     """Forward and backward, from pinned batches on: torch raises at what synchronises."""
-    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    config = dataclasses.replace(TINY, hidden_size=32, **dropout)
+    config = dataclasses.replace(
+        TINY, hidden_size=32, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+    )
     model = make_model(config).cuda().bfloat16()
     arrays = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in make_batch().items()}
     step = StepBatch([arrays], num_samples=3, num_tokens=25, lengths=np.array(LENGTHS))

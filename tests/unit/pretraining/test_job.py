@@ -260,6 +260,15 @@ def test_a_micro_batch_of_samples_does_not_restrict_one_of_tokens(
     assert "is not a multiple of" in refusal(tmp_path, *flags, world_size=4), "as asked for"
 
 
+def test_deterministic_needs_micro_batches_of_a_given_size(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    flags = ("--deterministic", "true", "--micro_batch_tokens")
+    message = refusal(tmp_path, *flags, "auto")
+    assert "deterministic = True: micro_batch_tokens = auto may be another number" in message
+    assert make_job(tmp_path, *flags, "124").run.deterministic
+
+
 def test_layers_are_compiled_on_gpus_alone_and_not_at_zero_3(
     tmp_path: Path, data_set: DataSet
 ) -> None:

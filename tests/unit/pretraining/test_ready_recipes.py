@@ -27,7 +27,10 @@ def timeline_of(name: str, world_size: int = 8) -> Timeline:
         length = place.rpartition("_")[2]
         record = ShardRecord("train-00000.tar", 9, place, 900_000, (BlockRecord(0, 9, 9, 2, 7),))
         manifest = Manifest(
-            config={"sequence_length": int(length) if length.isdecimal() else 128},
+            config={
+                "sequence_length": int(length) if length.isdecimal() else 128,
+                "masked_lm_prob": 0.15,
+            },
             tokenizer={},
             inputs=[],
             totals={},
@@ -71,8 +74,11 @@ def test_the_small_budget_is_the_quickstart_with_all_its_steps() -> None:
     for phase, wanted in zip(own, quickstart, strict=True):
         assert (phase.name, phase.steps) == (wanted["name"], wanted["steps"])
         assert phase.train_batch_size == wanted["train_batch_size"]
+        assert phase.masked_lm_prob == wanted["masked_lm_prob"] == 0.3
+        assert phase.final_masked_lm_prob == wanted.get("final_masked_lm_prob", 0.0)
         (place,) = phase.shards
         assert wanted["shards"] == place.replace("data/", "data/quickstart/")
+    assert own[-1].final_masked_lm_prob == 0.15
     assert rates(timeline_of("small_budget.json"), 50, 100, 2_000, 2_400, 2_800) == [
         0.5, 1.0, 1.0, 0.5, 0.0,
     ]  # fmt: skip
@@ -83,6 +89,14 @@ def test_the_quickstart_changes_only_its_last_phase_after_the_kill() -> None:
     assert before.pop("decay_steps") == 40 and after.pop("decay_steps") == 800
     assert before.pop("phases")[:-1] == after.pop("phases")[:-1]
     assert before == after and before["warmup_steps"] == 15
+
+
+def test_the_speed_run_ends_with_the_masks_of_the_held_out_samples() -> None:
+    timeline = timeline_of("speedrun.json")
+    assert [p.sequence_length for p in timeline.phases] == [16, 32, 128]
+    assert [p.masked_lm_prob(1) for p in timeline.phases[:2]] == [0.3, 0.3]
+    assert [p.masked_lm_prob(p.num_steps) for p in timeline.phases] == [0.3, 0.3, 0.15]
+    assert rates(timeline, 100, 1_100, 1_750, 2_400) == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_the_decay_is_on_better_data() -> None:
@@ -121,4 +135,5 @@ def test_batches_fit_usual_numbers_of_ranks(name: str, world_size: int) -> None:
 def test_all_are_tested() -> None:
     assert NAMES == [
         "bert.json", "decay_on_better_data.json", "short_first.json", "small_budget.json",
+        "speedrun.json",
     ]  # fmt: skip
