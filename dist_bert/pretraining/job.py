@@ -26,7 +26,7 @@ from dist_bert.distributed.watchdog import Watchdog
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.auto_tokens import layout_of, phases_to_settle
 from dist_bert.pretraining.config import PretrainingConfig
-from dist_bert.pretraining.recipe import Phase, resolve_run
+from dist_bert.pretraining.recipe import Phase, deepspeed_changes, resolve_run
 from dist_bert.pretraining.timeline import Corpus, Timeline, make_timeline, run_of
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import deepspeed_flags
@@ -283,7 +283,9 @@ class PartialJob:
         )
         deepspeed = attempt(
             lambda: DeepSpeedConfig.load(
-                arguments.deepspeed_config, world_size, deepspeed_flags(arguments)
+                arguments.deepspeed_config,
+                world_size,
+                deepspeed_changes(phases, deepspeed_flags(arguments)),
             )
         )
         # Deadlines end what an origin delays; this, whatever hangs without one.

@@ -6,7 +6,7 @@ step (`dist_bert.pretraining.timeline`).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +134,16 @@ def resolve_run(
         ],
     )
     return run, phases
+
+
+def deepspeed_changes(phases: Sequence[Phase], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What replaces values of the DeepSpeed JSON, by their keys: the flags, and the micro-batch.
+
+    Where every phase has one of tokens, its size in samples means nothing, and must not restrict
+    the batch: 1.
+    """
+    by_tokens = bool(phases) and all(phase.micro_batch_tokens for phase in phases)
+    return {**({"train_micro_batch_size_per_gpu": 1} if by_tokens else {}), **flags}
 
 
 def _phase(value: Any, number: int, run: PretrainingConfig, place: str) -> Phase:

@@ -17,7 +17,7 @@ from dist_bert.model.flops import PEAK_BF16_FLOPS
 from dist_bert.pretraining.auto_tokens import layout_of, planned_tokens, with_tokens
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import open_corpus
-from dist_bert.pretraining.recipe import Phase, resolve_run
+from dist_bert.pretraining.recipe import Phase, deepspeed_changes, resolve_run
 from dist_bert.pretraining.timeline import PhasePlan, Timeline, make_timeline, run_of, stages_of
 from dist_bert.pretraining.timeline_text import timeline_table
 from dist_bert.tools.plan.communication import Link
@@ -57,7 +57,7 @@ class Assumptions:
         """
         run, phases = resolve_run(arguments.config, flags_of(PretrainingConfig, arguments))
         model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
-        changes = deepspeed_flags(arguments)
+        changes = deepspeed_changes(phases, deepspeed_flags(arguments))
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, arguments.gpus, changes)
         layout = layout_of(model, deepspeed, run)
         if run.recipe:

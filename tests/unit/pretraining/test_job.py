@@ -249,6 +249,17 @@ def test_another_or_no_tokenizer_is_refused(tmp_path: Path, data_set: DataSet) -
     assert f"{path} is missing: prepare the shards again" in refusal(tmp_path)
 
 
+def test_a_micro_batch_of_samples_does_not_restrict_one_of_tokens(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    assert "is not a multiple of train_micro_batch_size" in refusal(tmp_path, world_size=4)
+    for tokens in ("62", "auto"):
+        job = make_job(tmp_path, "--micro_batch_tokens", tokens, world_size=4)
+        assert job.batch_shape(1).global_batch_size == 12
+    flags = ("--micro_batch_tokens", "62", "--train_micro_batch_size_per_gpu", "2")
+    assert "is not a multiple of" in refusal(tmp_path, *flags, world_size=4), "as asked for"
+
+
 def test_deterministic_needs_micro_batches_of_a_given_size(
     tmp_path: Path, data_set: DataSet
 ) -> None:

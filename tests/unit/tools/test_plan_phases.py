@@ -167,6 +167,14 @@ def test_auto_is_planned_as_the_number_that_a_start_tries(tmp_path: Path) -> Non
     assert memory["micro_batch_size"] == max(1, memory["largest_micro_batch"]) < 24
 
 
+def test_the_json_s_micro_batch_does_not_restrict_one_of_tokens() -> None:
+    flags = ("--gpus", "3", "--gpu", "L4", "--sequence_length", "64", "--train_batch_size", "48")
+    ended = run_script(sys.executable, "launch/plan.py", *flags)
+    assert "train_batch_size = 48 is not a multiple of train_micro_batch_size" in ended.stderr
+    ended = run_script(sys.executable, "launch/plan.py", *flags, "--micro_batch_tokens", "auto")
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_ramp_of_a_run_without_a_recipe_is_counted(tmp_path: Path) -> None:
     told, errors, written = launch(
         tmp_path, "--sequence_length", "64", "--num_train_steps", "9", "--warmup_steps", "2",
