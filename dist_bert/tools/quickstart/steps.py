@@ -45,10 +45,10 @@ MODELS = (
     Model("configs/model/quickstart.json", lr=0.0012),
     Model("configs/model/quickstart_small.json", lr=0.003),
 )
-PHASES = (  # steps of the last one take 3.5 times as long: samples of 128 tokens are rarely full
-    Phase(16, 128, cost=1.0, most_steps=800, least_steps=60, share=0.3),
-    Phase(32, 64, cost=1.0, most_steps=1_200, least_steps=60, share=0.3),
-    Phase(128, 64, cost=3.5, most_steps=800, least_steps=40, share=0.4),
+PHASES = (  # a step of the last one takes twice as long: samples of 128 tokens are rarely full
+    Phase(16, 64, cost=1.0, most_steps=500, least_steps=60, share=0.12),
+    Phase(32, 32, cost=1.0, most_steps=700, least_steps=60, share=0.15),
+    Phase(128, 16, cost=2.0, most_steps=2_400, least_steps=40, share=0.73),
 )
 # More masks teach more in a step; the last ones are as many as those of the held-out samples.
 MASKED_SHARES = (0.3, 0.15)

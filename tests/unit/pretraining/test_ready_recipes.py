@@ -79,7 +79,7 @@ def test_the_small_budget_is_the_quickstart_with_all_its_steps() -> None:
         (place,) = phase.shards
         assert wanted["shards"] == place.replace("data/", "data/quickstart/")
     assert own[-1].final_masked_lm_prob == 0.15
-    assert rates(timeline_of("small_budget.json"), 50, 100, 2_000, 2_400, 2_800) == [
+    assert rates(timeline_of("small_budget.json"), 50, 100, 1_200, 2_400, 3_600) == [
         0.5, 1.0, 1.0, 0.5, 0.0,
     ]  # fmt: skip
 
