@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_bert.common.settings import from_dict, read_json
 from dist_bert.common.text_tables import aligned
+from dist_bert.inference.confidence import student_t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +137,8 @@ def told(record: Record) -> str:
 
 
 def _half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean: Student's t, of which few seeds need the table."""
+    """Half of the 95 % interval of a mean, by Student's t; not a number for a single value."""
     count = len(values)
     if count < 2:
         return math.nan
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}.get(count, 2.45)
-    return t * statistics.stdev(values) / math.sqrt(count)
+    return student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)

@@ -112,7 +112,7 @@ def take(machine_class: str) -> int:
     if available < max(1, ranks):
         raise UserError(
             f"--class {machine_class}: this machine has {len(cores)} cores and {gpus} GPUs: choose"
-            " another of one_core, two_cores, one_gpu, node"
+            f" another of {', '.join(CLASSES)}"
         )
     if machine_class in ("one_core", "two_cores"):
         os.sched_setaffinity(0, cores[:ranks])

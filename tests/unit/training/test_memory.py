@@ -29,6 +29,7 @@ from dist_bert.training.memory import (
     update_bytes,
 )
 from dist_bert.training.zero_layout import ZeroLayout
+from tests.support.synthetic import MODERN_PARTS
 
 ROOT = Path(__file__).parents[3]
 MODEL = ModelConfig(
@@ -42,13 +43,7 @@ MODEL = ModelConfig(
     attention_probs_dropout_prob=0.0,
 )
 MODERN: dict[str, Any] = {
-    "architecture": "modern",
-    "norm": "pre",
-    "positions": "rotary",
-    "feed_forward": "geglu",
-    "bias": False,
-    "norm_bias": False,
-    "type_vocab_size": 0,
+    **MODERN_PARTS,
     "global_attn_every_n_layers": 2,
     "local_attention": 10,
     "global_rope_theta": 160_000.0,
