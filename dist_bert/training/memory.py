@@ -138,6 +138,11 @@ def checkpoint_bytes(layout: ZeroLayout) -> int:
     return 4 * (num_copies * whole.num_parameters + whole.num_moments)
 
 
+def most_checkpoint_bytes(layout: ZeroLayout, num_kept: int) -> int:
+    """Of all files of a run's checkpoints: those kept, the best, one being written, the weights."""
+    return (num_kept + 2) * checkpoint_bytes(layout) + 4 * layout.num_parameters
+
+
 def snapshot_bytes(layout: ZeroLayout) -> int:
     """Host memory of one rank for copies of its part of a checkpoint, when writing is slow.
 

@@ -2,7 +2,8 @@
 
 Every check stands for itself: one that fails is a finding, not the end. The standard library alone
 is imported here; torch and the others only by processes of their own (`trials.py`), which may crash
-or hang. Not for: a run's own settings and shards (`launch/pretrain.py --dry_run`).
+or hang. Of a run it knows what its recipe needs of this machine. Not for: trying a run's own steps
+(`launch/pretrain.py --check`).
 """
 
 import dataclasses
@@ -14,9 +15,10 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dist_bert.common.device import (
     DEVICE_VARIABLE,
@@ -36,6 +38,7 @@ from dist_bert.common.machine import (
     shared_memory_bytes,
 )
 from dist_bert.tools.doctor.trials import (
+    recipe_needs,
     try_deepspeed,
     try_gloo,
     try_imports,
@@ -93,11 +96,12 @@ class Finding:
     is_fatal: bool = False
 
 
-def examine(output_dir: str) -> list[Finding]:
+def examine(output_dir: str, recipe_flags: Sequence[str] = ()) -> list[Finding]:
     """All findings, the trials running side by side; takes 5 to 10 seconds.
 
     Args:
         output_dir: where runs are to be written; need not exist.
+        recipe_flags: of launch/pretrain.py, to look at a recipe too.
     """
     at_once: list[Callable[[], Iterator[Finding]]] = [
         _versions,
@@ -112,6 +116,9 @@ def examine(output_dir: str) -> list[Finding]:
             pool.submit(_isolated, name, functools.partial(_trial, name, run))
             for name, run in _TRIALS.items()
         ]
+        if recipe_flags:
+            look = functools.partial(_recipe, output_dir, recipe_flags)
+            trials.append(pool.submit(_isolated, "recipe", look))
         facts = [finding for check in at_once for finding in _isolated(check.__name__, check)]
         return facts + [finding for trial in trials for finding in trial.result()]
 
@@ -333,6 +340,54 @@ def _environment_problem(name: str) -> tuple[str, str]:
         ):
             return (f"there is no such network interface, only {', '.join(here)}", f"unset {name}")
     return "", ""
+
+
+def _recipe(output_dir: str, flags: Sequence[str]) -> Iterator[Finding]:
+    """Whether a recipe can start, and what it needs beside what there is."""
+    ranks = num_wanted_gpus() or 1
+    needs = recipe_needs(["--num_ranks", str(ranks), "--output_dir", output_dir, *flags])
+    if isinstance(needs, str):
+        yield Finding("recipe", "flags", "failed", needs, "see launch/pretrain.py --help", True)
+        return
+    for problem in needs["problems"]:
+        remedy = "launch/pretrain.py --check lists all of a run's problems"
+        yield Finding("recipe", "run", "cannot start", problem, remedy, is_fatal=True)
+    for warning in needs["warnings"]:
+        remedy = "docs/recipes.md has what it means"
+        yield Finding("recipe", "data sets", "can be trained on", warning, remedy)
+    if "phases" not in needs:
+        return
+    for phase in needs["phases"]:
+        yield _phase(phase, needs["memory_bytes"])
+    if needs["not_planned"]:
+        yield Finding("recipe", "memory and disk", f"not planned: {needs['not_planned']}")
+        return
+    disk = shutil.disk_usage(_existing(output_dir)).free
+    yield _judged(
+        Finding("recipe", "checkpoints", f"up to {_size(needs['disk_bytes'])} in {output_dir}"),
+        disk < needs["disk_bytes"],
+        f"there are {_size(disk)} free",
+        "free some space, name another --output_dir, or lower keep_checkpoints",
+    )
+
+
+def _phase(phase: dict[str, Any], memory: int) -> Finding:
+    """A phase of a recipe, with a warning where a rank needs more memory than it has."""
+    needed = phase["rank_bytes"]
+    told = f"{phase['num_steps']:,} steps, {phase['num_samples']:,} samples of up to"
+    told += f" {phase['sequence_length']:,} tokens from {', '.join(phase['data_sets'])}"
+    told += f"; a rank needs {_size(needed)}" if needed else ""
+    return _judged(
+        Finding("recipe", f"phase {phase['name']}", told),
+        bool(needed) and needed > memory,
+        f"a rank has {_size(memory)}",
+        "give a smaller micro-batch, --activation_checkpointing true or a higher ZeRO stage"
+        " (launch/plan.py compares them)",
+    )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB"
 
 
 def _trial(name: str, run: Callable[[], tuple[str, str, str]]) -> Iterator[Finding]:

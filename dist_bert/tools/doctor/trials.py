@@ -168,6 +168,12 @@ def try_gloo() -> Outcome:
     return f"all_reduce: {seconds:.1f} s", "", ""
 
 
+def recipe_needs(flags: Sequence[str]) -> dict[str, Any] | str:
+    """What a recipe needs (`dist_bert.tools.doctor.recipe_needs`), or why that is unknown."""
+    command = [sys.executable, "-m", "dist_bert.tools.doctor.recipe_needs", *flags]
+    return _answer(command)[1]
+
+
 def _python(program: str, *arguments: str) -> tuple[float, dict[str, Any] | str]:
     return _answer([sys.executable, "-c", program, *arguments])
 

@@ -22,6 +22,7 @@ from dist_bert.training.memory import (
     MemoryPlan,
     checkpoint_bytes,
     largest_micro_batch,
+    most_checkpoint_bytes,
     plan_memory,
     snapshot_bytes,
 )
@@ -362,13 +363,11 @@ def _disk(
     layout: ZeroLayout, run: PretrainingConfig, step_seconds: float, disk_bytes_per_second: float
 ) -> dict[str, Any]:
     checkpoint = checkpoint_bytes(layout)
-    weights = 4 * layout.num_parameters
     write_seconds = checkpoint / disk_bytes_per_second
     interval_seconds = min(run.checkpoint_interval, run.num_train_steps) * step_seconds
     return {
         "checkpoint_bytes": checkpoint,
-        # Those kept, the best, and the one that is being written.
-        "most_bytes": (run.keep_checkpoints + 2) * checkpoint + weights,
+        "most_bytes": most_checkpoint_bytes(layout, run.keep_checkpoints),
         "write_seconds": write_seconds,
         # Training waits only where a checkpoint takes longer to write than its interval.
         "share_of_time": max(0.0, 1.0 - interval_seconds / write_seconds),
