@@ -14,10 +14,12 @@ from data_prep.inputs import InputPart
 from data_prep.prepare_config import PrepareConfig
 from data_prep.samples import SampleStatistics
 from data_prep.shard_assignment import Split
-from data_prep.token_store import UnitRecord
+from data_prep.token_store import TokenStore, UnitRecord
 from dist_bert.common import files
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import read_json
+from dist_bert.data import document_sketch
+from dist_bert.data.document_sketch import SKETCH_SIZE
 from dist_bert.data.shard_format import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
 from dist_bert.tokenizer.tokenizer import Tokenizer
 
@@ -182,6 +184,7 @@ def seal(
     paths: Paths,
     config: PrepareConfig,
     tokenizer: Tokenizer,
+    store: TokenStore,
     units: Sequence[UnitRecord],
     splits: Sequence[Split],
     shards: Sequence[BuiltShard],
@@ -213,6 +216,7 @@ def seal(
         inputs=[file for unit in units for file in unit.inputs],
         totals={
             "documents": sum(u.num_documents for u in units),
+            "document_sketch": document_sketch.encoded(store.smallest_hashes(SKETCH_SIZE)),
             **{f"{split.name}_documents": split.num_documents for split in splits},
             "sentences": sum(u.num_sentences for u in units),
             "tokens": sum(u.num_tokens for u in units),

@@ -219,7 +219,9 @@ def _make(
     splits = _deal(ranks, store, paths, config, tokens_per_document)
     shards = _build(ranks, store, splits, records, paths, tokenizer, config)
     ranks.share(lambda: _check_limits(shards, config, limits, paths.output_dir))
-    return ranks.share(lambda: data_set.seal(paths, config, tokenizer, records, splits, shards))
+    return ranks.share(
+        lambda: data_set.seal(paths, config, tokenizer, store, records, splits, shards)
+    )
 
 
 def _tokens_per_document(records: list[UnitRecord]) -> float:

@@ -47,7 +47,7 @@ def hash_limit(store: TokenStore, validation_share: float) -> int:
     limit = int(validation_share * 2**64)
     if not limit:
         return 0
-    smallest = _smallest_hashes(store, 2 * _MIN_SPLIT_TEXTS)
+    smallest = [int(value) for value in store.smallest_hashes(2 * _MIN_SPLIT_TEXTS)]
     if sum(value < limit for value in smallest) >= _MIN_SPLIT_TEXTS:
         return limit
     return smallest[_MIN_SPLIT_TEXTS - 1] + 1 if len(smallest) == 2 * _MIN_SPLIT_TEXTS else 0
@@ -128,17 +128,6 @@ class Split:
         if unit not in self._lists:
             self._lists[unit] = map_array(_path(self._folder, unit))
         return self._lists[unit]
-
-
-def _smallest_hashes(store: TokenStore, count: int) -> list[int]:
-    """The `count` smallest distinct hashes of a store, ascending; fewer if it has fewer."""
-    smallest = np.zeros(0, np.uint64)
-    for unit in store.units:
-        hashes = unit.document_hashes
-        if smallest.size == count:
-            hashes = hashes[hashes < smallest[-1]]
-        smallest = np.unique(np.concatenate((smallest, hashes)))[:count]
-    return [int(value) for value in smallest]
 
 
 def _path(folder: Path, unit: int) -> Path:

@@ -345,6 +345,16 @@ class TokenStore:
             ([0], np.cumsum(num_documents, dtype=np.int64))
         )  # (U + 1,)
 
+    def smallest_hashes(self, count: int) -> NDArray[np.uint64]:
+        """The `count` smallest distinct hashes of all documents, ascending; all if fewer."""
+        smallest = np.zeros(0, np.uint64)
+        for unit in self.units:
+            hashes = unit.document_hashes
+            if smallest.size == count:
+                hashes = hashes[hashes < smallest[-1]]
+            smallest = np.unique(np.concatenate((smallest, hashes)))[:count]
+        return smallest
+
     def gather(self, document_ids: NDArray[np.int64]) -> Documents:
         """Copies documents out of the store.
 

@@ -1,7 +1,8 @@
 """A run killed again and again, on changing layouts, beside one that never stopped: `make soak`.
 
-Real text, real processes. Every kill is -9 of launcher and ranks at a random moment; every start
-has another number of ranks, ZeRO stage and micro-batch, with `--precision both` also another
+Real text, real processes; with `--recipe`, three phases of two lengths and three data sets, whose
+borders are among the moments. Every kill is -9 of launcher and ranks at a random moment; every
+start has another number of ranks, ZeRO stage and micro-batch, with `--precision both` also another
 precision. In the end each step has seen exactly the samples that it should, each sample came once
 an epoch, and the loss is that of the undisturbed run.
 
@@ -13,6 +14,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import runpy
@@ -20,11 +22,15 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dist_bert.data.reader import SampleReader
+from dist_bert.data.sample_order import SampleOrder
+from dist_bert.data.shard_format import Manifest, ShardFile
 from dist_bert.distributed.rendezvous import free_port
 from tests.support.processes import ROOT, adopt_orphans, environment, run_script, started
 
@@ -36,12 +42,15 @@ MODEL = {
     "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 BATCH_SAMPLES = 64
-NUM_SHARD_SAMPLES = 16_384
+NUM_SHARD_SAMPLES = {False: 16_384, True: 4_096}  # of a data set at least; the key: of a recipe
+STEPS = {False: 600, True: 360}  # more than an epoch
+BORDERS = (100, 240)  # steps at which phases of the recipe end
 MOST_LINES = 8  # about steps, each of five, until a kill: moments that suit any machine
 # Of the mean of the last 20 losses, relative. Undisturbed runs of 500 steps differ by 3.9e-5 among
 # five layouts in bf16, and by 1e-4 between bf16 and fp32: about five times as much is allowed.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-4, "both": 5e-4}
 PRECISIONS = {"fp32": ("fp32",), "bf16": ("bf16",), "both": ("bf16", "fp32")}
+RUNS = ("undisturbed", "killed")
 Layout = tuple[int, int, int, str]  # ranks, ZeRO stage, micro-batch, precision
 
 
@@ -51,7 +60,8 @@ def main() -> None:
     parser.add_argument("--input", default=str(BOOKS), help="text (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"), help="folder, kept")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=600, help="more than an epoch")
+    parser.add_argument("--recipe", action="store_true", help="train three phases, 360 steps")
+    parser.add_argument("--steps", type=int, help="more than an epoch (default: 600)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -63,47 +73,74 @@ def main() -> None:
     adopt_orphans()
     work: Path = arguments.work
     work.mkdir(parents=True)
-    shards = _prepare(work, arguments.input)
+    is_recipe: bool = arguments.recipe
+    steps = STEPS[is_recipe] if arguments.steps is None or is_recipe else arguments.steps
+    data_sets = _prepare(work, arguments.input, is_recipe)
     (work / "model.json").write_text(json.dumps(MODEL))
-    run = {
-        "shards": str(shards), "num_train_steps": arguments.steps, "warmup_steps": 20,
-        "checkpoint_interval": 10, "log_interval": 5, "validation_interval": 0,
+    run: dict[str, Any] = {
+        "warmup_steps": 20, "checkpoint_interval": 10, "log_interval": 5, "validation_interval": 0,
         "validation_samples": 64, "masks": "static",
     }  # fmt: skip
-    (work / "run.json").write_text(json.dumps(run))
+    if is_recipe:
+        run["phases"] = _phases(data_sets)
+    else:
+        run |= {"shards": str(data_sets[0]), "num_train_steps": steps}
+    (work / ("recipe.json" if is_recipe else "run.json")).write_text(json.dumps(run))
 
     precisions = PRECISIONS[arguments.precision]
     layouts = list(itertools.product((1, 2, 4), range(4), (8, 16), precisions))
     begin = time.monotonic()
-    _train(work, "undisturbed", launch=0, layout=(2, 2, 16, precisions[0]), patience=None)
+    _train(work, RUNS[0], launch=0, layout=(2, 2, 16, precisions[0]), patience=None)
     print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
     rng = random.Random(arguments.seed)
     begin = time.monotonic()
     for launch in range(arguments.kills):
         layout, patience = rng.choice(layouts), (rng.randint(1, MOST_LINES), rng.random())
-        told = _train(work, "killed", launch, layout, patience)
+        told = _train(work, RUNS[1], launch, layout, patience)
         print(f"kill {launch + 1}: {layout} after {patience[0]} lines: {told}", flush=True)
-    _train(work, "killed", arguments.kills, rng.choice(layouts), patience=None)
+    _train(work, RUNS[1], arguments.kills, rng.choice(layouts), patience=None)
     print(f"killed {arguments.kills} times: {time.monotonic() - begin:.0f} s", flush=True)
-    _compare(work, shards, arguments.steps, TOLERANCE[arguments.precision])
+    problems = _unlike(work, steps, TOLERANCE[arguments.precision])
+    if is_recipe:
+        problems += _unequal_counts(work, data_sets)
+    else:
+        problems += _out_of_order(work, data_sets[0], steps)
+    if problems:
+        raise SystemExit("\n".join(problems[:10]))
+    print("every step has seen exactly its samples")
 
 
-def _prepare(work: Path, text: str) -> Path:
-    shards = work / "shards"
+def _prepare(work: Path, text: str, is_recipe: bool) -> list[Path]:
+    """Makes the data set; of a recipe three: short samples, long ones, long ones by other masks."""
     tokenizer = work / "tokenizer"
     _call("launch/train_tokenizer.py", "--input", text, "--output_dir", tokenizer,
           "--vocab_size", MODEL["vocab_size"], "--max_sentences", 100_000)  # fmt: skip
-    _call("launch/prepare_shards.py", "--input", text, "--output_dir", shards,
-          "--tokenizer", tokenizer / "tokenizer.model", "--samples_per_shard", 1_024)  # fmt: skip
-    manifest = json.loads((shards / "manifest.json").read_text())
-    kept, num_samples = [], 0  # of the first shards: several epochs in a few hundred steps
-    for shard in manifest["splits"]["train"]:
-        if num_samples < NUM_SHARD_SAMPLES:
-            kept.append(shard)
-            num_samples += shard["num_samples"]
-    manifest["splits"]["train"] = kept
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-    return shards
+    made = {"shards": 128} if not is_recipe else {"short": 32, "long": 128, "other": 128}
+    for number, (name, length) in enumerate(made.items()):
+        _call("launch/prepare_shards.py", "--input", text, "--output_dir", work / name,
+              "--tokenizer", tokenizer / "tokenizer.model", "--samples_per_shard", 1_024,
+              "--sequence_length", length, "--seed", number + 1)  # fmt: skip
+        manifest = json.loads((work / name / "manifest.json").read_text())
+        kept, num_samples = [], 0  # of the first shards: several epochs in a few hundred steps
+        for shard in manifest["splits"]["train"]:
+            if num_samples < NUM_SHARD_SAMPLES[is_recipe]:
+                kept.append(shard)
+                num_samples += shard["num_samples"]
+        manifest["splits"]["train"] = kept
+        (work / name / "manifest.json").write_text(json.dumps(manifest))
+    return [work / name for name in made]
+
+
+def _phases(data_sets: list[Path]) -> list[dict[str, Any]]:
+    """Short samples, a mixture of both kinds of long ones, one kind; batches fall."""
+    short, long, other = map(str, data_sets)
+    first, second = BORDERS
+    return [
+        {"name": "short", "shards": short, "steps": first, "train_batch_size": 128},
+        {"name": "mixed", "shards": {long: 0.7, other: 0.3}, "steps": second - first,
+         "train_batch_size": 64},
+        {"name": "other", "shards": other, "steps": STEPS[True] - second, "train_batch_size": 32},
+    ]  # fmt: skip
 
 
 def _call(script: str, *arguments: object) -> None:
@@ -131,8 +168,11 @@ def _train(
     command = [
         "deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()),
         "--module", "tests.soak", "--worker", "--deepspeed_config", work / "deepspeed.json",
-        "--model", work / "model.json", "--config", work / "run.json", "--output_dir", work / name,
+        "--model", work / "model.json", "--output_dir", work / name,
     ]  # fmt: skip
+    recipe = work / "recipe.json"
+    command += ["--recipe", recipe] if recipe.exists() else ["--config", work / "run.json"]
+    borders = [f"saved step {step} " for step in BORDERS if recipe.exists()]
     variables = {**environment(), SEEN: str(seen.resolve()), LAUNCH: str(launch)}
     variables["PYTHONUNBUFFERED"] = "1"
     told, output, num_lines = "", "", 0
@@ -143,6 +183,9 @@ def _train(
             output += line
             told = line.strip() if line.startswith("resumed") else told
             num_lines += line.startswith("step ")
+            if patience is not None and line.startswith(tuple(borders)):
+                told += f"; {line.split(' in ')[0]}, where a phase ends"
+                break
             if patience is not None and num_lines == patience[0]:
                 time.sleep(patience[1])
                 break
@@ -182,14 +225,56 @@ def _name(ids: np.ndarray) -> str:
     return hashlib.blake2b(ids.astype(np.int64).tobytes(), digest_size=8).hexdigest()
 
 
-def _compare(work: Path, shards: Path, num_steps: int, tolerance: float) -> None:
-    from dist_bert.data.reader import SampleReader
-    from dist_bert.data.sample_order import SampleOrder
-    from dist_bert.data.shard_format import Manifest
+def _unlike(work: Path, num_steps: int, tolerance: float) -> list[str]:
+    """Where the killed run differs from the undisturbed one in samples or in the last losses."""
+    whole, killed = (_seen(work, name) for name in RUNS)
+    losses = {name: _losses(work / name) for name in RUNS}
+    problems = [
+        f"step {step}: the killed run has seen other samples"
+        for step in range(1, num_steps + 1)
+        if not whole.get(step) or whole[step] != killed.get(step)
+    ]
+    last = [np.mean([losses[n][s] for s in range(num_steps - 19, num_steps + 1)]) for n in RUNS]
+    difference = abs(last[1] / last[0] - 1)
+    if difference > tolerance or losses[RUNS[1]].keys() != losses[RUNS[0]].keys():
+        problems.append(f"the last losses differ by {difference:.1e}")
+    print(f"mean loss of the last 20 steps: {last[0]:.6f} and {last[1]:.6f} ({difference:.1e})")
+    return problems
 
+
+def _unequal_counts(work: Path, data_sets: list[Path]) -> list[str]:
+    """Where a recipe's run has not gone through its data sets epoch by epoch."""
+    total: Counter[str] = sum(_seen(work, RUNS[1]).values(), Counter())
+    own_names = {shards: list(_names(shards)) for shards in data_sets}
+    stored = Counter(name for names in own_names.values() for name in names)
+    problems = []
+    for shards, names in own_names.items():
+        counts = [total[name] for name in names if stored[name] == 1]  # others cannot be told apart
+        epochs = sum(counts) / len(counts)
+        print(f"{shards.name}: {len(counts):,} samples, {epochs:.2f} epochs")
+        if not {math.floor(epochs), math.ceil(epochs)} >= set(counts):
+            problems.append(f"{shards}: samples came {min(counts)} to {max(counts)} times")
+    if unknown := total.keys() - stored.keys():
+        problems.append(f"{len(unknown):,} samples are of no data set")
+    return problems
+
+
+def _names(shards: Path) -> Iterator[str]:
+    """Of all training samples, as they are stored."""
+    manifest = Manifest.load(shards)
+    for record in manifest.splits["train"]:
+        shard = ShardFile(shards, record, manifest.field_types)
+        for index in range(len(record.blocks)):
+            block = shard.block(index)
+            rows = zip(block["input_ids"], block["num_tokens"], strict=True)
+            yield from (_name(ids[:n]) for ids, n in rows)
+
+
+def _out_of_order(work: Path, shards: Path, num_steps: int) -> list[str]:
+    """Where the killed run has not seen the samples of the order, or the order is none."""
     reader = SampleReader(shards, Manifest.load(shards), "train")
     order = SampleOrder(reader.shard_of_block, reader.block_sizes, seed=42)
-    seen = {name: _seen(work, name) for name in ("undisturbed", "killed")}
+    seen = _seen(work, RUNS[1])
     problems = []
     epochs: dict[int, Counter[int]] = defaultdict(Counter)
     for step in range(1, num_steps + 1):
@@ -202,11 +287,8 @@ def _compare(work: Path, shards: Path, num_steps: int, tolerance: float) -> None
         )
         for number, sample in zip(epoch, reader.sample_numbers(blocks, rows), strict=True):
             epochs[int(number)][int(sample)] += 1
-        problems += [
-            f"{name}: step {step} has not seen its samples"
-            for name, by_step in seen.items()
-            if by_step.get(step) != expected
-        ]
+        if seen.get(step) != expected:
+            problems.append(f"step {step} has not seen its samples")
     complete = [c for c in epochs.values() if c.total() == reader.num_samples]
     if any(set(count.values()) != {1} or len(count) != reader.num_samples for count in complete):
         problems.append("an epoch does not hold every sample once")
@@ -214,16 +296,8 @@ def _compare(work: Path, shards: Path, num_steps: int, tolerance: float) -> None
         problems.append(
             f"no epoch is complete: give --steps {reader.num_samples // BATCH_SAMPLES + 1} or more"
         )
-    losses = {name: _losses(work / name) for name in seen}
-    last = [np.mean([losses[n][s] for s in range(num_steps - 19, num_steps + 1)]) for n in losses]
-    difference = abs(last[1] / last[0] - 1)
-    if difference > tolerance or losses["killed"].keys() != losses["undisturbed"].keys():
-        problems.append(f"the last losses differ by {difference:.1e}")
     print(f"samples: {reader.num_samples:,}; steps: {num_steps}; epochs: {len(complete)} complete")
-    print(f"mean loss of the last 20 steps: {last[0]:.6f} and {last[1]:.6f} ({difference:.1e})")
-    if problems:
-        raise SystemExit("\n".join(problems[:10]))
-    print("every step has seen exactly its samples")
+    return problems
 
 
 def _seen(work: Path, name: str) -> dict[int, Counter[str]]:

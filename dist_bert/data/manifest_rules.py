@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dist_bert.data import document_sketch
+
 Rule = tuple[str, Callable[[Any], bool]]  # requirement as text, and its check
 
 MAX_LENGTH = 65_535  # tokens: lengths and positions are stored in 16 bits
@@ -81,6 +83,11 @@ def problem(value: Mapping[str, Any]) -> str:
             return found
     if value["tokenizer"]["num_reserved_pieces"] >= value["tokenizer"]["vocab_size"]:
         return "tokenizer.num_reserved_pieces must be below vocab_size"
+    if "document_sketch" in value["totals"]:  # which manifests have had since 2026-11
+        try:
+            document_sketch.decoded(value["totals"]["document_sketch"])
+        except ValueError as error:
+            return f"totals.document_sketch: {error}, must be ascending hashes in base64"
     return _statistics_problem(value["statistics"]) or _splits_problem(value["splits"])
 
 

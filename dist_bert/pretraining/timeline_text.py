@@ -1,6 +1,7 @@
 """The phases of a run as a table, as metrics of a step, and what is unusual about them."""
 
 from dist_bert.common.text_tables import aligned
+from dist_bert.data import document_sketch
 from dist_bert.data.mixture import Mixture
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.pretraining.timeline import Corpus, PhasePlan, Timeline
@@ -74,13 +75,13 @@ def _corpora(phase: PhasePlan) -> list[tuple[Corpus, float, int]]:
 
 
 def warnings_of(timeline: Timeline) -> list[str]:
-    """What is unusual: a data set seen very often, or files that two of one mixture share."""
+    """What is unusual: a data set seen very often, or text that two of one mixture share."""
     most: dict[str, tuple[float, str]] = {}
     shared: dict[str, str] = {}
     for phase in timeline.phases:
         for corpus, _, consumed in _corpora(phase):
             most[corpus.name] = consumed / corpus.num_samples, phase.settings.name or "1"
-        for names, told in _shared_inputs(phase).items():
+        for names, told in _shared_texts(phase).items():
             shared.setdefault(names, told)
     return [
         f"{name} is seen {epochs:.1f} times until the end of phase {phase}, more than BERT's"
@@ -90,23 +91,43 @@ def warnings_of(timeline: Timeline) -> list[str]:
     ] + list(shared.values())
 
 
-def _shared_inputs(phase: PhasePlan) -> dict[str, str]:
-    """Pairs of data sets of a mixture that were prepared from the same file, and a warning."""
-    files = [
+def _shared_texts(phase: PhasePlan) -> dict[str, str]:
+    """Pairs of data sets of a mixture that have text in common, and a warning."""
+    found = {}
+    for number, own in enumerate(phase.corpora):
+        for other in phase.corpora[:number]:
+            if shared := _shared_inputs(other, own) or _shared_documents(other, own):
+                names = f"{other.name} and {own.name}"
+                found[names] = (
+                    f"{names} of phase {phase.settings.name or 1} have {shared}: their text counts"
+                    " twice, and may be in the training samples of one and the held-out ones of"
+                    " the other"
+                )
+    return found
+
+
+def _shared_inputs(one: Corpus, other: Corpus) -> str:
+    """The input files from which both were prepared, in words; "" if there are none."""
+    paths = [
         {
             (entry.get("sha256"), entry.get("start")): entry.get("path")
             for entry in c.manifest.inputs
         }
-        for c in phase.corpora
+        for c in (one, other)
     ]
-    found = {}
-    for number, own in enumerate(files):
-        for other, theirs in enumerate(files[:number]):
-            if shared := [own[key] for key in own if key in theirs]:
-                names = f"{phase.corpora[other].name} and {phase.corpora[number].name}"
-                found[names] = (
-                    f"{names} of phase {phase.settings.name or 1} have {len(shared):,} input files"
-                    f" in common, such as {shared[0]}: their text counts twice, and may be in the"
-                    " training samples of one and the held-out ones of the other"
-                )
-    return found
+    shared = [paths[1][key] for key in paths[1] if key in paths[0]]
+    return f"{len(shared):,} input files in common, such as {shared[0]}" if shared else ""
+
+
+def _shared_documents(one: Corpus, other: Corpus) -> str:
+    """About how many documents both have, in words; "" if none are seen."""
+    totals = [corpus.manifest.totals for corpus in (one, other)]
+    if not all("document_sketch" in values for values in totals):  # written by an earlier version
+        return ""
+    sketches = [document_sketch.decoded(values["document_sketch"]) for values in totals]
+    count = document_sketch.num_in_common(*sketches)
+    if not count:
+        return ""
+    fewest = min((one, other), key=lambda c: c.manifest.totals["documents"])
+    share = min(1.0, count / fewest.manifest.totals["documents"])
+    return f"about {count:,.0f} documents in common, {share:.1%} of {fewest.name}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.data_set import CLAIM_NAME
 from data_prep.token_store import TokenStore, content_hash
+from dist_bert.data import document_sketch
 from dist_bert.data.masking import restore
 from dist_bert.data.shard_format import FIELD_SHAPES, MANIFEST_NAME, SPLITS, Manifest, ShardFile
 from dist_bert.tokenizer.config import TokenizerConfig
@@ -381,6 +382,11 @@ def test_the_manifest_says_what_was_read(prepared: Prepared) -> None:
     name = Path(manifest.inputs[50]["path"])
     assert manifest.inputs[50]["sha256"] == hashlib.sha256(name.read_bytes()).hexdigest()
     assert manifest.tokenizer["fingerprint"] == Tokenizer(prepared.tokenizer).fingerprint
+    every = np.concatenate([unit.document_hashes for unit in store_of(prepared).units])
+    np.testing.assert_array_equal(
+        document_sketch.decoded(manifest.totals["document_sketch"]),
+        np.unique(every)[: document_sketch.SKETCH_SIZE],
+    )
     assert manifest.totals["samples"] == sum(
         record.num_samples for records in manifest.splits.values() for record in records
     )

@@ -176,6 +176,7 @@ CASES: dict[str, tuple[Callable[[Json], None], str]] = {
         r"tokenizer\.fingerprint = \.\./\.\./etc/passwd: must be 64 hexadecimal digits",
     ),
     "no documents": (without("totals", "documents"), r"totals\.documents is missing"),
+    "sketch": (at("totals", "document_sketch")("AAAA"), r"totals\.document_sketch: has 3 bytes, "),
     "statistics": (at("statistics")({"train": {"shares": {"a": "b\n"}}}), r"statistics\.train: "),
     "one split": (without("splits", "validation"), "splits must be train and validation"),
     "split no list": (at("splits", "train")({}), r"splits\.train is not a list"),

@@ -4,9 +4,11 @@ import dataclasses
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_bert.common.errors import UserError
+from dist_bert.data import document_sketch
 from dist_bert.data.batches import BatchShape
 from dist_bert.data.mixture import Mixture
 from dist_bert.data.shard_source import ShardSource
@@ -266,3 +268,23 @@ def test_many_epochs_and_files_in_common_are_told(corpora: dict[str, Corpus]) ->
         "a and b of phase both have 1 input files in common, such as b.txt: their text counts"
         " twice, and may be in the training samples of one and the held-out ones of the other"
     ]
+
+
+def test_documents_in_common_are_told_where_files_differ(corpora: dict[str, Corpus]) -> None:
+    def with_documents(name: str, first: int, stop: int) -> Corpus:
+        corpus = corpora[name]
+        sketch = document_sketch.encoded(np.arange(first, stop, dtype=np.uint64) << np.uint64(40))
+        totals = {**corpus.manifest.totals, "documents": stop - first, "document_sketch": sketch}
+        return corpus._replace(
+            manifest=dataclasses.replace(corpus.manifest, totals=totals, inputs=[])
+        )
+
+    both = Phase({"a": 1.0, "b": 1.0}, "both", steps=1)
+    shared = {"a": with_documents("a", 0, 100), "b": with_documents("b", 93, 333)}
+    assert warnings_of(timeline_of(shared, both)) == [
+        "a and b of phase both have about 7 documents in common, 7.0% of a: their text counts"
+        " twice, and may be in the training samples of one and the held-out ones of the other"
+    ]
+    assert not warnings_of(timeline_of({**shared, "b": with_documents("b", 100, 333)}, both))
+    older = dataclasses.replace(shared["b"].manifest, totals={"documents": 5})
+    assert not warnings_of(timeline_of({**shared, "b": shared["b"]._replace(manifest=older)}, both))

@@ -16,7 +16,7 @@ from dist_bert.training.zero_layout import ZeroLayout
 from tests.support.processes import ROOT, run_script
 from tests.support.synthetic import SEQUENCE_LENGTH, VOCAB_SIZE, write_data_set
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 128,
 }  # fmt: skip
