@@ -31,7 +31,8 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(vars(arguments), indent=2))
         return 0
     from dist_bert.common.files import write_json
-    from dist_bert.tools.doctor.doctor import examine, report, works
+    from dist_bert.tools.doctor.doctor import examine
+    from dist_bert.tools.doctor.findings import report, works
 
     flags = {name: getattr(arguments, name) for name in RECIPE_FLAGS if getattr(arguments, name)}
     if flags and not arguments.recipe:

@@ -6,7 +6,6 @@ or hang. Of a run it knows what its recipe needs of this machine. Not for: tryin
 (`launch/pretrain.py --check`).
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -18,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from dist_bert.common.device import (
     DEVICE_VARIABLE,
@@ -37,8 +35,9 @@ from dist_bert.common.machine import (
     relevant_variables,
     shared_memory_bytes,
 )
+from dist_bert.tools.doctor.findings import Finding, judged
+from dist_bert.tools.doctor.recipe import recipe_findings
 from dist_bert.tools.doctor.trials import (
-    recipe_needs,
     try_deepspeed,
     try_gloo,
     try_imports,
@@ -74,28 +73,6 @@ LEAST_SHARED_MEMORY_MIB = 64  # what Docker gives by default; NCCL between GPUs 
 LEAST_OPEN_FILES = 1_024  # 256 mapped shards of either split, and what libraries open
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One line of the report: a fact, and what is wrong with it if anything is.
-
-    Attributes:
-        section: the heading under which it stands.
-        name: what was looked at.
-        value: what was found.
-        problem: what will not work because of it; empty if nothing.
-        remedy: what to do about it.
-        is_fatal: whether text to checkpoint does not work, with the configurations of this
-            repository.
-    """
-
-    section: str
-    name: str
-    value: str
-    problem: str = ""
-    remedy: str = ""
-    is_fatal: bool = False
-
-
 def examine(output_dir: str, recipe_flags: Sequence[str] = ()) -> list[Finding]:
     """All findings, the trials running side by side; takes 5 to 10 seconds.
 
@@ -117,37 +94,11 @@ def examine(output_dir: str, recipe_flags: Sequence[str] = ()) -> list[Finding]:
             for name, run in _TRIALS.items()
         ]
         if recipe_flags:
-            look = functools.partial(_recipe, output_dir, recipe_flags)
+            free_bytes = shutil.disk_usage(_existing(output_dir)).free
+            look = functools.partial(recipe_findings, recipe_flags, output_dir, free_bytes)
             trials.append(pool.submit(_isolated, "recipe", look))
         facts = [finding for check in at_once for finding in _isolated(check.__name__, check)]
         return facts + [finding for trial in trials for finding in trial.result()]
-
-
-def report(findings: list[Finding]) -> str:
-    """The findings as text: facts by section, then the problems with their remedies."""
-    lines = []
-    width = max(len(finding.name) for finding in findings)
-    for section in dict.fromkeys(finding.section for finding in findings):
-        lines.append(section)
-        for finding in findings:
-            if finding.section == section:
-                mark = "!!" if finding.is_fatal else "! " if finding.problem else "  "
-                lines.append(f" {mark} {finding.name:<{width}}  {finding.value}".rstrip())
-    problems = sorted((f for f in findings if f.problem), key=lambda finding: not finding.is_fatal)
-    lines.append("")
-    for finding in problems:
-        weight = "does not work" if finding.is_fatal else "warning"
-        lines.append(f"{weight}: {finding.name}: {finding.problem}\n    remedy: {finding.remedy}")
-    if not problems:
-        lines.append("no problem found: preparing, training and resuming will work here")
-    elif works(findings):
-        lines.append("preparing, training and resuming will work here, but for the warnings")
-    return "\n".join(lines)
-
-
-def works(findings: list[Finding]) -> bool:
-    """Whether text to checkpoint works."""
-    return not any(finding.is_fatal for finding in findings)
 
 
 def _isolated(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -205,7 +156,7 @@ def _system_name() -> str:
 def _devices() -> Iterator[Finding]:
     yield Finding("devices", "processor", cpu_model())
     cores, quota = num_cores(), cgroup_cores() or float("inf")
-    yield _judged(
+    yield judged(
         Finding(
             "devices",
             "cores",
@@ -229,31 +180,26 @@ def _limits() -> Iterator[Finding]:
     limit = cgroup_memory_bytes()
     may_use = total if limit is None else min(total, limit)
     cgroup = "" if limit is None else f"; the cgroup allows {limit / gib:.1f}"
-    yield _judged(
+    yield judged(
         Finding("limits", "memory", f"{total / gib:.1f} GiB, {free / gib:.1f} available{cgroup}"),
         may_use < LEAST_MEMORY_GIB * gib,
         f"{may_use / gib:.1f} GiB are less than two small ranks take",
         "raise the container's limit, or train on one rank: deepspeed --num_gpus 1",
     )
     shared = shared_memory_bytes() / 2**20
-    yield _judged(
+    yield judged(
         Finding("limits", "shared memory", f"{shared:,.0f} MiB in /dev/shm"),
         shared < LEAST_SHARED_MEMORY_MIB,
         f"less than {LEAST_SHARED_MEMORY_MIB} MiB: MPI and NCCL exchange through it",
         "docker run --shm-size 8g, or mount a larger /dev/shm",
     )
     soft, hard = open_files()
-    yield _judged(
+    yield judged(
         Finding("limits", "open files", f"{soft:,} (at most {hard:,})"),
         soft < LEAST_OPEN_FILES,
         "mapped shards take up to 512, the store of ranks and libraries the rest",
         f"ulimit -n {min(hard, 65_536)}",
     )
-
-
-def _judged(finding: Finding, is_bad: bool, problem: str, remedy: str) -> Finding:
-    """The finding, with a warning where it is bad."""
-    return dataclasses.replace(finding, problem=problem, remedy=remedy) if is_bad else finding
 
 
 def _disks(output_dir: str) -> Iterator[Finding]:
@@ -340,54 +286,6 @@ def _environment_problem(name: str) -> tuple[str, str]:
         ):
             return (f"there is no such network interface, only {', '.join(here)}", f"unset {name}")
     return "", ""
-
-
-def _recipe(output_dir: str, flags: Sequence[str]) -> Iterator[Finding]:
-    """Whether a recipe can start, and what it needs beside what there is."""
-    ranks = num_wanted_gpus() or 1
-    needs = recipe_needs(["--num_ranks", str(ranks), "--output_dir", output_dir, *flags])
-    if isinstance(needs, str):
-        yield Finding("recipe", "flags", "failed", needs, "see launch/pretrain.py --help", True)
-        return
-    for problem in needs["problems"]:
-        remedy = "launch/pretrain.py --check lists all of a run's problems"
-        yield Finding("recipe", "run", "cannot start", problem, remedy, is_fatal=True)
-    for warning in needs["warnings"]:
-        remedy = "docs/recipes.md has what it means"
-        yield Finding("recipe", "data sets", "can be trained on", warning, remedy)
-    if "phases" not in needs:
-        return
-    for phase in needs["phases"]:
-        yield _phase(phase, needs["memory_bytes"])
-    if needs["not_planned"]:
-        yield Finding("recipe", "memory and disk", f"not planned: {needs['not_planned']}")
-        return
-    disk = shutil.disk_usage(_existing(output_dir)).free
-    yield _judged(
-        Finding("recipe", "checkpoints", f"up to {_size(needs['disk_bytes'])} in {output_dir}"),
-        disk < needs["disk_bytes"],
-        f"there are {_size(disk)} free",
-        "free some space, name another --output_dir, or lower keep_checkpoints",
-    )
-
-
-def _phase(phase: dict[str, Any], memory: int) -> Finding:
-    """A phase of a recipe, with a warning where a rank needs more memory than it has."""
-    needed = phase["rank_bytes"]
-    told = f"{phase['num_steps']:,} steps, {phase['num_samples']:,} samples of up to"
-    told += f" {phase['sequence_length']:,} tokens from {', '.join(phase['data_sets'])}"
-    told += f"; a rank needs {_size(needed)}" if needed else ""
-    return _judged(
-        Finding("recipe", f"phase {phase['name']}", told),
-        bool(needed) and needed > memory,
-        f"a rank has {_size(memory)}",
-        "give a smaller micro-batch, --activation_checkpointing true or a higher ZeRO stage"
-        " (launch/plan.py compares them)",
-    )
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB"
 
 
 def _trial(name: str, run: Callable[[], tuple[str, str, str]]) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ import pytest
 
 from dist_bert.common import machine
 from dist_bert.tools.doctor import doctor, trials
-from dist_bert.tools.doctor.doctor import Finding, examine, report, works
+from dist_bert.tools.doctor.doctor import examine
+from dist_bert.tools.doctor.findings import Finding, report, works
 from tests.integration.conftest import BIN, ROOT, run_script, small_disk
 from tests.support.processes import LIMIT_SECONDS
 

@@ -9,7 +9,9 @@ import pytest
 
 from dist_bert.common.device import rank_memory_bytes
 from dist_bert.model.config import ModelConfig
-from dist_bert.tools.doctor import doctor, trials
+from dist_bert.tools.doctor import recipe as recipes
+from dist_bert.tools.doctor import trials
+from dist_bert.tools.doctor.findings import Finding
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.memory import SampleSize, checkpoint_bytes, plan_memory
 from dist_bert.training.zero_layout import ZeroLayout
@@ -52,10 +54,10 @@ def recipe(tmp_path: Path, **others: Any) -> list[str]:
             "--deepspeed_config", str(ROOT / "configs/zero2.json")]  # fmt: skip
 
 
-def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, needs: Any) -> list[doctor.Finding]:
+def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, needs: Any) -> list[Finding]:
     """The doctor's findings about a recipe that needs so much."""
-    monkeypatch.setattr(doctor, "recipe_needs", lambda flags: needs)
-    return list(doctor._recipe(str(tmp_path), ["--recipe", "r.json"]))
+    monkeypatch.setattr(recipes, "recipe_needs", lambda flags: needs)
+    return list(recipes.recipe_findings(["--recipe", "r.json"], str(tmp_path), 1 << 40))
 
 
 def test_needs_are_those_of_the_phases(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_needs_are_those_of_the_phases(tmp_path: Path) -> None:
 def test_a_missing_data_set_is_fatal(tmp_path: Path) -> None:
     flags = recipe(tmp_path)
     (tmp_path / "long/manifest.json").unlink()
-    findings = list(doctor._recipe(str(tmp_path), flags))
+    findings = list(recipes.recipe_findings(flags, str(tmp_path), 1 << 40))
     (problem,) = findings
     assert problem.is_fatal and problem.problem.startswith(
         f"--shards {tmp_path}/long: is unfinished"
@@ -109,7 +111,10 @@ def test_too_little_memory_and_disk_are_warnings(
     data_sets, phase, checkpoints = found(monkeypatch, tmp_path, needs)
     assert data_sets.problem == "a is seen"
     assert phase.problem == "a rank has 2.00 GiB" and "micro-batch" in phase.remedy
-    assert checkpoints.problem.endswith(" GiB free") and "--output_dir" in checkpoints.remedy
+    assert (
+        checkpoints.problem == "there are 1,024.00 GiB free"
+        and "--output_dir" in checkpoints.remedy
+    )
     assert not any(finding.is_fatal for finding in (data_sets, phase, checkpoints))
 
 

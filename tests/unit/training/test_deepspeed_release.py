@@ -11,7 +11,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from dist_bert.tools.doctor import doctor
-from dist_bert.tools.doctor.doctor import works
+from dist_bert.tools.doctor.findings import works
 from dist_bert.training.deepspeed_release import fault_of, require_sound_release
 
 ROOT = Path(__file__).parents[3]
