@@ -82,7 +82,7 @@ setup(
         "onnx": ONNX,
         "remote": REMOTE,
         "test": [
-            *("hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
+            *("accelerate>=1.0", "hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
             *ALL_CORPORA,
             *PICTURES,
             *HUGGINGFACE,

@@ -4,6 +4,7 @@ python launch/benchmark.py prepare --input 'text/**/*.txt' --json figures.json
 deepspeed launch/benchmark.py train --shards data/shards --json figures.json
 deepspeed launch/benchmark.py saves|optimizers --shards data/shards --json figures.json
 python launch/benchmark.py sources|mixtures --shards data/shards --json figures.json
+python launch/benchmark.py peers --shards data/shards --minutes 20 --json figures.json
 python launch/benchmark.py attention --model configs/model/modern_base.json --json figures.json
 """
 

@@ -36,6 +36,7 @@ LAYERS = (
 SHARED = {"common", "data", "tokenizer"}
 # Third party -> the modules that may know it.
 HOMES = {
+    "accelerate": {"dist_bert.tools.benchmark.peers"},
     "aiohttp": {"dist_bert.data.remote"},
     "deepspeed": {
         "dist_bert.distributed.process_group",
@@ -72,7 +73,11 @@ HOMES = {
     "torch.utils.tensorboard": {"dist_bert.training.board"},
     "tqdm": {"dist_bert.training.console"},
     "warcio": {"data_prep.readers.wet"},
-    "transformers": {"dist_bert.tools.benchmark.training", "dist_bert.huggingface.folder"},
+    "transformers": {
+        "dist_bert.tools.benchmark.peers",
+        "dist_bert.tools.benchmark.training",
+        "dist_bert.huggingface.folder",
+    },
     "webdataset": {"dist_bert.tools.benchmark.loader"},
     "zstandard": {"dist_bert.common.packed"},
 }
@@ -101,6 +106,7 @@ TORCHLESS = {
     "finetuning.results",
     "huggingface.config",
     "huggingface.export_run",
+    "tools.benchmark.flags",
     "tools.benchmark.modes",
     "tools.doctor.doctor",
     "tools.plan.assumptions",

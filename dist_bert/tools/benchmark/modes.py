@@ -12,12 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_bert.common.cli import count, is_first_rank
+from dist_bert.common.cli import is_first_rank
 from dist_bert.common.device import num_wanted_gpus
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
+from dist_bert.common.settings import add_switch, flags_of, resolve
 from dist_bert.model.config import ModelConfig
-from dist_bert.training.optimizers.kinds import OURS
+from dist_bert.tools.benchmark.flags import (
+    add_attention_flags,
+    add_optimizers_flags,
+    add_peers_flags,
+    add_prepare_flags,
+    add_saves_flags,
+    add_sources_flags,
+    add_train_flags,
+)
 
 if TYPE_CHECKING:
     from dist_bert.data.reader import SampleReader
@@ -70,6 +78,13 @@ _ATTENTION = """Measures attention within a window against attention to all toke
 One sample, forward and backward, at several lengths, in turns: how much a local layer saves, and
 that its cost grows with length times window. Takes no shards.
 """
+_PEERS = """Trains transformers' BertForPreTraining by its own Trainer for some minutes.
+
+Or ModernBertForMaskedLM, for a modern model: held-out masked-LM loss against time, on the samples
+and masks of a data set of ours, padded to the longest of the batch. Beside a run of ours of as many
+minutes on the same cores, it says what the recipe, the unpadded model and the loop are worth
+together. Warm-up of a tenth of the steps, then a linear decay; the rest is the Trainer's default.
+"""
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 
 
@@ -82,19 +97,20 @@ def add_modes(parser: argparse.ArgumentParser, measure_prepare: Measure) -> None
     """
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, help_text, description, add_own_flags, measure in (
-        ("prepare", "preparation and reader", _PREPARE, _add_prepare_flags, measure_prepare),
-        ("train", "training step and loader", _TRAIN, _add_train_flags, measure_train),
-        ("saves", "what checkpoints cost", _SAVES, _add_saves_flags, measure_saves),
+        ("prepare", "preparation and reader", _PREPARE, add_prepare_flags, measure_prepare),
+        ("train", "training step and loader", _TRAIN, add_train_flags, measure_train),
+        ("saves", "what checkpoints cost", _SAVES, add_saves_flags, measure_saves),
         (
             "optimizers",
             "the update's share",
             _OPTIMIZERS,
-            _add_optimizers_flags,
+            add_optimizers_flags,
             measure_optimizers,
         ),
-        ("sources", "shards elsewhere", _SOURCES, _add_sources_flags, measure_sources),
-        ("mixtures", "several data sets", _MIXTURES, _add_sources_flags, measure_mixtures),
-        ("attention", "windows by length", _ATTENTION, _add_attention_flags, measure_attention),
+        ("sources", "shards elsewhere", _SOURCES, add_sources_flags, measure_sources),
+        ("mixtures", "several data sets", _MIXTURES, add_sources_flags, measure_mixtures),
+        ("peers", "transformers' own training", _PEERS, add_peers_flags, measure_peers),
+        ("attention", "windows by length", _ATTENTION, add_attention_flags, measure_attention),
     ):
         command = commands.add_parser(name, description=description, help=help_text)
         command.set_defaults(measure=measure)
@@ -238,6 +254,32 @@ def measure_attention(arguments: argparse.Namespace) -> Figures:
     return {f"attention, {model.hidden_size:,} wide": rows}
 
 
+def measure_peers(arguments: argparse.Namespace) -> Figures:
+    """Figures of transformers' Trainer: table -> row -> column -> figure."""
+    from dist_bert.data.reader import SampleReader
+    from dist_bert.data.shard_format import Manifest
+    from dist_bert.tools.benchmark.peers import train_peer  # imports torch
+
+    model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
+    manifest = Manifest.load(arguments.shards)
+    training, held_out = (
+        SampleReader(arguments.shards, manifest, split) for split in ("train", "validation")
+    )
+    rows = train_peer(
+        model,
+        training,
+        held_out,
+        minutes=arguments.minutes,
+        learning_rate=arguments.lr,
+        batch_size=arguments.batch_size,
+        num_scored=arguments.max_samples,
+        num_scores=arguments.scores,
+        seed=arguments.seed,
+        report=say,
+    )
+    return {"transformers' Trainer": rows}
+
+
 def _training_inputs(
     arguments: argparse.Namespace,
 ) -> "tuple[ModelConfig, DeepSpeedConfig, SampleReader]":
@@ -264,122 +306,3 @@ def say(text: str) -> None:
     """Prints on the first rank alone."""
     if is_first_rank():
         print(text, flush=True)
-
-
-def _add_prepare_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--input", nargs="+", metavar="GLOB", default=[], help="text files; ** for any depth"
-    )
-    command.add_argument(
-        "--tokenizer",
-        metavar="FILE",
-        help="from train_tokenizer.py (default: one of 8,192 pieces is made from the text)",
-    )
-    command.add_argument(
-        "--sequence_length", type=count, default=128, help="for text to shards (default: 128)"
-    )
-    command.add_argument(
-        "--rounds", type=count, default=3, help="of which the best counts (default: 3)"
-    )
-    command.add_argument(
-        "--loader_samples",
-        type=count,
-        default=32_768,
-        help="samples that the readers are compared on, by whole shards (default: 32768)",
-    )
-
-
-def _add_train_flags(command: argparse.ArgumentParser) -> None:
-    _add_training_inputs(command)
-    command.add_argument(
-        "--against",
-        nargs="*",
-        choices=("compiled", "plain_torch", "transformers", "transformers_sorted"),
-        default=["transformers", "transformers_sorted"],
-        help="what ours is compared with (default: both of transformers)",
-    )
-    command.add_argument(
-        "--rounds", type=count, default=3, help="of which the median counts (default: 3)"
-    )
-    add_switch(
-        command,
-        "--matmul_roofline",
-        "measure the largest rate of matrix products on this device, and compare with it",
-    )
-
-
-def _add_saves_flags(command: argparse.ArgumentParser) -> None:
-    _add_training_inputs(command)
-    command.add_argument(
-        "--steps", type=count, default=10, help="of a turn: longer than a save (default: 10)"
-    )
-    command.add_argument(
-        "--rounds", type=count, default=3, help="of which the median counts (default: 3)"
-    )
-    command.add_argument(
-        "--folder", metavar="DIR", help="on the disk that is measured (default: TMPDIR's)"
-    )
-
-
-def _add_optimizers_flags(command: argparse.ArgumentParser) -> None:
-    _add_training_inputs(command)
-    names = ["AdamW", *(kind.name for kind in OURS.values())]
-    command.add_argument(
-        "--optimizers",
-        nargs="+",
-        choices=names,
-        default=names,
-        help="the first one is what the others are compared with (default: all)",
-    )
-    command.add_argument(
-        "--rounds", type=count, default=5, help="of which the median counts (default: 5)"
-    )
-
-
-def _add_sources_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
-    command.add_argument(
-        "--rounds", type=count, default=3, help="of which the best counts (default: 3)"
-    )
-
-
-def _add_attention_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--lengths",
-        type=count,
-        nargs="+",
-        default=[512, 2_048, 8_192],
-        metavar="TOKENS",
-        help="of the sample (default: 512 2048 8192)",
-    )
-    command.add_argument(
-        "--windows",
-        type=count,
-        nargs="+",
-        metavar="TOKENS",
-        help="half of it on each side (default: the model's local_attention)",
-    )
-    command.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="bf16", help="(default: bf16)"
-    )
-    command.add_argument(
-        "--rounds", type=count, default=3, help="of which the median counts (default: 3)"
-    )
-    command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
-    add_flags(command, ModelConfig)
-
-
-def _add_training_inputs(command: argparse.ArgumentParser) -> None:
-    """The flags of `_training_inputs`."""
-    command.add_argument("--shards", required=True, metavar="DIR", help="folder of prepared shards")
-    command.add_argument(
-        "--deepspeed_config",
-        default="configs/zero1.json",
-        help="DeepSpeed JSON (default: %(default)s)",
-    )
-    command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
-    command.add_argument(
-        "--train_batch_size", type=count, help="instead of the DeepSpeed JSON's, over all ranks"
-    )
-    command.add_argument("--micro_batch_size", type=count, help="likewise, of one rank")
-    add_flags(command, ModelConfig)

@@ -50,7 +50,7 @@ from dist_bert.training.skipped_steps import gradient_factor
 OURS = "ours"
 COMPILED = "compiled"
 NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted")
-_MODERN_INPUTS = ("input_ids", "attention_mask", "labels")  # no segments, no pairs of them
+MODERN_INPUTS = ("input_ids", "attention_mask", "labels")  # no segments, no pairs of them
 _STATUS = Path("/proc/self/status")  # Linux
 
 
@@ -210,11 +210,11 @@ def _make(
         return Contestant(lambda: our_step(engine, batch.micro_batches), engine)
     if name == "plain_torch":
         return Contestant(_plain_torch_step(BertForPreTraining(model), batch, deepspeed))
-    engine = build_engine(_transformers_model(model), deepspeed)
+    engine = build_engine(transformers_model(model), deepspeed)
     is_sorted = name == "transformers_sorted"
     padded = padded_batches(reader, deepspeed.batch_shape, dist.get_rank(), is_sorted)
     if model.architecture == "modern":
-        padded = [{name: batch[name] for name in _MODERN_INPUTS} for batch in padded]
+        padded = [{name: batch[name] for name in MODERN_INPUTS} for batch in padded]
     return Contestant(lambda: _transformers_step(engine, padded), engine)
 
 
@@ -268,7 +268,12 @@ def _plain_torch_step(
     return step
 
 
-def _transformers_model(model: ModelConfig) -> nn.Module:
+def transformers_model(model: ModelConfig) -> nn.Module:
+    """The model of transformers that has the same parts, with random weights.
+
+    Raises:
+        UserError: transformers is missing, or has no such model.
+    """
     try:
         import transformers
     except ImportError:

@@ -13,10 +13,10 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.published_names import to_published
 from dist_bert.tools.benchmark.training import (
-    _MODERN_INPUTS,
-    _transformers_model,
+    MODERN_INPUTS,
     padded_batches,
     padded_inputs,
+    transformers_model,
 )
 from tests.support.synthetic import MODERN_PARTS, TINY_MODEL, write_data_set
 
@@ -45,7 +45,7 @@ def test_transformers_gets_our_samples(reader: SampleReader) -> None:
     cpu = torch.device("cpu")
     ours = BertForPreTraining(MODEL).eval()
     loss, _ = ours(**to_device(batch, cpu), num_masked=num_masked, num_samples=num_pairs)
-    theirs = _transformers_model(MODEL).eval()
+    theirs = transformers_model(MODEL).eval()
     theirs.load_state_dict(to_published(ours.state_dict(), MODEL))
     inputs = padded_inputs(columns)
     assert inputs["input_ids"].shape == (5, columns["num_tokens"].max())
@@ -61,10 +61,10 @@ def test_transformers_modern_bert_gets_our_samples(reader: SampleReader) -> None
     cpu = torch.device("cpu")
     ours = BertForPreTraining(MODERN).eval()
     _, metrics = ours(**to_device(batch, cpu), num_masked=num_masked, num_samples=5)
-    theirs = _transformers_model(MODERN).eval()
+    theirs = transformers_model(MODERN).eval()
     theirs.load_state_dict(to_published(ours.state_dict(), MODERN))
     padded = padded_inputs(columns)
-    inputs = {name: padded[name] for name in _MODERN_INPUTS}
+    inputs = {name: padded[name] for name in MODERN_INPUTS}
     made = theirs(**to_device(inputs, cpu))
     assert metrics[0].item() == pytest.approx(made.loss.item(), abs=1e-5)
     assert made.logits.shape == (num_masked, MODERN.vocab_size)
