@@ -183,6 +183,23 @@ def test_windows_are_compared_by_length(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "local_attention = 33: must be even" in refused.stderr
 
 
+@pytest.mark.trains
+def test_the_trainer_of_transformers_is_timed(data_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps(TINY_MODEL))
+    made = run_script(
+        sys.executable, SCRIPT, "peers", "--shards", data_set, "--model", tmp_path / "model.json",
+        "--minutes", "0.01", "--scores", "2", "--max_samples", "16", "--lr", "1e-3",
+        "--batch_size", "4", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    ((name, rows),) = json.loads((tmp_path / "figures.json").read_text())["figures"].items()
+    assert name == "transformers' Trainer" and 1 <= len(rows) <= 3
+    assert made.stdout.endswith(f"\n{table(name, rows)}\n")
+    assert " fit into 0.01 minutes\n" in made.stdout
+    for row in rows.values():
+        assert row["minutes"] > 0 and row["mlm_loss"] > 0 and row["million_tokens"] > 0
+
+
 def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:
     made = run_script(
         *launcher(2), SCRIPT, "train", "--shards", data_set, "--against", "plain_torch"
