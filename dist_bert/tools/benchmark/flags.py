@@ -38,7 +38,13 @@ def add_train_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--against",
         nargs="*",
-        choices=("compiled", "plain_torch", "transformers", "transformers_sorted"),
+        choices=(
+            "compiled",
+            "plain_torch",
+            "transformers",
+            "transformers_sorted",
+            "transformers_sparse",
+        ),
         default=["transformers", "transformers_sorted"],
         help="what ours is compared with (default: both of transformers)",
     )

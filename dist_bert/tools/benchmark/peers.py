@@ -227,7 +227,7 @@ class _Peer:
                 seed=self._seed,
             )
             trainer = transformers.Trainer(
-                transformers_model(self._model),
+                transformers_model(self._model, is_sparse=True),
                 settings,
                 data_collator=self._collate,
                 train_dataset=_Samples(int(self._ends[-1])),

@@ -6,6 +6,8 @@
 - transformers: its `BertForPreTraining`, or `ModernBertForMaskedLM`, in DeepSpeed's engine,
   micro-batches as the samples come, padded to the longest of each, with torch's best attention
 - transformers_sorted: the same, given our sorting by length
+- transformers_sparse: `ModernBertForMaskedLM` told to score masked positions alone, as ours always
+  does; by default it scores all
 
 Letters: G samples of a global batch, M of a micro-batch, S longest sample, P masked positions.
 """
@@ -48,8 +50,8 @@ from dist_bert.training.optimizer import parameter_groups
 from dist_bert.training.skipped_steps import gradient_factor
 
 OURS = "ours"
-COMPILED = "compiled"
-NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted")
+COMPILED, SPARSE = "compiled", "transformers_sparse"
+NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted", SPARSE)
 MODERN_INPUTS = ("input_ids", "attention_mask", "labels")  # no segments, no pairs of them
 _STATUS = Path("/proc/self/status")  # Linux
 
@@ -210,7 +212,9 @@ def _make(
         return Contestant(lambda: our_step(engine, batch.micro_batches), engine)
     if name == "plain_torch":
         return Contestant(_plain_torch_step(BertForPreTraining(model), batch, deepspeed))
-    engine = build_engine(transformers_model(model), deepspeed)
+    if name == SPARSE and model.architecture != "modern":
+        raise UserError(f"--against {SPARSE}: is of modern models; leave it out for this one")
+    engine = build_engine(transformers_model(model, is_sparse=name == SPARSE), deepspeed)
     is_sorted = name == "transformers_sorted"
     padded = padded_batches(reader, deepspeed.batch_shape, dist.get_rank(), is_sorted)
     if model.architecture == "modern":
@@ -268,8 +272,12 @@ def _plain_torch_step(
     return step
 
 
-def transformers_model(model: ModelConfig) -> nn.Module:
+def transformers_model(model: ModelConfig, is_sparse: bool = False) -> nn.Module:
     """The model of transformers that has the same parts, with random weights.
+
+    Args:
+        model: what it is made like.
+        is_sparse: whether a modern one scores masked positions alone; BERT's scores all.
 
     Raises:
         UserError: transformers is missing, or has no such model.
@@ -293,7 +301,7 @@ def transformers_model(model: ModelConfig) -> nn.Module:
         config = transformers.ModernBertConfig(
             attn_implementation="sdpa",
             pad_token_id=PAD_ID,  # its own would lie behind the end of a smaller vocabulary
-            sparse_prediction=True,  # scores masked positions alone, as ours does
+            sparse_prediction=is_sparse,
             **published,
         )
         made = transformers.ModernBertForMaskedLM(config)

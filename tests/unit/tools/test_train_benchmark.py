@@ -53,7 +53,8 @@ def test_transformers_gets_our_samples(reader: SampleReader) -> None:
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_transformers_modern_bert_gets_our_samples(reader: SampleReader) -> None:
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_transformers_modern_bert_gets_our_samples(reader: SampleReader, is_sparse: bool) -> None:
     """Its loss is ours without the next-sentence head, which it does not have."""
     columns = reader.gather(np.zeros(5, np.int64), np.arange(5))
     batch = unpad(columns)
@@ -61,13 +62,14 @@ def test_transformers_modern_bert_gets_our_samples(reader: SampleReader) -> None
     cpu = torch.device("cpu")
     ours = BertForPreTraining(MODERN).eval()
     _, metrics = ours(**to_device(batch, cpu), num_masked=num_masked, num_samples=5)
-    theirs = transformers_model(MODERN).eval()
+    theirs = transformers_model(MODERN, is_sparse=is_sparse).eval()
     theirs.load_state_dict(to_published(ours.state_dict(), MODERN))
     padded = padded_inputs(columns)
     inputs = {name: padded[name] for name in MODERN_INPUTS}
     made = theirs(**to_device(inputs, cpu))
     assert metrics[0].item() == pytest.approx(made.loss.item(), abs=1e-5)
-    assert made.logits.shape == (num_masked, MODERN.vocab_size)
+    scored = (num_masked,) if is_sparse else inputs["labels"].shape
+    assert made.logits.shape == (*scored, MODERN.vocab_size)
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])
