@@ -1,7 +1,7 @@
 """A run killed again and again, on changing layouts, beside one that never stopped: `make soak`.
 
-Real text, real processes; with `--recipe`, three phases of two lengths and three data sets, whose
-borders are among the moments. Every kill is -9 of launcher and ranks at a random moment; every
+Real text, real processes; with `--phases` a recipe of two lengths and three data sets, whose borders
+are among the moments. Every kill is -9 of launcher and ranks at a random moment; every
 start has another number of ranks, ZeRO stage and micro-batch, with `--precision both` also another
 precision. In the end each step has seen exactly the samples that it should, each sample came once
 an epoch, and the loss is that of the undisturbed run.
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--input", default=str(BOOKS), help="text (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"), help="folder, kept")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--recipe", action="store_true", help="train three phases, 360 steps")
+    parser.add_argument("--phases", action="store_true", help="train a recipe of three, 360 steps")
     parser.add_argument("--steps", type=int, help="more than an epoch (default: 600)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
@@ -73,7 +73,7 @@ def main() -> None:
     adopt_orphans()
     work: Path = arguments.work
     work.mkdir(parents=True)
-    is_recipe: bool = arguments.recipe
+    is_recipe: bool = arguments.phases
     steps = STEPS[is_recipe] if arguments.steps is None or is_recipe else arguments.steps
     data_sets = _prepare(work, arguments.input, is_recipe)
     (work / "model.json").write_text(json.dumps(MODEL))

@@ -8,6 +8,8 @@ Letters: M samples of a batch, S longest of them in tokens, P predictions of the
 vocabulary.
 """
 
+import operator
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from dist_bert.tools.benchmark.training import (
     transformers_model,
 )
 
-_TRIAL_STEPS = 10  # whose time says how many steps the minutes have
+_TRIAL_STEPS = 20  # whose time says how many steps the minutes have
 _WARMUP_SHARE = 0.1  # of the steps
 
 
@@ -69,9 +71,14 @@ def train_peer(
         UserError: transformers or accelerate is missing.
     """
     peer = _Peer(model, training, learning_rate, batch_size, seed)
-    begin = time.perf_counter()
-    peer.train(_TRIAL_STEPS)
-    step_seconds = (time.perf_counter() - begin) / _TRIAL_STEPS
+    ends: list[float] = []
+
+    def note(*_: object) -> bool:
+        ends.append(time.perf_counter())
+        return False
+
+    peer.train(_TRIAL_STEPS, 1, note)
+    step_seconds = statistics.median(map(operator.sub, ends[1:], ends))  # the first ones pay set-up
     num_steps = max(num_scores, round(60 * minutes / step_seconds))
     report(f"{num_steps:,} steps of {step_seconds:.3f} s fit into {minutes:g} minutes")
 
@@ -177,15 +184,15 @@ class _Peer:
     def train(
         self,
         num_steps: int,
-        every: int = 0,
-        score: Callable[[nn.Module, int, int], bool] | None = None,
+        every: int,
+        score: Callable[[nn.Module, int, int], bool],
     ) -> None:
         """Trains, and calls `score` with network, step and tokens; it says whether to stop.
 
         Args:
             num_steps: of the schedule.
             every: steps after which it is called, as at the end.
-            score: if any.
+            score: see above.
         """
         try:
             import accelerate  # noqa: F401  the Trainer needs it
@@ -203,7 +210,7 @@ class _Peer:
                 self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
             ) -> None:
                 step = state.global_step
-                if score and (step % every == 0 or step == num_steps):
+                if step % every == 0 or step == num_steps:
                     control.should_training_stop = score(model, step, peer._num_tokens)
 
         torch.manual_seed(self._seed)

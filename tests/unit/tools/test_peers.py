@@ -84,8 +84,9 @@ def test_the_trainer_learns_the_samples_and_is_scored_on_the_way(
 def test_minutes_are_kept_and_scores_counted(
     readers: tuple[SampleReader, SampleReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock of a second for each call: 10 steps take 0.1 s each, so 6 s have 60 of them."""
-    now = iter(range(10_000))
+    """A clock of 0.1 s for each call until the 20 steps of the trial are over, then of a second."""
+    ticks = [0.1] * 20 + [1.0] * 100
+    now = iter(np.cumsum(ticks))
     clock = SimpleNamespace(perf_counter=lambda: float(next(now)))
     monkeypatch.setattr("dist_bert.tools.benchmark.peers.time", clock)
     lines: list[str] = []
@@ -95,5 +96,5 @@ def test_minutes_are_kept_and_scores_counted(
     )  # fmt: skip
     assert lines[0] == "60 steps of 0.100 s fit into 0.1 minutes"
     assert list(rows) == ["step 20", "step 40", "step 60"] and len(lines) == 4
-    # Started at 2; scores begin at 3, 5 and 7, and each pauses the clock for a second.
+    # Scores begin 1, 3 and 5 seconds after the start, and each stops the clock for a second.
     assert [row["minutes"] for row in rows.values()] == pytest.approx([1 / 60, 2 / 60, 3 / 60])
