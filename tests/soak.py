@@ -1,7 +1,7 @@
 """A run killed again and again, on changing layouts, beside one that never stopped: `make soak`.
 
-Real text, real processes; with `--phases` a recipe of two lengths and three data sets, whose borders
-are among the moments. Every kill is -9 of launcher and ranks at a random moment; every
+Real text, real processes; with `--phases` a recipe of two lengths and three data sets, whose
+borders are among the moments. Every kill is -9 of launcher and ranks at a random moment; every
 start has another number of ranks, ZeRO stage and micro-batch, with `--precision both` also another
 precision. In the end each step has seen exactly the samples that it should, each sample came once
 an epoch, and the loss is that of the undisturbed run.
