@@ -210,8 +210,9 @@ class _Peer:
                 self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
             ) -> None:
                 step = state.global_step
-                if step % every == 0 or step == num_steps:
-                    control.should_training_stop = score(model, step, peer._num_tokens)
+                is_due = step % every == 0 or step == num_steps
+                if is_due and score(model, step, peer._num_tokens):
+                    control.should_training_stop = True  # others may have said so at the last step
 
         torch.manual_seed(self._seed)
         self._num_tokens = 0

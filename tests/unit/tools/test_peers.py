@@ -81,6 +81,15 @@ def test_the_trainer_learns_the_samples_and_is_scored_on_the_way(
     assert told[0][1] > 40 * 3 and told[4][1] > told[0][1], "tokens are counted"
 
 
+def test_the_schedule_ends_inside_an_epoch(readers: tuple[SampleReader, SampleReader]) -> None:
+    """The last call says that training may go on, as all before it do."""
+    steps: list[int] = []
+    peer = peers._Peer(MODEL, readers[0], learning_rate=1e-3, batch_size=2, seed=1)
+    assert readers[0].num_samples > 2 * 3
+    peer.train(3, 2, lambda network, step, num_tokens: bool(steps.append(step)))
+    assert steps == [2, 3]
+
+
 def test_minutes_are_kept_and_scores_counted(
     readers: tuple[SampleReader, SampleReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
