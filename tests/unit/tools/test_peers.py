@@ -84,9 +84,14 @@ def test_the_trainer_learns_the_samples_and_is_scored_on_the_way(
 def test_the_schedule_ends_inside_an_epoch(readers: tuple[SampleReader, SampleReader]) -> None:
     """The last call says that training may go on, as all before it do."""
     steps: list[int] = []
+
+    def score(network: torch.nn.Module, step: int, num_tokens: int) -> bool:
+        steps.append(step)
+        return False
+
     peer = peers._Peer(MODEL, readers[0], learning_rate=1e-3, batch_size=2, seed=1)
     assert readers[0].num_samples > 2 * 3
-    peer.train(3, 2, lambda network, step, num_tokens: bool(steps.append(step)))
+    peer.train(3, 2, score)
     assert steps == [2, 3]
 
 
