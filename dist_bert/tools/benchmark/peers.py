@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_bert.common.device import has_bf16_instructions, has_gpu
 from dist_bert.common.errors import UserError
-from dist_bert.data.reader import SampleReader
+from dist_bert.data.reader import Columns, SampleReader
 from dist_bert.model.config import ModelConfig
+from dist_bert.model.micro_batches import to_device
 from dist_bert.tools.benchmark.training import (
     MODERN_INPUTS,
     padded_inputs,
@@ -117,18 +119,14 @@ def masked_lm_scores(
         num_samples: at most.
         batch_size: M.
     """
-    blocks = np.repeat(np.arange(reader.block_sizes.size), reader.block_sizes)[:num_samples]
-    rows = np.concatenate([np.arange(size) for size in reader.block_sizes])[:num_samples]
+    numbers = np.arange(min(num_samples, reader.num_samples))
     was_training = network.training
     network.eval()
     total, correct, count = 0.0, 0, 0
     device = next(network.parameters()).device
-    for begin in range(0, blocks.size, batch_size):
-        part = slice(begin, begin + batch_size)
-        batch = {
-            name: torch.from_numpy(value).to(device)
-            for name, value in padded_inputs(reader.gather(blocks[part], rows[part])).items()
-        }
+    for begin in range(0, numbers.size, batch_size):
+        columns = _columns(reader, numbers[begin : begin + batch_size])
+        batch = to_device(padded_inputs(columns), device)
         labels = batch.pop("labels")
         del batch["next_sentence_label"]
         logits = _logits(network, batch)[labels >= 0].float()  # (P, V)
@@ -150,19 +148,11 @@ def _logits(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return logits
 
 
-class _Samples(torch.utils.data.Dataset[int]):
-    """The numbers of the samples: the collator reads them together."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> int:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return index
+def _columns(reader: SampleReader, numbers: NDArray[np.integer]) -> Columns:
+    """The fields of samples that are numbered block by block."""
+    ends = np.cumsum(reader.block_sizes)
+    blocks = np.searchsorted(ends, numbers, "right")
+    return reader.gather(blocks, numbers - (ends - reader.block_sizes)[blocks])
 
 
 class _Peer:
@@ -178,7 +168,6 @@ class _Peer:
     ) -> None:
         self._model, self._reader = model, reader
         self._learning_rate, self._batch_size, self._seed = learning_rate, batch_size, seed
-        self._ends = np.cumsum(reader.block_sizes)
         self._num_tokens = 0  # collated so far
 
     def train(
@@ -238,7 +227,7 @@ class _Peer:
                 transformers_model(self._model, is_sparse=True),
                 settings,
                 data_collator=self._collate,
-                train_dataset=_Samples(int(self._ends[-1])),
+                train_dataset=range(self._reader.num_samples),  # the collator reads
                 callbacks=[Scores()],
             )
             trainer.remove_callback(transformers.PrinterCallback)
@@ -246,11 +235,8 @@ class _Peer:
 
     def _collate(self, numbers: list[int]) -> dict[str, Tensor]:
         """Samples as the padded arguments of the model."""
-        places = np.array(numbers)
-        blocks = np.searchsorted(self._ends, places, "right")
-        rows = places - (self._ends[blocks] - self._reader.block_sizes[blocks])
-        columns = self._reader.gather(blocks, rows)
+        columns = _columns(self._reader, np.array(numbers))
         self._num_tokens += int(columns["num_tokens"].sum())
         batch = padded_inputs(columns)
         names = MODERN_INPUTS if self._model.architecture == "modern" else tuple(batch)
-        return {name: torch.from_numpy(batch[name]) for name in names}
+        return to_device({name: batch[name] for name in names}, torch.device("cpu"))
