@@ -119,7 +119,8 @@ def _prepare(work: Path, text: str, is_recipe: bool) -> list[Path]:
     for number, (name, length) in enumerate(made.items()):
         _call("launch/prepare_shards.py", "--input", text, "--output_dir", work / name,
               "--tokenizer", tokenizer / "tokenizer.model", "--samples_per_shard", 1_024,
-              "--sequence_length", length, "--seed", number + 1)  # fmt: skip
+              "--sequence_length", length, "--seed", number + 1,
+              "--token_store", work / "tokens")  # fmt: skip
         manifest = json.loads((work / name / "manifest.json").read_text())
         kept, num_samples = [], 0  # of the first shards: several epochs in a few hundred steps
         for shard in manifest["splits"]["train"]:
