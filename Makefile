@@ -2,7 +2,7 @@
 # make speedrun     the record's recipe on the quickstart's text, three seeds against the clock
 # make test         the same set-up, then the test suite without the long runs on a cluster
 # make unit         the same set-up, then the tests that need a few short processes: six minutes
-# make test_avx2    the tests that train, as on a CPU without instructions for bf16
+# make test_avx2    the shorter tests that train, as on a CPU without instructions for bf16
 # make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
 # make soak         a run killed 30 times on changing layouts, compared with one that never stopped
 # make check        format, lint, types, import rules
@@ -30,7 +30,7 @@ unit: $(VENV)/installed
 	$(BIN)/python -m pytest tests/unit -m "not slow"
 
 test_avx2: $(VENV)/installed
-	$(AVX2) $(BIN)/python -m pytest -m "trains and not cluster"
+	$(AVX2) $(BIN)/python -m pytest -m "trains and not slow and not cluster"
 
 cluster: $(VENV)/installed
 	$(BIN)/python -m pytest -m cluster
