@@ -41,10 +41,9 @@ RUN_DIR = Path("runs/quickstart")
 TRIAL_DIR = Path("runs/quickstart_trial")
 TRIAL_STEPS = 20
 DEEPSPEED_CONFIG = Path("configs/quickstart_zero2.json")
-MODELS = (
-    Model("configs/model/quickstart.json", lr=0.0012),
-    Model("configs/model/quickstart_small.json", lr=0.003),
-)
+MODEL = Model("configs/model/quickstart.json", lr=0.0012)
+SMALL_MODEL = Model("configs/model/quickstart_small.json", lr=0.003)
+SMALL_COST = 0.5  # of a step of the usual model; the steps until the kill show what it is here
 PHASES = (  # a step of the last one takes twice as long: samples of 128 tokens are rarely full
     Phase(16, 64, cost=1.0, most_steps=500, least_steps=60, share=0.12),
     Phase(32, 32, cost=1.0, most_steps=700, least_steps=60, share=0.15),
@@ -102,7 +101,7 @@ def run_all(setup_seconds: float) -> None:
         "a SentencePiece vocabulary from the documentation of the installed Python packages",
         lambda: call(
             "python launch/train_tokenizer.py --lower_case true --max_sentences 60000"
-            f" --vocab_size {read_json(MODELS[0].path)['vocab_size']} --output_dir {TOKENIZER_DIR}"
+            f" --vocab_size {read_json(MODEL.path)['vocab_size']} --output_dir {TOKENIZER_DIR}"
         ),
     )
     lengths = ",".join(str(phase.sequence_length) for phase in PHASES)
@@ -176,7 +175,7 @@ def recipe_of(counts: Sequence[int]) -> dict[str, Any]:
         "schedule": "wsd",
         "decay_steps": counts[-1],
         **time_budget.run_settings(sum(counts[:-1])),  # equal when the last one's are counted anew
-        "validation_samples": 640,
+        "validation_samples": 256,
         "keep_checkpoints": 2,
         "phases": phases,
     }
@@ -205,8 +204,8 @@ class Trial:
     """What a few steps of a model have shown.
 
     Attributes:
-        model: of which.
-        step_seconds: of a step of the first phase.
+        model: that was chosen.
+        step_seconds: of its steps in the first phase.
         start_seconds: of a training process besides its steps.
     """
 
@@ -226,19 +225,20 @@ class Trial:
 
 
 def _choose_model(steps: Steps) -> Trial:
-    """The larger model if enough steps of it fit into the time that is left, else the smaller."""
-    for model in MODELS:
-        start = time.monotonic()
-        shutil.rmtree(TRIAL_DIR, ignore_errors=True)
-        call(_trial(model))
-        step_seconds = time_budget.settled(_step_seconds(TRIAL_DIR))
-        taken = time.monotonic() - start
-        trial = Trial(model, step_seconds, max(0.0, taken - TRIAL_STEPS * step_seconds))
-        left = trial.seconds_left(steps, num_starts=2)
-        if time_budget.is_worthwhile(PHASES, left, step_seconds):
-            break
-    name = "the usual model" if trial.model == MODELS[0] else "a smaller model than usual"
-    print(f"    {step_seconds:.2g} s a step, {left:.0f} s for steps: {name}, {trial.model.path}")
+    """The usual model if enough steps of it fit into the time that is left, else the small one."""
+    start = time.monotonic()
+    call(_trial_command())
+    step_seconds = time_budget.settled(_step_seconds(TRIAL_DIR))
+    start_seconds = time.monotonic() - start - TRIAL_STEPS * step_seconds
+    trial, name = Trial(MODEL, step_seconds, max(0.0, start_seconds)), "the usual model"
+    if not time_budget.is_worthwhile(PHASES, trial.seconds_left(steps, 2), step_seconds):
+        trial = dataclasses.replace(
+            trial, model=SMALL_MODEL, step_seconds=SMALL_COST * step_seconds
+        )
+        name = "a smaller model than usual"
+    left = trial.seconds_left(steps, num_starts=2)
+    told = f"{trial.step_seconds:.2g} s a step, {left:.0f} s for steps"
+    print(f"    {told}: {name}, {trial.model.path}")
     return trial
 
 
@@ -256,12 +256,13 @@ def _training(model: Model) -> str:
     )
 
 
-def _trial(model: Model) -> str:
-    """The command that takes a few steps of the first phase."""
-    phase, intervals = PHASES[0], time_budget.run_settings(TRIAL_STEPS)
-    flags = " ".join(f"--{name} {value}" for name, value in intervals.items())
+def _trial_command() -> str:
+    """Takes a few steps of the first phase, one save and one validation."""
+    phase = PHASES[0]
     return (
-        f"{_training(model)} --train_batch_size {phase.train_batch_size}"
+        f"{_training(MODEL)} --train_batch_size {phase.train_batch_size}"
         f" --shards {DATA / f'shards_{phase.sequence_length}'} --output_dir {TRIAL_DIR}"
-        f" --num_train_steps {TRIAL_STEPS} --validation_samples 640 {flags}"
+        f" --num_train_steps {TRIAL_STEPS} --warmup_steps 2 --log_interval 2"
+        f" --checkpoint_interval {TRIAL_STEPS} --validation_interval {TRIAL_STEPS}"
+        " --validation_samples 256"
     )
