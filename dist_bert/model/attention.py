@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import attention as torch_attention
 
 from dist_bert.common.errors import UserError
 from dist_bert.model.tiles import Tiles, tiled_attention
@@ -95,6 +96,37 @@ def _check_kernel() -> None:
             f"torch {torch.__version__}: its FlashAttention operator has no argument"
             f" {', '.join(sorted(missing))}; install a version that setup.py allows"
         )
+
+
+def use_flash_attention_3() -> None:
+    """Exchanges the kernels of FlashAttention's operator for version 3, in all of this process.
+
+    They are for Hopper GPUs and have no dropout (Shah et al. 2024, "FlashAttention-3",
+    https://arxiv.org/abs/2407.08608). torch does not have them: it takes them from a package.
+    `torch.nn.attention.restore_flash_attention_impl` is the way back.
+
+    Raises:
+        UserError: another GPU, a torch that cannot exchange them, or no such package.
+    """
+    major, minor = torch.cuda.get_device_capability()
+    if major != 9:
+        raise UserError(
+            f"flash_attention_3 = True: is for GPUs of compute capability 9 (Hopper); this one has"
+            f" {major}.{minor}: leave it out"
+        )
+    activate = getattr(torch_attention, "activate_flash_attention_impl", None)
+    if activate is None:
+        raise UserError(
+            f"flash_attention_3 = True: torch {torch.__version__} has only its own kernels; install"
+            " a later one that setup.py allows"
+        )
+    try:
+        activate("FA3")
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"flash_attention_3 = True: {error}: build the package of"
+            " github.com/Dao-AILab/flash-attention, folder hopper, for this torch"
+        ) from None
 
 
 def locate_samples(

@@ -165,6 +165,22 @@ class ModelConfig:
             -self.num_hidden_layers // self.global_attn_every_n_layers
         )
 
+    def flash_attention_3_problems(self, precision: str) -> list[str]:
+        """What keeps its attention from FlashAttention 3's kernels, on any GPU.
+
+        Args:
+            precision: of the DeepSpeed JSON: fp32, bf16 or fp16.
+        """
+        problems = []
+        if self.attention_probs_dropout_prob:
+            problems.append(
+                f"attention_probs_dropout_prob = {self.attention_probs_dropout_prob}:"
+                " FlashAttention 3 has no dropout; set it to 0"
+            )
+        if precision == "fp32":
+            problems.append("FlashAttention 3 computes in bf16 and fp16, not in fp32")
+        return problems
+
     @classmethod
     def later_settings(cls) -> dict[str, Any]:
         """What the settings are that a config.json or checkpoint may be too old to state."""

@@ -19,6 +19,7 @@ from dist_bert.data.mixture import MixedOrder
 from dist_bert.data.pretraining_batches import FreshMasks, piece_counts, training_batches
 from dist_bert.data.reader import JointReader, SampleReader
 from dist_bert.data.sample_order import WINDOW_BLOCKS, SampleOrder
+from dist_bert.model.attention import use_flash_attention_3
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import pinned
 from dist_bert.pretraining.job import PretrainingJob
@@ -55,6 +56,8 @@ def new_model(
     torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
     model = BertForPreTraining(job.model)
     model.encoder.activation_checkpointing = run.activation_checkpointing
+    if run.flash_attention_3:
+        use_flash_attention_3()
     if job.compiles_layers(has_gpu()):
         model.encoder.compile_layers()
     has_mlm_head = False

@@ -76,6 +76,13 @@ class PretrainingConfig(TrainingConfig):
         " launch/benchmark.py train --against compiled measures whether it pays",
     )
 
+    flash_attention_3: bool = setting(
+        False,
+        "take FlashAttention 3's kernels on Hopper GPUs, from the package flash_attn_interface;"
+        " without dropout on attention weights;"
+        " launch/benchmark.py train --against flash_attention_3 measures whether it pays",
+    )
+
     def problems(self) -> list[str]:
         """All values that are out of range or contradict each other, each as one sentence."""
         problems = super().problems()

@@ -156,6 +156,8 @@ class PretrainingJob:
                 "compile_layers = True: needs a GPU, and there is none here; on CPU attention works"
                 " sample by sample, which cannot be compiled"
             )
+        if self.run.flash_attention_3 and not has_gpu:
+            raise UserError("flash_attention_3 = True: needs a Hopper GPU, and there is none here")
 
     def compiles_layers(self, has_gpu: bool) -> bool:
         """Whether layers are compiled: where asked for, or where `auto` finds that they can be."""
@@ -193,6 +195,9 @@ class PretrainingJob:
                 "compile_layers = True: works at ZeRO 0 to 2; at 3 the weights are gathered inside"
                 " of what would be compiled"
             )
+        if run.flash_attention_3:
+            found = self.model.flash_attention_3_problems(self.deepspeed.precision)
+            problems += [f"flash_attention_3 = True: {problem}" for problem in found]
         if run.deterministic and phases_to_settle(self.timeline):
             problems.append(
                 "deterministic = True: micro_batch_tokens = auto may be another number at a resume,"

@@ -2,6 +2,7 @@
 
 - ours: unpadded micro-batches, sorted by length over the global batch, in DeepSpeed's engine
 - compiled: ours with compiled layers (GPUs)
+- flash_attention_3: ours with FlashAttention 3's kernels (Hopper GPUs)
 - plain_torch: the same model and micro-batches without DeepSpeed: what the engine costs (one rank)
 - transformers: its `BertForPreTraining`, or `ModernBertForMaskedLM`, in DeepSpeed's engine,
   micro-batches as the samples come, padded to the longest of each, with torch's best attention
@@ -36,6 +37,7 @@ from dist_bert.data.pretraining_batches import FreshMasks, training_batches
 from dist_bert.data.reader import SampleReader
 from dist_bert.data.sample_order import WINDOW_BLOCKS, SampleOrder
 from dist_bert.inference.trained_run import DTYPES
+from dist_bert.model.attention import use_flash_attention_3
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
 from dist_bert.model.flops import attention_pairs, matmul_roofline, peak_flops, training_flops
@@ -50,8 +52,8 @@ from dist_bert.training.optimizer import parameter_groups
 from dist_bert.training.skipped_steps import gradient_factor
 
 OURS = "ours"
-COMPILED, SPARSE = "compiled", "transformers_sparse"
-NAMES = (OURS, COMPILED, "plain_torch", "transformers", "transformers_sorted", SPARSE)
+COMPILED, FLASH_3, SPARSE = "compiled", "flash_attention_3", "transformers_sparse"
+NAMES = (OURS, COMPILED, FLASH_3, "plain_torch", "transformers", "transformers_sorted", SPARSE)
 MODERN_INPUTS = ("input_ids", "attention_mask", "labels")  # no segments, no pairs of them
 _STATUS = Path("/proc/self/status")  # Linux
 
@@ -204,12 +206,13 @@ def _make(
     deepspeed: DeepSpeedConfig,
 ) -> Contestant:
     torch.manual_seed(0)
-    if name in (OURS, COMPILED):
+    if name in (OURS, COMPILED, FLASH_3):
         bert = BertForPreTraining(model)
         if name == COMPILED:
             bert.encoder.compile_layers()
         engine = build_engine(bert, deepspeed)
-        return Contestant(lambda: our_step(engine, batch.micro_batches), engine)
+        step = _flash_attention_3_step if name == FLASH_3 else our_step
+        return Contestant(lambda: step(engine, batch.micro_batches), engine)
     if name == "plain_torch":
         return Contestant(_plain_torch_step(BertForPreTraining(model), batch, deepspeed))
     if name == SPARSE and model.architecture != "modern":
@@ -229,6 +232,14 @@ def our_step(engine: Any, micro_batches: list[MicroBatch]) -> None:
         factor = gradient_factor(loss, dist.get_world_size())
         engine.backward(loss * factor, scale_wrt_gas=False)
         engine.step()
+
+
+def _flash_attention_3_step(engine: Any, micro_batches: list[MicroBatch]) -> None:
+    use_flash_attention_3()
+    try:
+        our_step(engine, micro_batches)
+    finally:
+        torch.nn.attention.restore_flash_attention_impl()
 
 
 def _transformers_step(engine: Any, micro_batches: list[MicroBatch]) -> None:

@@ -1,5 +1,6 @@
-"""The stream of a run's steps: through ramps and phases, on any ranks, from any step on."""
+"""A run's model and the stream of its steps: ramps and phases, on any ranks, from any step on."""
 
+import dataclasses
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dist_bert.data.batches import StepBatch
 from dist_bert.data.masking import MaskingVocabulary
 from dist_bert.data.shard_source import ShardSource
 from dist_bert.pretraining import build
-from dist_bert.pretraining.build import open_corpora, training_stream
+from dist_bert.pretraining.build import new_model, open_corpora, training_stream
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.pretraining.recipe import Phase
@@ -119,3 +120,15 @@ def test_a_changed_batch_does_not_go_together_with_phases(
         training_stream(job, open_corpora(job, "train"), TrainState(3, 15))
     simple = make_job(corpora, phases=[Phase({"books": 1.0}, steps=9)])
     training_stream(simple, open_corpora(simple, "train"), TrainState(3, 15))
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_the_model_takes_flash_attention_3_where_asked(
+    corpora: dict[str, Corpus], is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(build, "use_flash_attention_3", lambda: calls.append("used"))
+    job = make_job(corpora)
+    job = dataclasses.replace(job, run=dataclasses.replace(job.run, flash_attention_3=is_asked))
+    new_model(job, open_corpora(job, "train"), print)
+    assert calls == ["used"] * is_asked

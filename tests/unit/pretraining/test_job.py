@@ -282,6 +282,21 @@ def test_layers_are_compiled_on_gpus_alone_and_not_at_zero_3(
     assert "compile_layers = True: works at ZeRO 0 to 2" in message
 
 
+def test_flash_attention_3_needs_a_gpu_16_bits_and_no_dropout(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    flags = ("--flash_attention_3", "true")
+    no_dropout = ("--attention_probs_dropout_prob", "0")
+    message = refusal(tmp_path, *flags, "--attention_probs_dropout_prob", "0.1")
+    assert "flash_attention_3 = True: attention_probs_dropout_prob = 0.1" in message
+    message = refusal(tmp_path, *flags, *no_dropout, deepspeed={"bf16": {"enabled": False}})
+    assert "flash_attention_3 = True: FlashAttention 3 computes in bf16 and fp16" in message
+    job = make_job(tmp_path, *flags, *no_dropout, deepspeed={"bf16": {"enabled": True}})
+    job.check_device(has_gpu=True)
+    with pytest.raises(UserError, match="flash_attention_3 = True: needs a Hopper GPU"):
+        job.check_device(has_gpu=False)
+
+
 def test_all_that_does_not_fit_comes_at_once(tmp_path: Path, data_set: DataSet) -> None:
     (data_set.folder / "tokenizer.model").unlink()
     message = refusal(tmp_path, "--vocab_size", "7", "--max_position_embeddings", "5")

@@ -2,16 +2,18 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dist_bert.data.batches import NO_LABEL, BatchShape, unpad
+from dist_bert.data.batches import NO_LABEL, BatchShape, MicroBatch, unpad
 from dist_bert.data.reader import SampleReader
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.published_names import to_published
+from dist_bert.tools.benchmark import training
 from dist_bert.tools.benchmark.training import (
     MODERN_INPUTS,
     padded_batches,
@@ -81,3 +83,20 @@ def test_all_samples_of_the_global_batch_come_once(reader: SampleReader, is_sort
     assert is_sorted == (flat == sorted(flat, reverse=True))
     for batch, num_tokens in zip(batches, lengths, strict=True):
         assert batch["input_ids"].shape[1] == max(num_tokens)
+
+
+def test_flash_attention_3_is_used_in_its_own_turns_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(training, "use_flash_attention_3", lambda: calls.append("3"))
+    monkeypatch.setattr(
+        torch.nn.attention, "restore_flash_attention_impl", lambda: calls.append("2")
+    )
+
+    def fail(engine: Any, micro_batches: list[MicroBatch]) -> None:
+        calls.append("step")
+        raise ValueError("out of memory")
+
+    monkeypatch.setattr(training, "our_step", fail)
+    with pytest.raises(ValueError):
+        training._flash_attention_3_step(None, [])
+    assert calls == ["3", "step", "2"]
