@@ -23,6 +23,7 @@ HUGGINGFACE = ["tokenizers>=0.22", "transformers>=5.0"]
 ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
 # Shards by URL: http is among fsspec's own, s3 and gs need s3fs and gcsfs beside it.
 REMOTE = ["fsspec>=2025.3", "aiohttp>=3.11"]
+FLOAT8 = ["torchao>=0.17"]  # products of the layers in 8 bits: dist_bert/model/float8.py
 ALL_CORPORA = [package for packages in CORPORA.values() for package in packages]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dist_bert/__init__.py").read_text()).group(1)
 
@@ -81,6 +82,7 @@ setup(
         "huggingface": HUGGINGFACE,
         "onnx": ONNX,
         "remote": REMOTE,
+        "float8": FLOAT8,
         "test": [
             *("accelerate>=1.0", "hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
             *ALL_CORPORA,
@@ -88,6 +90,7 @@ setup(
             *HUGGINGFACE,
             *ONNX,
             *REMOTE,
+            *FLOAT8,
         ],
     },
 )

@@ -17,6 +17,7 @@ _MOST = {
 }
 _MOST_SEGMENTS = 1 << 10
 _MOST_WINDOW = 1 << 21
+_FLOAT8_MULTIPLE = 16  # of widths, for products in 8 bits; the number of tokens is one of 64
 # What a family of files has no other form of.
 _MODERN = {"norm": "pre", "positions": "rotary", "feed_forward": "geglu", "type_vocab_size": 0}
 # Settings that came after the first checkpoints, which do not state them.
@@ -179,6 +180,24 @@ class ModelConfig:
             )
         if precision == "fp32":
             problems.append("FlashAttention 3 computes in bf16 and fp16, not in fp32")
+        return problems
+
+    def float8_problems(self, precision: str, zero_stage: int) -> list[str]:
+        """What keeps its layers from products in 8 bits, on any GPU.
+
+        Args:
+            precision: of the DeepSpeed JSON: fp32, bf16 or fp16.
+            zero_stage: 0 to 3.
+        """
+        problems = [
+            f"{name} = {getattr(self, name)}: must be a multiple of {_FLOAT8_MULTIPLE}"
+            for name in ("hidden_size", "intermediate_size")
+            if getattr(self, name) % _FLOAT8_MULTIPLE
+        ]
+        if precision != "bf16":
+            problems.append(f"needs bf16, and the DeepSpeed JSON has {precision}")
+        if zero_stage == 3:
+            problems.append("works at ZeRO 0 to 2")
         return problems
 
     @classmethod

@@ -21,6 +21,7 @@ from dist_bert.data.reader import JointReader, SampleReader
 from dist_bert.data.sample_order import WINDOW_BLOCKS, SampleOrder
 from dist_bert.model.attention import use_flash_attention_3
 from dist_bert.model.bert import BertForPreTraining
+from dist_bert.model.float8 import use_float8
 from dist_bert.model.micro_batches import pinned
 from dist_bert.pretraining.job import PretrainingJob
 from dist_bert.pretraining.positions import repeat_positions
@@ -50,7 +51,7 @@ def new_model(
     Args:
         job: what to train.
         readers: of the training splits.
-        say: takes a line that names the source of given weights.
+        say: takes a line about the source of given weights, or a way to compute.
     """
     run = job.run
     torch.manual_seed(int(hash64(run.seed, "weights") >> 1))
@@ -58,6 +59,10 @@ def new_model(
     model.encoder.activation_checkpointing = run.activation_checkpointing
     if run.flash_attention_3:
         use_flash_attention_3()
+        say("attention by FlashAttention 3")
+    if run.float8:
+        use_float8(model.encoder.layers)
+        say("matrix products of the layers in 8 bits")
     if job.compiles_layers(has_gpu()):
         model.encoder.compile_layers()
     has_mlm_head = False

@@ -83,6 +83,13 @@ class PretrainingConfig(TrainingConfig):
         " launch/benchmark.py train --against flash_attention_3 measures whether it pays",
     )
 
+    float8: bool = setting(
+        False,
+        "multiply in the layers in 8 bits, on GPUs since Ada and Hopper, in bf16 at ZeRO 0 to 2:"
+        " less exact (docs/numerics.md); launch/benchmark.py train --against float8 measures"
+        " whether it pays",
+    )
+
     def problems(self) -> list[str]:
         """All values that are out of range or contradict each other, each as one sentence."""
         problems = super().problems()

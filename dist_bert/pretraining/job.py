@@ -158,6 +158,10 @@ class PretrainingJob:
             )
         if self.run.flash_attention_3 and not has_gpu:
             raise UserError("flash_attention_3 = True: needs a Hopper GPU, and there is none here")
+        if self.run.float8 and not has_gpu:
+            raise UserError(
+                "float8 = True: needs a GPU since Ada or Hopper, and there is none here"
+            )
 
     def compiles_layers(self, has_gpu: bool) -> bool:
         """Whether layers are compiled: where asked for, or where `auto` finds that they can be."""
@@ -198,6 +202,9 @@ class PretrainingJob:
         if run.flash_attention_3:
             found = self.model.flash_attention_3_problems(self.deepspeed.precision)
             problems += [f"flash_attention_3 = True: {problem}" for problem in found]
+        if run.float8:
+            found = self.model.float8_problems(self.deepspeed.precision, self.deepspeed.zero_stage)
+            problems += [f"float8 = True: {problem}" for problem in found]
         if run.deterministic and phases_to_settle(self.timeline):
             problems.append(
                 "deterministic = True: micro_batch_tokens = auto may be another number at a resume,"

@@ -13,6 +13,7 @@ from dist_bert.data.shard_source import ShardSource
 from dist_bert.distributed.agreement import StopAgreement
 from dist_bert.distributed.process_group import leave_distributed, start_distributed
 from dist_bert.model.config import ModelConfig
+from dist_bert.model.float8 import use_float8
 from dist_bert.pretraining.build import new_model, open_corpora, training_stream
 from dist_bert.pretraining.config import PretrainingConfig
 from dist_bert.pretraining.job import PretrainingJob
@@ -42,15 +43,23 @@ def main() -> None:
             [Phase.of_run(run)],
             {run.shards: Corpus("shards", source, source.manifest())},
         )
-        results[name] = curve(job)
+        results[name] = curve(job, is_float8=case.get("float8", False))
     arguments.results.write_text(json.dumps(results))
     leave_distributed()
 
 
-def curve(job: PretrainingJob) -> list[list[float]]:
-    """Masked LM loss, next-sentence loss and gradient norm of every step."""
+def curve(job: PretrainingJob, is_float8: bool) -> list[list[float]]:
+    """Masked LM loss, next-sentence loss and gradient norm of every step.
+
+    Args:
+        job: what to train.
+        is_float8: whether the layers multiply in 8 bits, emulated.
+    """
     readers = open_corpora(job, "train")
-    engine = build_engine(new_model(job, readers, say=print), job.deepspeed)
+    model = new_model(job, readers, say=print)
+    if is_float8:
+        use_float8(model.encoder.layers, emulate=True)
+    engine = build_engine(model, job.deepspeed)
     is_loss = [name.endswith("_loss") for name in engine.module.metric_names]
     steps = []
 

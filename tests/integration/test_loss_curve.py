@@ -102,6 +102,9 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.flo
     write_data_set(folder / "shards")
     cases = {f"ZeRO {stage}": case(stage) for stage in range(4)}
     cases |= {name: case(1, **changes) for name, changes in MISTAKES.items()}
+    bf16 = {"bf16": {"enabled": True}}
+    cases |= {f"bf16 {stage}": case(stage, deepspeed=bf16) for stage in range(3)}
+    cases |= {f"float8 {stage}": cases[f"bf16 {stage}"] | {"float8": True} for stage in range(3)}
     (folder / "cases.json").write_text(json.dumps(cases))
     ended = run_script(
         *launcher(1), "tests/integration/curve_worker.py", "--shards", folder / "shards",
@@ -128,3 +131,13 @@ def test_the_curve_is_the_recorded_one(curves: dict[str, NDArray[np.float64]], s
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_setting_would_show(curves: dict[str, NDArray[np.float64]], mistake: str) -> None:
     assert distance(curves[mistake]) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_products_in_8_bits_train_as_well_as_in_16(
+    curves: dict[str, NDArray[np.float64]], stage: int
+) -> None:
+    bf16, float8 = curves[f"bf16 {stage}"], curves[f"float8 {stage}"]
+    assert distance(bf16) > 10 * TOLERANCE and not np.array_equal(float8, bf16)
+    difference = float8[:, :2].sum(1) - bf16[:, :2].sum(1)  # of the losses
+    assert np.abs(difference).max() < 0.1 and abs(difference.mean()) < 0.03, difference

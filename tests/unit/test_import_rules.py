@@ -71,6 +71,7 @@ HOMES = {
         "dist_bert.tokenizer.word_pieces",
     },
     "torch.utils.tensorboard": {"dist_bert.training.board"},
+    "torchao": {"dist_bert.model.float8"},
     "tqdm": {"dist_bert.training.console"},
     "warcio": {"data_prep.readers.wet"},
     "transformers": {

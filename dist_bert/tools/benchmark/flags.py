@@ -40,6 +40,7 @@ def add_train_flags(command: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=(
             "compiled",
+            "float8",
             "flash_attention_3",
             "plain_torch",
             "transformers",

@@ -43,11 +43,11 @@ up to 2 GB in a temporary folder (TMPDIR names its place), which is removed.
 """
 _TRAIN = """Measures optimizer steps on real batches, compared with the alternatives.
 
-Ours, also with compiled layers, with FlashAttention 3 or without DeepSpeed (plain_torch, on one
-rank), and transformers' BertForPreTraining, or ModernBertForMaskedLM for a modern model, padded as
-its samples come or sorted by length as ours are, take turns on one global batch, in the precision
-and with the optimizer of the DeepSpeed JSON. Then: where the time of our step goes, and how long
-training would wait for data at 10,000 samples a second and rank.
+Ours, also with compiled layers, in 8 bits, with FlashAttention 3 or without DeepSpeed (plain_torch,
+on one rank), and transformers' BertForPreTraining, or ModernBertForMaskedLM for a modern model,
+padded as its samples come or sorted by length as ours are, take turns on one global batch, in the
+precision and with the optimizer of the DeepSpeed JSON. Then: where the time of our step goes, and
+how long training would wait for data at 10,000 samples a second and rank.
 """
 _SAVES = """Measures what checkpoints cost training.
 
@@ -129,13 +129,17 @@ def measure_train(arguments: argparse.Namespace) -> Figures:
         raise UserError("--against plain_torch: compares one rank; leave it out with several")
     if "compiled" in arguments.against and not num_wanted_gpus():
         raise UserError("--against compiled: layers are compiled on GPUs alone; there is none")
-    if "flash_attention_3" in arguments.against and not num_wanted_gpus():
-        raise UserError("--against flash_attention_3: is for Hopper GPUs; there is none")
+    for name in {"flash_attention_3", "float8"} & set(arguments.against):
+        if not num_wanted_gpus():
+            raise UserError(f"--against {name}: is for GPUs alone; there is none")
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells when it starts
     model, deepspeed, reader = _training_inputs(arguments)
-    if "flash_attention_3" in arguments.against:
-        for problem in model.flash_attention_3_problems(deepspeed.precision):
-            raise UserError(f"--against flash_attention_3: {problem}")
+    for name, problems in (
+        ("flash_attention_3", model.flash_attention_3_problems(deepspeed.precision)),
+        ("float8", model.float8_problems(deepspeed.precision, deepspeed.zero_stage)),
+    ):
+        if name in arguments.against and problems:
+            raise UserError(f"--against {name}: {'; '.join(problems)}")
     prepared = Manifest.load(arguments.shards).config
     tokenizer = Tokenizer(Path(arguments.shards) / TOKENIZER_NAME)
     vocabulary = tokenizer.masking_vocabulary(prepared["whole_words"], prepared["mean_span_length"])

@@ -2,6 +2,7 @@
 
 - ours: unpadded micro-batches, sorted by length over the global batch, in DeepSpeed's engine
 - compiled: ours with compiled layers (GPUs)
+- float8: compiled, with products of the layers in 8 bits (GPUs since Ada and Hopper)
 - flash_attention_3: ours with FlashAttention 3's kernels (Hopper GPUs)
 - plain_torch: the same model and micro-batches without DeepSpeed: what the engine costs (one rank)
 - transformers: its `BertForPreTraining`, or `ModernBertForMaskedLM`, in DeepSpeed's engine,
@@ -40,6 +41,7 @@ from dist_bert.inference.trained_run import DTYPES
 from dist_bert.model.attention import use_flash_attention_3
 from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.config import ModelConfig
+from dist_bert.model.float8 import use_float8
 from dist_bert.model.flops import attention_pairs, matmul_roofline, peak_flops, training_flops
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.products import converts
@@ -52,8 +54,9 @@ from dist_bert.training.optimizer import parameter_groups
 from dist_bert.training.skipped_steps import gradient_factor
 
 OURS = "ours"
-COMPILED, FLASH_3, SPARSE = "compiled", "flash_attention_3", "transformers_sparse"
-NAMES = (OURS, COMPILED, FLASH_3, "plain_torch", "transformers", "transformers_sorted", SPARSE)
+COMPILED, FLOAT8, FLASH_3 = "compiled", "float8", "flash_attention_3"
+OURS_OTHERWISE, SPARSE = (COMPILED, FLOAT8, FLASH_3), "transformers_sparse"
+NAMES = (OURS, *OURS_OTHERWISE, "plain_torch", "transformers", "transformers_sorted", SPARSE)
 MODERN_INPUTS = ("input_ids", "attention_mask", "labels")  # no segments, no pairs of them
 _STATUS = Path("/proc/self/status")  # Linux
 
@@ -206,9 +209,11 @@ def _make(
     deepspeed: DeepSpeedConfig,
 ) -> Contestant:
     torch.manual_seed(0)
-    if name in (OURS, COMPILED, FLASH_3):
+    if name in (OURS, *OURS_OTHERWISE):
         bert = BertForPreTraining(model)
-        if name == COMPILED:
+        if name == FLOAT8:
+            use_float8(bert.encoder.layers)
+        if name in (COMPILED, FLOAT8):
             bert.encoder.compile_layers()
         engine = build_engine(bert, deepspeed)
         step = _flash_attention_3_step if name == FLASH_3 else our_step

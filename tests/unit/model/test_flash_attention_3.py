@@ -14,6 +14,7 @@ from torch.nn import attention as torch_attention
 
 from dist_bert.common.errors import UserError
 from dist_bert.model.attention import SampleLayout, attention, use_flash_attention_3
+from tests.support.devices import needs_gpu
 
 NAME = "flash_attn_interface"
 
@@ -69,6 +70,7 @@ def test_without_the_package_it_says_where_to_get_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("window", [None, 3])
 def test_its_attention_is_that_of_version_2(
     window: int | None, monkeypatch: pytest.MonkeyPatch

@@ -123,12 +123,16 @@ def test_a_changed_batch_does_not_go_together_with_phases(
 
 
 @pytest.mark.parametrize("is_asked", [True, False])
-def test_the_model_takes_flash_attention_3_where_asked(
+def test_the_model_gets_the_kernels_and_products_that_are_asked_for(
     corpora: dict[str, Corpus], is_asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(build, "use_flash_attention_3", lambda: calls.append("used"))
+    calls: list[Any] = []
+    lines: list[str] = []
+    monkeypatch.setattr(build, "use_flash_attention_3", lambda: calls.append("kernels"))
+    monkeypatch.setattr(build, "use_float8", calls.append)
     job = make_job(corpora)
-    job = dataclasses.replace(job, run=dataclasses.replace(job.run, flash_attention_3=is_asked))
-    new_model(job, open_corpora(job, "train"), print)
-    assert calls == ["used"] * is_asked
+    run = dataclasses.replace(job.run, flash_attention_3=is_asked, float8=is_asked)
+    model = new_model(dataclasses.replace(job, run=run), open_corpora(job, "train"), lines.append)
+    assert calls == (["kernels", model.encoder.layers] if is_asked else [])
+    told = ["attention by FlashAttention 3", "matrix products of the layers in 8 bits"]
+    assert lines == (told if is_asked else [])

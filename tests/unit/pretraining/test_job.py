@@ -297,6 +297,23 @@ def test_flash_attention_3_needs_a_gpu_16_bits_and_no_dropout(
         job.check_device(has_gpu=False)
 
 
+def test_products_in_8_bits_need_a_gpu_bf16_and_even_widths(
+    tmp_path: Path, data_set: DataSet
+) -> None:
+    fitting = ("--float8", "true", "--hidden_size", "32", "--intermediate_size", "48")
+    bf16 = {"bf16": {"enabled": True}}
+    message = refusal(tmp_path, *fitting, "--hidden_size", "24", deepspeed=bf16)
+    assert "float8 = True: hidden_size = 24: must be a multiple of 16" in message
+    message = refusal(tmp_path, *fitting, deepspeed={"bf16": {"enabled": False}})
+    assert "float8 = True: needs bf16, and the DeepSpeed JSON has fp32" in message
+    message = refusal(tmp_path, *fitting, deepspeed={**bf16, "zero_optimization": {"stage": 3}})
+    assert "float8 = True: works at ZeRO 0 to 2" in message
+    job = make_job(tmp_path, *fitting, deepspeed=bf16)
+    job.check_device(has_gpu=True)
+    with pytest.raises(UserError, match="float8 = True: needs a GPU"):
+        job.check_device(has_gpu=False)
+
+
 def test_all_that_does_not_fit_comes_at_once(tmp_path: Path, data_set: DataSet) -> None:
     (data_set.folder / "tokenizer.model").unlink()
     message = refusal(tmp_path, "--vocab_size", "7", "--max_position_embeddings", "5")
