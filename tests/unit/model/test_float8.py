@@ -29,10 +29,11 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def test_both_passes_multiply_what_was_rounded() -> None:
     torch.manual_seed(1)
-    layers = nn.ModuleList([Linear(32, 48)])
-    weight, bias = layers[0].weight, layers[0].bias
+    before = Linear(32, 48)
+    weight, bias = before.weight, before.bias
+    layers = nn.ModuleList([before])
     use_float8(layers, emulate=True)
-    (linear,) = layers
+    linear: Any = layers[0]
     assert linear.weight is weight and linear.bias is bias
     values = torch.randn(64, 32, requires_grad=True)
     gradient = torch.randn(64, 48)
@@ -112,12 +113,13 @@ def test_a_gpu_multiplies_as_emulated() -> None:
     emulated.load_state_dict(own.state_dict())
     use_float8(own)
     use_float8(emulated, emulate=True)
+    modules: list[Any] = [own[0], emulated[0]]
     values = torch.randn(192, 64, device="cuda", dtype=torch.bfloat16)
     gradient = torch.randn(192, 128, device="cuda", dtype=torch.bfloat16)
     found = []
-    for layers in (own, emulated):
+    for module in modules:
         inputs = values.clone().requires_grad_()
-        product = layers[0](inputs)
-        found.append((product, *torch.autograd.grad(product, (inputs, layers[0].weight), gradient)))
+        product = module(inputs)
+        found.append((product, *torch.autograd.grad(product, (inputs, module.weight), gradient)))
     for ours, theirs in zip(*found, strict=True):
         assert float((ours - theirs).float().norm()) < 0.01 * float(theirs.float().norm())
