@@ -126,7 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if needs_gradient:
                 gradient = log_shares.exp_()
                 gradient.scatter_add_(1, column, gradient.new_full(column.shape, -1.0))
-                chunk.copy_(gradient.mul_(is_counted[:, None]))
+                torch.mul(gradient, is_counted[:, None], out=chunk)
         ctx.save_for_backward(hidden, weight, logits)
         ctx.bias_dtype = bias.dtype
         ctx.mark_non_differentiable(num_correct)
