@@ -26,6 +26,12 @@ def use_float8(layers: nn.ModuleList, *, emulate: bool = False) -> None:
     Raises:
         UserError: torchao is not installed, or this GPU has no products in 8 bits.
     """
+    if not emulate and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        raise UserError(
+            f"float8 = True: needs a GPU of compute capability 8.9 or later; this one has {found}:"
+            " leave it out"
+        )
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
@@ -33,10 +39,4 @@ def use_float8(layers: nn.ModuleList, *, emulate: bool = False) -> None:
             f"float8 = True: {error.name} is not installed: pip install -c constraints.txt -e"
             " '.[float8]'"
         ) from None
-    if not emulate and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-        found = ".".join(map(str, torch.cuda.get_device_capability()))
-        raise UserError(
-            f"float8 = True: needs a GPU of compute capability 8.9 or later; this one has {found}:"
-            " leave it out"
-        )
     convert_to_float8_training(layers, config=Float8LinearConfig(emulate=emulate))

