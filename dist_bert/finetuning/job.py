@@ -94,6 +94,7 @@ class FinetuneJob:
             "random_init": self.config.random_init,
             "new_pooler": self.config.new_pooler,
             "training set": self.training.features.fingerprint,
+            "held-out set": self.held_out.features.fingerprint,
             "tokenizer fingerprint": self.task.tokenizer.fingerprint,
             "seed": self.run.seed,
             "peak lr": self.deepspeed.peak_lr,
