@@ -64,3 +64,22 @@ def test_another_set_to_score_is_another_run(make_job: MakeJob, tmp_path: Path) 
     raise_differences(tmp_path, job.identity(), same.identity())
     with pytest.raises(UserError, match="cannot resume: held-out set is "):
         raise_differences(tmp_path, job.identity(), changed.identity())
+
+
+def test_a_tag_of_the_list_need_not_be_learnt_from(make_job: MakeJob, tmp_path: Path) -> None:
+    train, dev, names = (tmp_path / name for name in ("train.conll", "dev.conll", "tags.txt"))
+    train.write_text("She O\nsold O\nParis B-PLACE\n.. O\n\nHello O\n")
+    dev.write_text("Alice B-PER\nslept O\n")
+    names.write_text("O\nB-PLACE\nI-PLACE\nB-PER\nI-PER\n")
+    flags = ("token_classification", train, "--eval", dev)
+    with pytest.raises(UserError, match=r"no training example has: 'B-PER' \(.*dev.conll"):
+        make_job(*flags)
+    job = make_job(*flags, "--labels", names)
+    assert job.task.classes == ("O", "B-PLACE", "I-PLACE", "B-PER", "I-PER")
+
+
+def test_tags_that_are_all_outside_are_refused(make_job: MakeJob, tmp_path: Path) -> None:
+    train = tmp_path / "train.conll"
+    train.write_text("She O\nslept O\n\nAlice O\nslept O\n")
+    with pytest.raises(UserError, match="tag_column: all tags are O; is it the right column"):
+        make_job("token_classification", train, "--eval", train)
