@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 
-from dist_bert.common.cli import Parser, add_cache_flags, is_first_rank, run_rank
+from dist_bert.common.cli import Parser, add_cache_flags, check_output_file, is_first_rank, run_rank
 from dist_bert.common.files import write_json
 from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import add_switch
@@ -26,6 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
             settings = {**vars(arguments), "checkpoint": str(checkpoint)}
             print(json.dumps(redacted_values(settings), indent=2))
         return
+    check_output_file(arguments.json, "--json")
     is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if is_launched:
         from dist_bert.distributed.process_group import leave_distributed, start_distributed

@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 
-from dist_bert.common.cli import Parser, run
+from dist_bert.common.cli import Parser, check_output_file, run
 from dist_bert.common.files import json_line
 from dist_bert.common.settings import add_switch
 from dist_bert.inference.run_flags import add_run_flags, chosen_weights
@@ -27,6 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
         from dist_bert.common.pictures import check_picture
 
         check_picture(arguments.picture, "--picture")
+        check_output_file(arguments.picture, "--picture")
     if arguments.dry_run:
         print(json.dumps({**vars(arguments), "checkpoint": str(checkpoint)}, indent=2))
         return

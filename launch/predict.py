@@ -4,7 +4,8 @@
 
 A line of input: {"text_a": ..., "text_b": ...}, {"text": ...}, {"id": ..., "question": ...,
 "context": ...} or {"words": [...]}. All layouts of training files can be read too, with the same
-flags.
+flags. A bad row is an error, unless --max_bad_share allows it: behind one that is left out, answers
+no longer stand in the lines of their rows.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.common import files
-from dist_bert.common.cli import Parser, run
+from dist_bert.common.cli import Parser, check_output_file, run
 from dist_bert.common.settings import add_flags, add_switch, flags_of, resolve
 from dist_bert.finetuning.readers import ReadConfig, read_examples
 
@@ -29,6 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
         settings = {name: getattr(arguments, name) for name in names}
         print(json.dumps({**settings, **dataclasses.asdict(read)}, indent=2))
         return
+    check_output_file(arguments.output, "--output")
     from dist_bert.finetuning.predict import FineTunedModel  # takes seconds
 
     model = FineTunedModel.load(arguments.checkpoint)
@@ -57,5 +59,5 @@ if __name__ == "__main__":
         "--output", default="-", metavar="FILE", help="the answers (default: -, standard output)"
     )
     add_switch(parser, "--dry_run", "print the settings and stop")
-    add_flags(parser, ReadConfig)
+    add_flags(parser, ReadConfig, max_bad_share=0.0)
     run(main, parser.parse_args())

@@ -122,25 +122,33 @@ def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
     return cls(**checked)
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+def add_flags(parser: argparse.ArgumentParser, cls: type, **defaults: Any) -> None:
     """Adds a `--field value` for every field of dataclass `cls`; what is not given stays None.
 
     A boolean may be given as `--field` alone, which means true.
+
+    Args:
+        parser: of a script.
+        cls: the dataclass.
+        defaults: of the fields that are something else in this script.
     """
     hints = typing.get_type_hints(cls)
     group = parser.add_argument_group(f"{cls.__name__} (JSON key = flag)")
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
-        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        own = defaults.get(field.name)
+        usual = field.default if own is None else own
+        default = "" if usual in (None, "") else f" (default: {usual})"
         help_text = f"{field.metadata['help']}{default}".replace("%", "%%")
         if _base_type(kind) is bool:
-            add_switch(group, f"--{field.name}", help_text, None, _words(kind))
+            add_switch(group, f"--{field.name}", help_text, own, _words(kind))
         else:
             group.add_argument(
                 f"--{field.name}",
                 type=field.metadata.get("parse") or _or_word(_base_type(kind), _words(kind)),
                 choices=field.metadata.get("choices") or None,
                 metavar=field.metadata.get("metavar"),
+                default=own,
                 help=help_text,
             )
 

@@ -94,6 +94,7 @@ class FinetuneJob:
             "random_init": self.config.random_init,
             "new_pooler": self.config.new_pooler,
             "training set": self.training.features.fingerprint,
+            "held-out set": self.held_out.features.fingerprint,
             "tokenizer fingerprint": self.task.tokenizer.fingerprint,
             "seed": self.run.seed,
             "peak lr": self.deepspeed.peak_lr,
@@ -200,7 +201,7 @@ def make_task(
     labelled: Labelled,
     training: Sequence[Example],
 ) -> Task:
-    """The task, with the classes that the training file has, or mean and deviation of its numbers.
+    """The task, with the classes of the label list or file, or mean and deviation of its numbers.
 
     Args:
         config: of the run.
@@ -235,12 +236,11 @@ def make_task(
         )
     if config.task == "token_classification":
         tags = {tag for example in examples for tag in getattr(example, "tags", None) or ()}
+        if tags == {OUTSIDE}:
+            raise UserError(f"tag_column: all tags are {OUTSIDE}; is it the right column?")
         kinds = sorted({tag[2:] for tag in tags if tag != OUTSIDE})
-        return WordTask(
-            tokenizer,
-            length,
-            (OUTSIDE, *(f"{begin}-{kind}" for kind in kinds for begin in "BI")),
-        )
+        own = (OUTSIDE, *(f"{begin}-{kind}" for kind in kinds for begin in "BI"))
+        return WordTask(tokenizer, length, labelled.label_names or own)
     if config.task in REGRESSION_TASKS:
         targets = np.array([getattr(example, "target", None) for example in training], np.float64)
         if not np.ptp(targets) > 0:

@@ -69,7 +69,7 @@ class RegressionTask:
         self, prepared: PreparedTexts, logits: Sequence[NDArray[np.float32]]
     ) -> list[dict[str, Any]]:
         """What the model says to each example: its `score`, a number."""
-        return [{SCORE: round(float(row[0]), 6)} for row in logits]
+        return [{SCORE: float(str(row[0]))} for row in logits]  # float32's digits, at any scale
 
     def scores(self, prepared: PreparedTexts, answers: Sequence[dict[str, Any]]) -> Scores:
         """Scores of the answers to labelled examples."""

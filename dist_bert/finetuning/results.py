@@ -44,7 +44,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
 
 
 def summarize(output_dir: Path, run_dirs: Sequence[str]) -> str:
-    """A table of several runs, written to OUTPUT_DIR/summary.json too; one run needs none.
+    """A table of several runs, written to OUTPUT_DIR/summary.json too; one run must have none.
 
     A learning rate's runs differ in their seed alone: their mean and standard deviation are told.
     """
@@ -52,6 +52,7 @@ def summarize(output_dir: Path, run_dirs: Sequence[str]) -> str:
     main = results[0]["main"]
     best = max(results, key=lambda result: result["values"][main])
     if len(results) == 1:
+        (output_dir / SUMMARY_NAME).unlink(missing_ok=True)  # of an earlier search: not the best
         return f"done: {main} {best['values'][main]:.4f}, in {run_dirs[0]}"
     rows = []
     for lr in dict.fromkeys(result["lr"] for result in results):

@@ -188,5 +188,6 @@ def _scores(run_dir: Path, step: int, random_next: float | None) -> list[tuple[s
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its header."""
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)  # names of classes
+    head, *body = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])

@@ -70,9 +70,7 @@ def embed_sentences(
     """
 
     def encode(text: Text) -> _Encoded:
-        ids = run.tokenizer.encode_with_mask(text.text)
-        if not ids:
-            raise UserError(f"{text.name}: has no token; write a sentence")
+        ids = _sentence(run, text)
         places = {"mean": (1, len(ids) + 1), "all": (0, len(ids) + 2), "cls": (0, 1)}
         begin, end = places[pooling]
         return _Encoded(text, text.text, _whole(run, text, ids), begin, end)
@@ -121,12 +119,20 @@ def attention_of(run: TrainedRun, text: Text, layer: int) -> tuple[list[str], Te
         layer: 1 to the number of layers.
 
     Raises:
-        UserError: the text is too long.
+        UserError: the text is too long or empty.
     """
-    ids = _whole(run, text, run.tokenizer.encode_with_mask(text.text))
+    ids = _whole(run, text, _sentence(run, text))
     below = hidden_states(run.model.encoder, from_sequences([ids], run.device), layer - 1)
     weights = attention_weights(run.model.encoder.layers[layer - 1], below)  # type: ignore[arg-type]
     return _pieces(run, ids), weights.cpu()
+
+
+def _sentence(run: TrainedRun, text: Text) -> Ids:
+    """The ids of a text that has some: normalisation may remove all of its characters."""
+    ids = run.tokenizer.encode_with_mask(text.text)
+    if not ids:
+        raise UserError(f"{text.name}: has no token; write a sentence")
+    return ids
 
 
 def _whole(run: TrainedRun, text: Text, ids: Ids) -> Ids:

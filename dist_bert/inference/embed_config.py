@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dist_bert.common.cli import check_output_file
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import setting
 
@@ -27,7 +28,7 @@ class EmbedConfig:
     head: int | None = setting(None, "of --attention, from 1 (default: mean of all)")
 
     def check(self) -> None:
-        """Refuses what does not go together, and pictures that cannot be drawn.
+        """Refuses what does not go together, and files that cannot be written or drawn.
 
         Raises:
             UserError: names the flags.
@@ -37,6 +38,8 @@ class EmbedConfig:
                 from dist_bert.common.pictures import check_picture  # imports numpy
 
                 check_picture(path, flag)
+        for name in ("json", "npz", "picture", "attention"):
+            check_output_file(getattr(self, name), f"--{name}")
         if self.head is not None and not self.attention:
             raise UserError(f"--head {self.head}: is for --attention FILE.png")
         if self.word is not None and self.pooling != "mean":

@@ -3,6 +3,7 @@
 Not for: how the vectors are made (`dist_bert.inference.embed`).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_bert.common.errors import UserError
 from dist_bert.common.files import write_json
-from dist_bert.common.pictures import Panel, shortened, write_tables
+from dist_bert.common.pictures import MAX_ROWS, Panel, shortened, write_tables
 from dist_bert.inference.embed import (
     Embedded,
     cosine_similarities,
@@ -26,17 +28,30 @@ from dist_bert.inference.text_batches import Text
 from dist_bert.inference.trained_run import TrainedRun
 
 MAX_PRINTED = 12  # rows of a table on the console
+_POOLED = {
+    "mean": "mean of their tokens",
+    "all": "mean of their tokens, [CLS] and [SEP]",
+    "cls": "[CLS]",
+}
 Tables = dict[str, NDArray[np.float64]]  # title -> (B, B)
 
 
 def show_vectors(trained: TrainedRun, texts: Iterator[Text], config: EmbedConfig) -> None:
-    """Sentences, or a word in them, as vectors: on the console and in files."""
+    """Sentences, or a word in them, as vectors: on the console and in files.
+
+    Raises:
+        UserError: there are too many for a picture that is asked for, or a text is refused.
+    """
+    if config.picture:
+        drawn = list(itertools.islice(texts, MAX_ROWS + 1))
+        if len(drawn) > MAX_ROWS:
+            raise UserError(f"--picture: shows at most {MAX_ROWS} sentences; give fewer")
+        texts = iter(drawn)
     layer = resolve_layer(config.layer, trained.config.num_hidden_layers)
     where = f"layer {layer} of {trained.config.num_hidden_layers}"
     if config.word is None:
         embedded = list(embed_sentences(trained, texts, layer, config.pooling))
-        pooled = "mean of their tokens" if config.pooling == "mean" else "[CLS]"
-        what = f"sentences ({pooled})"
+        what = f"sentences ({_POOLED[config.pooling]})"
     else:
         embedded = list(embed_word(trained, texts, config.word, layer))
         what = f"{config.word!r} in its contexts"

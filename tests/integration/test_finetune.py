@@ -23,7 +23,7 @@ from tests.integration.conftest import (
     run_script,
 )
 from tests.support import labelled
-from tests.support.synthetic import write_run
+from tests.support.synthetic import write_finetuned_run, write_run
 
 pytestmark = pytest.mark.trains
 
@@ -301,3 +301,24 @@ def test_an_answer_behind_its_context_is_named(encoder: Path, files: Path, tmp_p
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stdout.splitlines() if ", question q0: answer" in line]
     assert len(lines) == 1, ended.stdout[:3_000]
+
+
+def test_prediction_loses_no_row_silently(data_set: Path, files: Path, tmp_path: Path) -> None:
+    """An answer stands in the line of its row, or there is an error before the work."""
+    run_dir, rows = tmp_path / "run", [f"text {i}" if i != 50 else " " for i in range(200)]
+    (tmp_path / "new.txt").write_text("\n".join(rows))
+    model, task = ModelConfig(**TINY_MODEL), "sentence_classification"  # type: ignore[arg-type]
+    facts = {"max_seq_length": 20, "classes": ["a", "b"], "has_several_labels": False}
+    tokenizer = data_set / "tokenizer.model"
+    write_finetuned_run(run_dir, tokenizer, model, task, facts, files / "texts.tsv")
+    command = (
+        sys.executable, "launch/predict.py", "--checkpoint", run_dir, "--input",
+        tmp_path / "new.txt",
+    )  # fmt: skip
+    assert_one_line_error(run_script(*command), "new.txt, line 51: empty text (1 of 200 rows")
+    ended = run_script(*command, "--max_bad_share", "0.01")
+    assert ended.returncode == 0 and len(ended.stdout.splitlines()) == 199, ended.stderr
+    nowhere = tmp_path / "nowhere/answers.jsonl"
+    assert_one_line_error(
+        run_script(*command, "--output", nowhere), "its folder does not exist; make it first"
+    )

@@ -5,7 +5,6 @@
 
 import csv
 import dataclasses
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -212,7 +211,8 @@ def _quoted(text: str, separator: str, path: str) -> list[tuple[int, _Cells]]:
     rows: list[tuple[int, _Cells]] = []
     begin = 0  # line from 0 at which the reader began
     while begin < len(lines):
-        reader = csv.reader(itertools.islice(lines, begin, None), delimiter=separator, strict=True)
+        rest = map(lines.__getitem__, range(begin, len(lines)))  # a slice would pass all before it
+        reader = csv.reader(rest, delimiter=separator, strict=True)
         first_line = begin + 1
         try:
             for cells in reader:

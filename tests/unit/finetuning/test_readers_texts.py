@@ -466,6 +466,13 @@ def test_a_quote_that_is_missing_takes_no_other_row_along(file: File) -> None:
     assert "line 21: a quoted field holds 119 lines" in swallowed.first_bad[0]
 
 
+def test_a_bad_row_costs_no_pass_over_those_before_it(file: File) -> None:
+    """With one, these rows would take minutes."""
+    text = "text,label\n" + '"A" lamp,x\n' * 300_000
+    with pytest.raises(UserError, match="lines 2 to 2 are not a row of CSV"):
+        read(file(text))
+
+
 def test_json_lists_and_mixed_fields(file: File) -> None:
     rows = '[\n {"text": "red", "label": "warm"},\n {"label": "cold", "text": "blue, dark"}\n]'
     found = read(file(rows))

@@ -12,6 +12,7 @@ import torch
 
 from dist_bert.data.batches import BatchShape
 from dist_bert.finetuning.batches import evaluation_batches, scores_of_batches, training_steps
+from dist_bert.finetuning.examples import TextExample
 from dist_bert.finetuning.heads import start_from
 from dist_bert.finetuning.question_task import QuestionTask
 from dist_bert.finetuning.regression_task import RegressionTask
@@ -105,6 +106,17 @@ def test_numbers_are_learnt_on_any_scale(tokenizer: Tokenizer, scale: float) -> 
     assert scores.values["pearson"] > 0.99
     errors = (np.array(found) - targets) / targets.std()
     assert loss == pytest.approx(float(np.mean(errors**2)), rel=1e-3) and loss < 0.04
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_answers_have_the_digits_of_any_scale(tokenizer: Tokenizer, scale: float) -> None:
+    targets = [scale * number for number in (1.25, 1.5, 1.75)]
+    examples = [TextExample("A lamp.", None, None, "", target) for target in targets]
+    task = RegressionTask(tokenizer, 64, scale, scale)
+    prepared = task.prepare(examples, is_training=False)
+    answers = task.answers(prepared, [np.array([target], np.float32) for target in targets])
+    assert [answer["score"] for answer in answers] == pytest.approx(targets, rel=1e-6, abs=0.0)
+    assert task.scores(prepared, answers).values["spearman"] == 1.0
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_bert.huggingface.pretrained_card import model_card
+from dist_bert.huggingface.pretrained_card import model_card, table
 
 
 def phase(shards: dict[str, float], **others: Any) -> dict[str, Any]:
@@ -70,3 +70,8 @@ def test_the_card_of_one_data_set(tmp_path: Path) -> None:
     assert "phase" not in made
     run = {**RESOLVED["run"], "masked_lm_prob": 0.3, "final_masked_lm_prob": 0.2}
     assert "| masked_lm_prob | 0.3 to 0.2 |" in card({**RESOLVED, "run": run}, 15, tmp_path)
+
+
+def test_a_bar_in_a_name_is_no_border_of_columns() -> None:
+    rows = table([("", "f1"), ("news|sports", "0.5")]).splitlines()
+    assert rows == ["|  | f1 |", "|---|---|", r"| news\|sports | 0.5 |"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dist_bert.common.errors import UserError
+from dist_bert.common.pictures import MAX_ROWS
 from dist_bert.inference import text_batches
 from dist_bert.inference.embed import (
     Embedded,
@@ -19,7 +20,9 @@ from dist_bert.inference.embed import (
     write_npz,
     write_projector,
 )
+from dist_bert.inference.embed_config import EmbedConfig
 from dist_bert.inference.hidden_states import attention_weights, hidden_states
+from dist_bert.inference.similarities import show_vectors
 from dist_bert.inference.text_batches import Text
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.micro_batches import from_sequences
@@ -204,3 +207,35 @@ def test_tensorboards_projector_finds_vectors_and_labels(tmp_path: Path) -> None
     np.testing.assert_array_equal(np.asarray(vectors, np.float32), [item.vector for item in ITEMS])
     labels = (tmp_path / "p" / embedding.metadata_path).read_text().splitlines()
     assert labels == [f"a «text» {number}" for number in range(4)]
+
+
+def test_nothing_is_drawn_of_a_text_without_tokens(run: TrainedRun) -> None:
+    empty = Text("\u200b", "texts.txt, line 7")
+    with pytest.raises(UserError, match=r"texts\.txt, line 7: has no token"):
+        attention_of(run, empty, layer=1)
+
+
+@pytest.mark.parametrize(
+    "pooling,told",
+    [
+        ("mean", "sentences (mean of their tokens): 1 vectors"),
+        ("all", "sentences (mean of their tokens, [CLS] and [SEP]): 1 vectors"),
+        ("cls", "sentences ([CLS]): 1 vectors"),
+    ],
+)
+def test_the_console_tells_the_pooling(
+    run: TrainedRun, pooling: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_vectors(run, iter(given(["a lamp"])), EmbedConfig(pooling=pooling))
+    assert capsys.readouterr().out.startswith(told)
+
+
+def test_too_many_sentences_for_a_picture_are_refused_before_the_work(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    """A table of all similarities would take the memory of a square."""
+    texts = iter(given(["a lamp"] * (MAX_ROWS + 2)))
+    config = EmbedConfig(picture=str(tmp_path / "p.png"), npz=str(tmp_path / "v.npz"))
+    with pytest.raises(UserError, match=f"--picture: shows at most {MAX_ROWS} sentences"):
+        show_vectors(run, texts, config)
+    assert list(texts) and not list(tmp_path.iterdir())

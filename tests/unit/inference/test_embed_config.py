@@ -12,6 +12,8 @@ from dist_bert.inference.embed_config import EmbedConfig
         (EmbedConfig(head=3), r"--head 3: is for --attention FILE\.png"),
         (EmbedConfig(word="lamp", pooling="cls"), "--pooling cls: is for sentences"),
         (EmbedConfig(word="lamp", pooling="all"), "--pooling all: is for sentences"),
+        (EmbedConfig(json="no/a.json"), r"--json no/a\.json: its folder does not exist"),
+        (EmbedConfig(npz="no/a.npz"), r"--npz no/a\.npz: its folder does not exist"),
         (EmbedConfig(picture="a.svg"), r"--picture a\.svg: must end in \.png: pictures"),
     ],
 )
