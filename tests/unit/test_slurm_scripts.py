@@ -51,6 +51,16 @@ def test_the_container_takes_what_there_is() -> None:
     assert extras and all(f'"{name}": ' in setup for name in extras[1].split(","))
 
 
+def test_the_container_builds_the_package_from_what_it_takes(tmp_path: Path) -> None:
+    for line in filter(None, section("files").splitlines()):
+        source = FOLDER.parents[1] / line.split()[0]
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / source.name)
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    made = run_script(sys.executable, "-c", build, cwd=tmp_path)
+    assert made.returncode == 0 and list(tmp_path.glob("*.whl")), made.stderr
+
+
 @pytest.mark.parametrize("script", FOLDER.glob("*.sbatch"), ids=lambda path: path.name)
 def test_slurm_reads_all_options(script: Path) -> None:
     """It stops at the first command."""
