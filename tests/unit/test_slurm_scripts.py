@@ -119,9 +119,10 @@ def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
 
 
 def pipeline(folder: Path, **variables: str) -> tuple[int, str, list[str]]:
-    """Runs the pipeline with an sbatch that only counts; code, messages, what was submitted."""
+    """Runs the pipeline with an sbatch that only counts, and refuses a job with --wrong."""
     queue = folder / "sbatch"
-    queue.write_text('#!/bin/sh\necho "$@" >>submitted\nwc -l <submitted\n')
+    refuse = 'case "$*" in *--wrong*) exit 3 ;; esac'
+    queue.write_text(f'#!/bin/sh\n{refuse}\necho "$@" >>submitted\nwc -l <submitted\n')
     queue.chmod(0o755)
     for name in ("launch", "configs"):
         (folder / name).symlink_to(FOLDER.parents[1] / name)
@@ -152,6 +153,11 @@ def test_the_pipeline_of_one_length_reads_its_only_folder(tmp_path: Path) -> Non
     assert code == 0, told
     assert "--output_dir d/shards --sequence_length 61" in jobs[1]
     assert "--shards d/shards --json" in jobs[3]
+
+
+def test_the_pipeline_ends_at_a_job_that_is_refused(tmp_path: Path) -> None:
+    code, _, jobs = pipeline(tmp_path, PREPARE_OPTIONS="--wrong")
+    assert code == 3 and len(jobs) == 1 and "train_tokenizer" in jobs[0]
 
 
 def test_a_recipe_of_other_shards_is_refused_before_any_job(tmp_path: Path) -> None:
