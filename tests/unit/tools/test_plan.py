@@ -183,9 +183,11 @@ def test_a_dry_run_prints_the_settings_alone() -> None:
     ended = launch(
         "--gpus", "2", "--gpu_memory_gib", "16", "--peak_tflops", "65", "--sequence_length", "77",
         "--activation_checkpointing", "true", "--dry_run",
+        "--shards", "https://me:geheim@host/shards?sig=geheim",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     settings = json.loads(ended.stdout)
+    assert settings["run"]["shards"] == "https://***@host/shards?***"
     assert settings["hardware"]["memory_bytes"] == 16 * 2**30
     assert settings["hardware"]["mfu"] == pytest.approx(0.3)  # a pass more of four
     assert settings["workload"]["tokens_per_sample"] == 77
