@@ -75,6 +75,11 @@ class Assumptions:
                 f"max_position_embeddings = {model.max_position_embeddings} is below the sequence"
                 f" length {longest}: raise it, or plan for shorter samples"
             )
+        tokens = parts[0].micro_batch_tokens  # a recipe's are checked with its data sets
+        if 0 < tokens < parts[0].workload.sequence_length:
+            raise UserError(
+                f"micro_batch_tokens = {tokens} is below the sequence length {longest}: raise it"
+            )
         run = run_of(run, phases, timeline.num_steps)
         deepspeed = deepspeed.with_shape(timeline.largest_shape)
         return cls(layout, run, deepspeed, timeline, parts, hardware, origins)

@@ -166,6 +166,10 @@ def test_the_script_prints_a_plan_and_writes_it(tmp_path: Path) -> None:
         (("--gpu", "H100", "--shards", "nowhere"), "give --sequence_length to plan"),
         (("--gpu", "H100", "--sequence_length", "600"), "max_position_embeddings = 512 is below"),
         (
+            ("--gpu", "H100", "--sequence_length", "99", "--micro_batch_tokens", "98"),
+            "micro_batch_tokens = 98 is below the sequence length 99: raise it",
+        ),
+        (
             ("--gpu", "L4", "--sequence_length", "9", "--deepspeed_config", FP32),
             "give --peak_tflops",
         ),
