@@ -103,7 +103,8 @@ def test_a_job_that_stands_still_ends(tmp_path: Path) -> None:
     assert "requeued" in slice_of(tmp_path, 1, saves="1", SLURM_JOB_ID="8")[1]
 
 
-def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output_dir", ["out", "out/"])
+def test_shards_of_several_lengths_count_as_saved(output_dir: str, tmp_path: Path) -> None:
     """Each slice finishes a shard of one length; otherwise the job would end after three."""
     (tmp_path / "launch").mkdir()
     shutil.copytree(FOLDER, tmp_path / "launch/slurm")
@@ -111,7 +112,7 @@ def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
     for name, body in {"python": "", "srun": srun, "scontrol": "", "sleep": ""}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    command = ["bash", "launch/slurm/prepare_shards.sbatch", "--output_dir", "out"]
+    command = ["bash", "launch/slurm/prepare_shards.sbatch", "--output_dir", output_dir]
     for number in range(5):
         job = {**SLURM, "SLURM_RESTART_COUNT": str(number), "PATH": f"{tmp_path}:/usr/bin:/bin"}
         made = run_script(*command, "--sequence_length", "29,53", cwd=tmp_path, env=job)
