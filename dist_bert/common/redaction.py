@@ -27,11 +27,11 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(value: Any) -> Any:
-    """A JSON value with all its texts, except field names, `redacted`."""
+    """A JSON value with all its texts, also the names of fields, `redacted`."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
-        return {name: redacted_values(inner) for name, inner in value.items()}
+        return {redacted(name): redacted_values(inner) for name, inner in value.items()}
     return [redacted_values(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 

@@ -96,7 +96,11 @@ def resolve(
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
-    """Builds a config of dataclass `cls` from `values`; `origin` names their source in errors."""
+    """Builds a config of dataclass `cls` from `values`; `origin` names their source in errors.
+
+    Raises:
+        UserError: an unknown key, a missing one that has no default, or a value of a wrong type.
+    """
     if not isinstance(values, Mapping):  # an entry of a file
         raise UserError(f"{origin}: holds {_SHORT.repr(values)}, must hold a JSON object")
     hints = typing.get_type_hints(cls)
@@ -105,7 +109,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], origin: str) -> T:
     if unknown:
         named = ", ".join(name if name.isidentifier() else _SHORT.repr(name) for name in unknown)
         raise UserError(f"{origin}: unknown key {named}; known: {', '.join(fields)}")
-    problems = []
+    problems = [
+        f"{name}: is missing, must be given"
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in values
+    ]
     checked = {}
     for name, value in values.items():
         if hints[name] is float and type(value) is int:

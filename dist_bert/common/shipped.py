@@ -14,9 +14,9 @@ def shipped(name: str) -> Path:
 
 
 def found(path: str | Path) -> Path:
-    """The path as given; the package's own configs/... if the current folder has no such file."""
+    """The path as given; if there is no such file, the package's own launch/... or configs/..."""
     path = Path(path)
-    if not path.exists() and path.parts[:1] == ("configs",):
-        own = shipped("configs").joinpath(*path.parts[1:])
+    if not path.exists() and path.parts and path.parts[0] in ("launch", "configs"):
+        own = shipped(path.parts[0]).joinpath(*path.parts[1:])
         return own if own.exists() else path
     return path

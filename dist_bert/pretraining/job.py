@@ -91,14 +91,12 @@ class PretrainingJob:
             values["phases"] = {
                 phase.settings.name: {
                     **dataclasses.asdict(phase.settings),
-                    # Keys are not redacted below.
-                    "shards": {redacted(p): weight for p, weight in phase.settings.shards.items()},
                     "steps": phase.num_steps,
                     "train_batch_size": phase.stages[-1].shape.global_batch_size,
                 }
                 for phase in self.timeline.phases
             }
-        return {name: redacted_values(value) for name, value in values.items()}
+        return redacted_values(values)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint of this run to be resumed.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dist_bert.common.device import arithmetic, num_wanted_gpus
 from dist_bert.common.errors import UserError
+from dist_bert.common.shipped import found
 from dist_bert.distributed.rendezvous import free_port
 
 _LAUNCHER_NOISE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING)\]")
@@ -51,8 +52,9 @@ def launcher_flags(ranks: int) -> str:
 def _running(command: str) -> Iterator[subprocess.Popen[str]]:
     """Starts a command; whatever is left of it at the end, by Ctrl-C too, is killed."""
     print(f"    $ {command}", flush=True)
+    words = shlex.split(command)
     process = subprocess.Popen(
-        shlex.split(command),
+        [str(found(word)) if word.startswith("launch/") else word for word in words],
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

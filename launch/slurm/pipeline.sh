@@ -48,7 +48,7 @@ queue() {
     local name=$1 after=$2 job
     shift 2
     job=$(sbatch --parsable --kill-on-invalid-dep=yes ${after:+--dependency=afterok:$after} \
-        --job-name="$name" --output="$RUNS/%x-%j.log" "$@")
+        --job-name="$name" --output="$RUNS/%x-%j.log" "$@") || return # $(queue) has no set -e
     printf '%-12s job %-8s %s\n' "$name" "$job" "${after:+after ${after//:/, }}" >&2
     echo "$job"
 }

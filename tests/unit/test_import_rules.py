@@ -215,6 +215,15 @@ def torch_at_import(modules: tuple[str, ...]) -> subprocess.CompletedProcess[str
     return run_script(sys.executable, "-c", program)
 
 
+def test_contributing_names_the_homes_of_third_parties() -> None:
+    lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    rows = {line.split("`")[1].rstrip("/"): line for line in lines if line.startswith("| `")}
+    for home in sorted(set().union(*HOMES.values())):
+        package, *names = home.removeprefix("dist_bert.").split(".")
+        told = (f"`{'/'.join(names)}.py`", f"`{names[0]}/`")  # the module, or all of its folder
+        assert any(name in rows[package] for name in told), home
+
+
 def test_preparation_and_configuration_import_no_torch() -> None:
     whole = (name for name in modules_of("dist_bert") if name.split(".")[0] in TORCHLESS_PACKAGES)
     library = tuple(f"dist_bert.{name}" for name in sorted({*whole, *TORCHLESS}))

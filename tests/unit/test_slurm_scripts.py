@@ -51,6 +51,16 @@ def test_the_container_takes_what_there_is() -> None:
     assert extras and all(f'"{name}": ' in setup for name in extras[1].split(","))
 
 
+def test_the_container_builds_the_package_from_what_it_takes(tmp_path: Path) -> None:
+    for line in filter(None, section("files").splitlines()):
+        source = FOLDER.parents[1] / line.split()[0]
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / source.name)
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    made = run_script(sys.executable, "-c", build, cwd=tmp_path)
+    assert made.returncode == 0 and list(tmp_path.glob("*.whl")), made.stderr
+
+
 @pytest.mark.parametrize("script", FOLDER.glob("*.sbatch"), ids=lambda path: path.name)
 def test_slurm_reads_all_options(script: Path) -> None:
     """It stops at the first command."""
@@ -93,7 +103,8 @@ def test_a_job_that_stands_still_ends(tmp_path: Path) -> None:
     assert "requeued" in slice_of(tmp_path, 1, saves="1", SLURM_JOB_ID="8")[1]
 
 
-def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output_dir", ["out", "out/"])
+def test_shards_of_several_lengths_count_as_saved(output_dir: str, tmp_path: Path) -> None:
     """Each slice finishes a shard of one length; otherwise the job would end after three."""
     (tmp_path / "launch").mkdir()
     shutil.copytree(FOLDER, tmp_path / "launch/slurm")
@@ -101,7 +112,7 @@ def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
     for name, body in {"python": "", "srun": srun, "scontrol": "", "sleep": ""}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    command = ["bash", "launch/slurm/prepare_shards.sbatch", "--output_dir", "out"]
+    command = ["bash", "launch/slurm/prepare_shards.sbatch", "--output_dir", output_dir]
     for number in range(5):
         job = {**SLURM, "SLURM_RESTART_COUNT": str(number), "PATH": f"{tmp_path}:/usr/bin:/bin"}
         made = run_script(*command, "--sequence_length", "29,53", cwd=tmp_path, env=job)
@@ -109,9 +120,10 @@ def test_shards_of_several_lengths_count_as_saved(tmp_path: Path) -> None:
 
 
 def pipeline(folder: Path, **variables: str) -> tuple[int, str, list[str]]:
-    """Runs the pipeline with an sbatch that only counts; code, messages, what was submitted."""
+    """Runs the pipeline with an sbatch that only counts, and refuses a job with --wrong."""
     queue = folder / "sbatch"
-    queue.write_text('#!/bin/sh\necho "$@" >>submitted\nwc -l <submitted\n')
+    refuse = 'case "$*" in *--wrong*) exit 3 ;; esac'
+    queue.write_text(f'#!/bin/sh\n{refuse}\necho "$@" >>submitted\nwc -l <submitted\n')
     queue.chmod(0o755)
     for name in ("launch", "configs"):
         (folder / name).symlink_to(FOLDER.parents[1] / name)
@@ -142,6 +154,11 @@ def test_the_pipeline_of_one_length_reads_its_only_folder(tmp_path: Path) -> Non
     assert code == 0, told
     assert "--output_dir d/shards --sequence_length 61" in jobs[1]
     assert "--shards d/shards --json" in jobs[3]
+
+
+def test_the_pipeline_ends_at_a_job_that_is_refused(tmp_path: Path) -> None:
+    code, _, jobs = pipeline(tmp_path, PREPARE_OPTIONS="--wrong")
+    assert code == 3 and len(jobs) == 1 and "train_tokenizer" in jobs[0]
 
 
 def test_a_recipe_of_other_shards_is_refused_before_any_job(tmp_path: Path) -> None:

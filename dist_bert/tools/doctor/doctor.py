@@ -38,6 +38,7 @@ from dist_bert.common.machine import (
 from dist_bert.tools.doctor.findings import Finding, judged
 from dist_bert.tools.doctor.recipe import recipe_findings
 from dist_bert.tools.doctor.trials import (
+    remedy_of,
     try_deepspeed,
     try_gloo,
     try_imports,
@@ -290,6 +291,7 @@ def _environment_problem(name: str) -> tuple[str, str]:
 
 def _trial(name: str, run: Callable[[], tuple[str, str, str]]) -> Iterator[Finding]:
     value, problem, remedy = run()
+    remedy = remedy_of(problem, remedy)
     yield Finding("trials", name, value, problem, remedy, is_fatal=bool(problem))
 
 

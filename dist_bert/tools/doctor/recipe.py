@@ -5,7 +5,7 @@ from typing import Any
 
 from dist_bert.common.device import num_wanted_gpus
 from dist_bert.tools.doctor.findings import Finding, judged
-from dist_bert.tools.doctor.trials import recipe_needs
+from dist_bert.tools.doctor.trials import recipe_needs, remedy_of
 
 
 def recipe_findings(flags: Sequence[str], output_dir: str, free_bytes: int) -> Iterator[Finding]:
@@ -19,7 +19,8 @@ def recipe_findings(flags: Sequence[str], output_dir: str, free_bytes: int) -> I
     ranks = num_wanted_gpus() or 1
     needs = recipe_needs(["--num_ranks", str(ranks), "--output_dir", output_dir, *flags])
     if isinstance(needs, str):
-        yield Finding("recipe", "flags", "failed", needs, "see launch/pretrain.py --help", True)
+        remedy = remedy_of(needs, "see launch/pretrain.py --help")
+        yield Finding("recipe", "flags", "failed", needs, remedy, True)
         return
     for problem in needs["problems"]:
         remedy = "launch/pretrain.py --check lists all of a run's problems"

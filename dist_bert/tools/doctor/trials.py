@@ -18,6 +18,7 @@ from dist_bert.common.machine import driver_version
 from dist_bert.distributed.rendezvous import free_port
 
 TIME_LIMIT_SECONDS = 60.0  # a cold disk takes half a minute to give torch
+_NO_ANSWER = "no answer within"
 _INSTALL = "pip install -c constraints.txt -e . in the repository, with this python"
 _MOST_TIMES_SLOWER = 2.0  # bf16 against float32; a busy machine measures either too low
 Outcome = tuple[str, str, str]
@@ -174,6 +175,13 @@ def recipe_needs(flags: Sequence[str]) -> dict[str, Any] | str:
     return _answer(command)[1]
 
 
+def remedy_of(problem: str, remedy: str) -> str:
+    """What to do about a trial's problem: a busy machine may be all that is wrong."""
+    if problem.startswith(_NO_ANSWER):
+        return f"try again when the machine is less busy; if that does not help: {remedy}"
+    return remedy
+
+
 def _python(program: str, *arguments: str) -> tuple[float, dict[str, Any] | str]:
     return _answer([sys.executable, "-c", program, *arguments])
 
@@ -205,7 +213,7 @@ def _end(process: subprocess.Popen[str], deadline: float) -> tuple[str, str]:
     try:
         output, said = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        return "", f"no answer within {TIME_LIMIT_SECONDS:.0f} s"
+        return "", f"{_NO_ANSWER} {TIME_LIMIT_SECONDS:.0f} s"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.common.errors import UserError
+from dist_bert.common.redaction import redacted_values
 from dist_bert.common.settings import flags_of, raise_all, resolve
 from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.remote import is_url
@@ -74,21 +75,28 @@ class Assumptions:
                 f"max_position_embeddings = {model.max_position_embeddings} is below the sequence"
                 f" length {longest}: raise it, or plan for shorter samples"
             )
+        tokens = parts[0].micro_batch_tokens  # a recipe's are checked with its data sets
+        if 0 < tokens < parts[0].workload.sequence_length:
+            raise UserError(
+                f"micro_batch_tokens = {tokens} is below the sequence length {longest}: raise it"
+            )
         run = run_of(run, phases, timeline.num_steps)
         deepspeed = deepspeed.with_shape(timeline.largest_shape)
         return cls(layout, run, deepspeed, timeline, parts, hardware, origins)
 
     def settings(self) -> dict[str, Any]:
-        """All of it for a JSON file."""
+        """All of it for a JSON file, without credentials."""
         workloads = {part.phase: vars(part.workload) for part in self.parts}
-        return {
-            "model": vars(self.layout.model),
-            "run": vars(self.run),
-            "deepspeed": self.deepspeed.values,
-            **({"workloads": workloads} if self.run.recipe else {"workload": workloads[""]}),
-            "hardware": {**vars(self.hardware), "link": vars(self.hardware.link)},
-            "origins": self.origins,
-        }
+        return redacted_values(
+            {
+                "model": vars(self.layout.model),
+                "run": vars(self.run),
+                "deepspeed": self.deepspeed.values,
+                **({"workloads": workloads} if self.run.recipe else {"workload": workloads[""]}),
+                "hardware": {**vars(self.hardware), "link": vars(self.hardware.link)},
+                "origins": self.origins,
+            }
+        )
 
     def plan(self) -> tuple[dict[str, Any], str]:
         """The plan for a JSON file, and as text."""

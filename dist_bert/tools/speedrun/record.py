@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_bert.common.errors import UserError
 from dist_bert.common.settings import from_dict, read_json
 from dist_bert.common.text_tables import aligned
 from dist_bert.inference.confidence import student_t
@@ -69,9 +70,16 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """Reads a record's JSON."""
+        """Reads a record's JSON.
+
+        Raises:
+            UserError: it is none.
+        """
         values = read_json(path)
-        attempts = [from_dict(Attempt, each, str(path)) for each in values.pop("attempts")]
+        given = values.get("attempts")
+        if not isinstance(given, list) or not given:
+            raise UserError(f"{path}: attempts: must be a list of at least one training")
+        attempts = [from_dict(Attempt, each, str(path)) for each in given]
         return from_dict(cls, {**values, "attempts": attempts}, str(path))
 
     @property

@@ -16,12 +16,14 @@ from dist_bert.common.files import fingerprint, write_json
 from dist_bert.common.machine import machine
 from dist_bert.common.settings import read_json
 from dist_bert.data.shard_format import MANIFEST_NAME
+from dist_bert.pretraining.recipe import resolve_run
 from dist_bert.tools.commands import call, launcher_flags
 from dist_bert.tools.speedrun.record import Attempt, Record, told
 from dist_bert.tools.speedrun.track import (
     CLASSES,
     LEAST_SEEDS,
     Track,
+    flags_for,
     with_shards_in,
 )
 from dist_bert.training.metrics import read_metrics
@@ -38,19 +40,20 @@ def run(track: Track, machine_class: str, seeds: Sequence[int], change: str) -> 
     Args:
         track: with the entry to run.
         machine_class: one of `CLASSES`; this process keeps to so many cores from now on.
-        seeds: at least three.
+        seeds: at least three, all different.
         change: what is new, for the record.
 
     Raises:
-        UserError: too few seeds, cores or GPUs, other held-out samples than the track's, or a
-            command failed.
+        UserError: too few seeds, cores or GPUs, a wrong recipe, other held-out samples than the
+            track's, or a command failed.
     """
-    if len(set(seeds)) < LEAST_SEEDS:
+    if len(set(seeds)) < max(LEAST_SEEDS, len(seeds)):
         raise UserError(
-            f"--seeds {' '.join(map(str, seeds))}: must be at least {LEAST_SEEDS} different ones:"
-            " a record is a mean"
+            f"--seeds {' '.join(map(str, seeds))}: must be at least {LEAST_SEEDS}, all different:"
+            " a record is a mean of trainings"
         )
     ranks = take(machine_class)
+    resolve_run(None, {"recipe": track.recipe})  # whether it is one
     recipe = with_shards_in(read_json(track.recipe), track.data)
     model, deepspeed_config = read_json(track.model), read_json(track.deepspeed_config)
     prepare(track)
@@ -67,11 +70,14 @@ def run(track: Track, machine_class: str, seeds: Sequence[int], change: str) -> 
     attempts = []
     for number, seed in enumerate(seeds, start=1):
         print(f"\n[{number}/{len(seeds)}] {track.name}, {machine_class}, seed {seed}", flush=True)
-        command = (
-            f"deepspeed {launcher_flags(ranks)} launch/pretrain.py --recipe"
-            f" {runs / 'recipe.json'} --model {track.model} --deepspeed_config"
-            f" {track.deepspeed_config} --seed {seed} --output_dir {runs / f'seed_{seed}'}"
-        )
+        flags = {
+            "recipe": runs / "recipe.json",
+            "model": track.model,
+            "deepspeed_config": track.deepspeed_config,
+            "seed": seed,
+            "output_dir": runs / f"seed_{seed}",
+        }
+        command = f"deepspeed {launcher_flags(ranks)} launch/pretrain.py{flags_for(flags)}"
         attempts.append(_attempt(command, runs / f"seed_{seed}", track.held_out, seed))
     commit, changes = code_version(ROOT)
     record = Record(
@@ -139,9 +145,8 @@ def _attempt(command: str, run_dir: Path, held_out: Path, seed: int) -> Attempt:
     call(command)
     seconds = time.monotonic() - start
     scores_file = run_dir / "evaluation.json"
-    call(
-        f"python launch/evaluate.py --checkpoint {run_dir} --shards {held_out} --json {scores_file}"
-    )
+    flags = {"checkpoint": run_dir, "shards": held_out, "json": scores_file}
+    call(f"python launch/evaluate.py{flags_for(flags)}")
     scores = read_json(scores_file)
     return Attempt(
         seed=seed,

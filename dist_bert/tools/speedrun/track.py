@@ -5,6 +5,7 @@ recipe, a model and a DeepSpeed JSON. Not for: running them (`dist_bert.tools.sp
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,6 @@ class Track:
             UserError: a key is missing, unknown or has a wrong value.
         """
         values = {**read_json(path), "name": path.stem}
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in values]
-        raise_all(str(path), [f"{name}: is missing, must be given" for name in missing])
         track = from_dict(cls, values, str(path))
         problems = []
         if not all(type(n) is int for n in track.sequence_lengths):
@@ -83,20 +82,23 @@ class Track:
 
     def preparation(self) -> list[str]:
         """The commands that make tokenizer and data sets, without the globs of the text."""
-        lengths = ",".join(map(str, self.sequence_lengths))
+        tokenizer = {**self.tokenizer, "output_dir": self.data / "tokenizer"}
+        prepare = {
+            "tokenizer": self.data / "tokenizer/tokenizer.model",
+            "output_dir": self.data / "shards",
+            "sequence_length": ",".join(map(str, self.sequence_lengths)),
+            **self.prepare,
+        }
         return [
-            f"python launch/train_tokenizer.py{_flags(self.tokenizer)} --output_dir"
-            f" {self.data / 'tokenizer'}",
-            "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py --tokenizer"
-            f" {self.data / 'tokenizer/tokenizer.model'} --output_dir {self.data / 'shards'}"
-            f" --sequence_length {lengths}{_flags(self.prepare)}",
+            f"python launch/train_tokenizer.py{flags_for(tokenizer)}",
+            f"mpiexec -n 2 python -m mpi4py launch/prepare_shards.py{flags_for(prepare)}",
         ]
 
 
-def _flags(values: Mapping[str, Any]) -> str:
-    """Settings as flags, with a blank before each."""
-    shown = {k: str(v).lower() if isinstance(v, bool) else v for k, v in values.items()}
-    return "".join(f" --{name} {value}" for name, value in shown.items())
+def flags_for(values: Mapping[str, Any]) -> str:
+    """Settings as flags for a shell, with a blank before each."""
+    shown = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items()}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in shown.items())
 
 
 def with_shards_in(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_all_else_stays(text: str) -> None:
 def test_values_are_redacted_wherever_they_are() -> None:
     value = {"a?b://c@": ["s3://u:p@b", {"d": "x://y?z"}], "n": 1.5, "t": ("://e@f",), "no": None}
     assert redacted_values(value) == {
-        "a?b://c@": ["s3://***@b", {"d": "x://y?***"}],
+        "a?b://***@": ["s3://***@b", {"d": "x://y?***"}],
         "n": 1.5,
         "t": ["://***@f"],
         "no": None,

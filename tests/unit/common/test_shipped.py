@@ -50,6 +50,7 @@ def test_configurations_are_found_from_anywhere_but_own_ones_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert found("configs/zero2.json") == ROOT / "configs" / "zero2.json"
+    assert found("launch/plan.py") == ROOT / "launch" / "plan.py"
     assert read_json("configs/model/bert_tiny.json")["hidden_size"] == 128
     assert resolve_run(None, {"recipe": "configs/recipes/bert.json"})[1][0].steps == 900_000
     (tmp_path / "configs").mkdir()

@@ -154,6 +154,9 @@ def test_a_trial_may_fail_crash_or_hang(
     monkeypatch.setattr(trials, "TIME_LIMIT_SECONDS", seconds)
     _, answer = trials._answer([sys.executable, "-c", program])
     assert answer == problem
+    (finding,) = doctor._trial("program", lambda: ("failed", str(answer), "install it"))
+    assert finding.is_fatal and finding.remedy.endswith("install it")
+    assert ("less busy" in finding.remedy) == ("within" in problem)
 
 
 def test_an_mpiexec_of_another_library_is_found_out(

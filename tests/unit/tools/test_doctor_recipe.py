@@ -126,6 +126,9 @@ def test_what_cannot_be_planned_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert unplanned.value == "not planned: offload: no"
     (failed,) = found(monkeypatch, tmp_path, "no answer within 60 s")
     assert failed.is_fatal and failed.problem == "no answer within 60 s"
+    assert failed.remedy.startswith("try again when the machine is less busy")
+    (failed,) = found(monkeypatch, tmp_path, "error: why")
+    assert failed.remedy == "see launch/pretrain.py --help"
 
 
 def test_flags_of_a_recipe_need_one() -> None:

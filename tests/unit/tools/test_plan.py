@@ -166,6 +166,10 @@ def test_the_script_prints_a_plan_and_writes_it(tmp_path: Path) -> None:
         (("--gpu", "H100", "--shards", "nowhere"), "give --sequence_length to plan"),
         (("--gpu", "H100", "--sequence_length", "600"), "max_position_embeddings = 512 is below"),
         (
+            ("--gpu", "H100", "--sequence_length", "99", "--micro_batch_tokens", "98"),
+            "micro_batch_tokens = 98 is below the sequence length 99: raise it",
+        ),
+        (
             ("--gpu", "L4", "--sequence_length", "9", "--deepspeed_config", FP32),
             "give --peak_tflops",
         ),
@@ -183,9 +187,11 @@ def test_a_dry_run_prints_the_settings_alone() -> None:
     ended = launch(
         "--gpus", "2", "--gpu_memory_gib", "16", "--peak_tflops", "65", "--sequence_length", "77",
         "--activation_checkpointing", "true", "--dry_run",
+        "--shards", "https://me:geheim@host/shards?sig=geheim",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     settings = json.loads(ended.stdout)
+    assert settings["run"]["shards"] == "https://***@host/shards?***"
     assert settings["hardware"]["memory_bytes"] == 16 * 2**30
     assert settings["hardware"]["mfu"] == pytest.approx(0.3)  # a pass more of four
     assert settings["workload"]["tokens_per_sample"] == 77

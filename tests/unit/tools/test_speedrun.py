@@ -102,16 +102,16 @@ def test_recipes_are_moved_to_the_data_of_the_track() -> None:
 def test_the_commands_have_the_tracks_flags() -> None:
     track = dataclasses.replace(
         Track.read(ROOT / "configs/speedrun/docs.json"),
-        name="x",
+        name="x y",
         tokenizer={"vocab_size": 700, "lower_case": True},
         prepare={"masked_lm_prob": 0.15},
         sequence_lengths=[16, 32],
     )
     assert track.preparation() == [
         "python launch/train_tokenizer.py --vocab_size 700 --lower_case true --output_dir"
-        " data/speedrun/x/tokenizer",
+        " 'data/speedrun/x y/tokenizer'",
         "mpiexec -n 2 python -m mpi4py launch/prepare_shards.py --tokenizer"
-        " data/speedrun/x/tokenizer/tokenizer.model --output_dir data/speedrun/x/shards"
+        " 'data/speedrun/x y/tokenizer/tokenizer.model' --output_dir 'data/speedrun/x y/shards'"
         " --sequence_length 16,32 --masked_lm_prob 0.15",
     ]
 
@@ -174,6 +174,27 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         Record.read(tmp_path / "r.json")
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"attempts": None}, "attempts: must be a list of at least one training"),
+        ({"attempts": []}, "attempts: must be a list of at least one training"),
+        ({"attempts": [{"seed": 1}]}, "seconds: is missing, must be given; mlm_loss: is missing"),
+        ({"machine": None}, "machine: is missing, must be given"),
+    ],
+)
+def test_what_is_no_record_is_refused(
+    changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    values = {**record(3.4).figures(), **changes}
+    values = {
+        name: value for name, value in values.items() if value is not None or name == "commit"
+    }
+    write_json(tmp_path / "r.json", values)
+    with pytest.raises(UserError, match=rf"r\.json.*: {problem}"):
+        Record.read(tmp_path / "r.json")
+
+
 def test_the_readme_has_the_table_of_all_records() -> None:
     assert RECORDS, "records/ has those of this repository"
     assert (
@@ -181,9 +202,27 @@ def test_the_readme_has_the_table_of_all_records() -> None:
     )
 
 
-def test_two_seeds_are_no_record() -> None:
-    with pytest.raises(UserError, match="--seeds 1 2 2: must be at least 3 different ones"):
-        run.run(Track.read(TRACKS[0]), "one_core", [1, 2, 2], "")
+@pytest.mark.parametrize("seeds", ([1, 2], [1, 2, 2], [1, 2, 3, 3]))
+def test_two_seeds_are_no_record_and_none_counts_twice(
+    seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second training of a seed would find the first one's checkpoint, and end at once."""
+    monkeypatch.setattr(run, "take", pytest.fail)
+    given = " ".join(map(str, seeds))
+    with pytest.raises(UserError, match=f"--seeds {given}: must be at least 3, all different"):
+        run.run(Track.read(TRACKS[0]), "one_core", seeds, "")
+
+
+def test_a_wrong_recipe_is_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "take", lambda machine_class: 1)
+    monkeypatch.setattr(run, "call", pytest.fail)
+    track = dataclasses.replace(Track.read(TRACKS[0]), recipe=str(tmp_path / "r.json"))
+    for phases in ({"a": 1}, [1], [{"shards": "data/shards_16"}]):
+        write_json(tmp_path / "r.json", {"phases": phases})
+        with pytest.raises(UserError, match=r"r\.json: phase"):
+            run.run(track, "one_core", [1, 2, 3], "")
 
 
 def test_a_class_takes_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
