@@ -126,7 +126,8 @@ def numbers(engine: Any) -> dict[str, dict[str, float]]:
     """What optimizer and loss scaler keep besides tensors: counts of steps, the scale."""
     found: dict[str, dict[str, float]] = {"state": {}, "group": {}, "loss_scaler": {}}
     inner = engine.basic_optimizer
-    for state in list(inner.state.values())[:1]:  # alike for all
+    # Alike for all, but DeepSpeed's FusedAdam without ZeRO counts in a group's last one alone.
+    for state in list(inner.state.values())[-1:]:
         found["state"] = {k: float(v) for k, v in state.items() if _is_number(v)}
     if "step" in inner.param_groups[0]:  # DeepSpeed's own Adam counts there
         found["group"] = {"step": float(inner.param_groups[0]["step"])}
