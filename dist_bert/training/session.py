@@ -314,7 +314,8 @@ class _Session:
             self._roll_back(record.state)
         elif record.spike and self.run.on_spike == "roll_back" and not self._has_rolled_back:
             step = record.state.step
-            self._go_back(f"step {step:,}: the loss is {record.spike:.2f} times the running median")
+            problem = f"step {step:,}: the loss is {record.spike:.2f} times the running median"
+            self._go_back(step, problem)
 
     def _roll_back(self, state: TrainState) -> None:
         """Takes back all updates since the last checkpoint; step and position in the data continue.
@@ -336,11 +337,11 @@ class _Session:
         if self._has_rolled_back:
             self._progress.flush()
             raise UserError(f"{problem}, also after rolling back to a checkpoint: {advice}")
-        if not self._go_back(problem):
+        if not self._go_back(state.step, problem):
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
 
-    def _go_back(self, problem: str) -> bool:
-        """Takes the weights of the last checkpoint; returns whether there is one."""
+    def _go_back(self, step: int, problem: str) -> bool:
+        """After a step, takes the weights of the last checkpoint; returns whether there is one."""
         self._progress.flush()
         self._saves.finish()  # a run that was killed and resumed has no newer checkpoint, either
         job = self.job
@@ -349,6 +350,8 @@ class _Session:
         self._watchdog.beat("rolling back to a checkpoint")
         place = job.run.output_dir
         from_state = checkpoint.load(self._engine, place, job.identity(), job.may_differ)
+        for taken in range(from_state.step + 1, step + 1):
+            self._setup.before_step(self._engine, taken)  # what it has changed since then
         self._has_rolled_back = True
         self._console.say(
             f"{problem}: rolled back to the weights of step {from_state.step:,}; training continues"
