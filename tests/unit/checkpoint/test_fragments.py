@@ -1,4 +1,4 @@
-"""Counts of DeepSpeed's own Adam; layouts of its engines are in test_checkpoints.py."""
+"""Counts of DeepSpeed's Adam and loss scale; layouts of engines are in test_checkpoints.py."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.ops.adam import fused_adam
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleConfig, LossScaler
 from torch import Tensor, nn
 
 from dist_bert.checkpoint import fragments
@@ -68,3 +69,48 @@ def test_fused_adam_resumes_at_its_count_of_steps(without_compiler: None) -> Non
         train(one, range(5, 7))
     for left, right in zip(layers.parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def dynamic(window: int, min_scale: float, hysteresis: int) -> Any:
+    """As at ZeRO 1 to 3."""
+    return DynamicLossScaler(2.0**16, window, min_scale, hysteresis, False)
+
+
+def plain(window: int, min_scale: float, hysteresis: int, is_dynamic: bool = True) -> Any:
+    """As without ZeRO, where there is no hysteresis."""
+    values = {"init_scale": 2.0**16, "scale_window": window, "min_scale": min_scale}
+    return LossScaleConfig(torch.float16, is_dynamic, 2.0**hysteresis, values)
+
+
+def scaling_engine(scaler: Any) -> Any:
+    name = "loss_scale_config" if isinstance(scaler, LossScaleConfig) else "loss_scaler"
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))])
+    return SimpleNamespace(
+        basic_optimizer=optimizer,
+        optimizer=SimpleNamespace(**{name: scaler}),
+        fp16_enabled=lambda: True,
+    )
+
+
+@pytest.mark.parametrize("make", [dynamic, plain])
+@pytest.mark.parametrize("other", [dynamic, plain])
+def test_the_loss_scale_goes_on_and_its_settings_are_those_of_the_resume(
+    make: Any, other: Any
+) -> None:
+    before = make(1000, 1.0, 2)
+    before.cur_scale, before.cur_iter, before.last_overflow_iter = 512.0, 31, 29
+    after = other(70, 4.0, 5)
+    fragments.set_numbers(scaling_engine(after), fragments.numbers(scaling_engine(before)))
+    assert (after.cur_scale, after.cur_iter, after.last_overflow_iter) == (512.0, 31, 29)
+    expected = vars(other(70, 4.0, 5))
+    settings = ("scale_window", "min_scale", "min_loss_scale", "delayed_shift", "scale_factor")
+    for name in settings:
+        assert getattr(after, name, None) == expected.get(name), name
+
+
+@pytest.mark.parametrize("make", [dynamic, plain])
+@pytest.mark.parametrize("fixed", [LossScaler(128.0), plain(0, 0.0, 7, is_dynamic=False)])
+def test_a_fixed_loss_scale_is_that_of_the_resume(fixed: Any, make: Any) -> None:
+    saved = fragments.numbers(scaling_engine(make(9, 1.0, 2)))
+    fragments.set_numbers(scaling_engine(fixed), saved)
+    assert fixed.cur_scale == 128.0
