@@ -97,7 +97,7 @@ class Rehearsal:
             f" {self._peak_flops / 1e12:.3g} TFLOP/s over all ranks"
         )
         try:
-            self._engine = _new_engine(job, new_model(job, training, self._say))
+            self._engine = build_engine(new_model(job, training, self._say), job.deepspeed)
             start_average(self._engine, job.run.average_decay)
             if may_resume:
                 self._state = checkpoint.load(
@@ -260,14 +260,6 @@ class Rehearsal:
     def _tensors(self) -> Iterator[Tensor]:
         for fragment in fragments(self._engine):
             yield from fragment.tensors.values()
-
-
-def _new_engine(job: PretrainingJob, model: Any) -> Any:
-    """The engine; what DeepSpeed finds wrong in its JSON is the user's mistake."""
-    try:
-        return build_engine(model, job.deepspeed)
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from None
 
 
 def _bits(tensor: Tensor) -> Tensor:
