@@ -8,6 +8,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from dist_bert.checkpoint import fragments
@@ -52,8 +53,8 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
         skip_plain_updates(engine)
     elif config.zero_stage == 0:
         step_plainly(engine)
-    elif config.zero_stage < 3:
-        judge_by_norm(engine)
+    elif isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        judge_by_norm(engine)  # that of `data_types` grad_accum_dtype fp32 does it by itself
     if config.precision != "fp32":
         _start_exactly(engine, initial)
     return engine
