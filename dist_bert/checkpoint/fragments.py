@@ -23,6 +23,9 @@ from torch import Tensor
 from dist_bert.checkpoint.format import AVERAGE, WEIGHT, Fragment
 from dist_bert.checkpoint.places import Place
 
+# Of a loss scaler whose scale moves; what else it keeps are settings of the JSON, also at a resume.
+_SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 def fragments(engine: Any) -> list[Fragment]:
     """All fragments that this rank holds, as views of what the optimizer works on.
@@ -126,11 +129,12 @@ def numbers(engine: Any) -> dict[str, dict[str, float]]:
     """What optimizer and loss scaler keep besides tensors: counts of steps, the scale."""
     found: dict[str, dict[str, float]] = {"state": {}, "group": {}, "loss_scaler": {}}
     inner = engine.basic_optimizer
-    for state in list(inner.state.values())[:1]:  # alike for all
+    # Alike for all, but DeepSpeed's FusedAdam without ZeRO counts in a group's last one alone.
+    for state in list(inner.state.values())[-1:]:
         found["state"] = {k: float(v) for k, v in state.items() if _is_number(v)}
     if "step" in inner.param_groups[0]:  # DeepSpeed's own Adam counts there
         found["group"] = {"step": float(inner.param_groups[0]["step"])}
-    found["loss_scaler"] = {k: v for k, v in _loss_scaler(engine).items() if _is_number(v)}
+    found["loss_scaler"] = {k: v for k, v in _loss_scaler(engine).items() if k in _SCALE_STATE}
     return found
 
 
@@ -146,8 +150,8 @@ def set_numbers(engine: Any, saved: dict[str, dict[str, float]]) -> None:
     for group in inner.param_groups:
         group.update({key: int(value) for key, value in saved["group"].items()})
     scaler = _loss_scaler(engine)
-    if scaler.keys() >= saved["loss_scaler"].keys():  # else another precision: it starts again
-        scaler.update(saved["loss_scaler"])
+    known = scaler.keys() & _SCALE_STATE  # earlier versions have saved the settings, too
+    scaler.update({k: v for k, v in saved["loss_scaler"].items() if k in known})
 
 
 def _is_number(value: Any) -> bool:
@@ -157,12 +161,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _loss_scaler(engine: Any) -> dict[str, Any]:
-    """The attributes of the loss scaler; none where nothing is scaled."""
+    """The attributes of the loss scaler; none where nothing is scaled, or by a fixed scale."""
     if not engine.fp16_enabled():
         return {}
     wrapper = engine.optimizer
     scaler = getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
-    return vars(scaler) if scaler is not None else {}
+    is_moving = getattr(scaler, "dynamic", False) or getattr(scaler, "dynamic_loss_scale", False)
+    return vars(scaler) if is_moving else {}
 
 
 def _owners(engine: Any) -> list[Tensor]:

@@ -27,27 +27,15 @@ from dist_bert.tokenizer.kind import kind_of
 PUBLISHED_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLE_NAME = "pytorch_model.bin"
-# What weights fix; dropout and the initial deviation are free.
-_FIXED = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "type_vocab_size",
-    "hidden_act",
-    "mlm_hidden_act",
-    "layer_norm_eps",
-    "architecture",
-    "norm",
-    "positions",
-    "feed_forward",
-    "bias",
-    "norm_bias",
-    "global_attn_every_n_layers",
-    "local_attention",
-    "global_rope_theta",
-    "local_rope_theta",
+# Settings of a model that weights leave free, or whose sizes have rules of their own, below.
+_FREE = (
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
 )
+_FIXED = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in _FREE)
 _MLM_ACTIVATION = "mlm_hidden_act"
 _MLM_HEAD = ("cls.predictions.transform.", "decoder.bias")  # of BERT, of ModernBERT
 

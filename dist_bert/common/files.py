@@ -82,7 +82,7 @@ def problem(error: OSError) -> str:
 
 
 class Appender:
-    """A file to append to. A full disk delays writes instead of ending the program.
+    """A file to append to, for one thread. A full disk delays writes instead of ending the program.
 
     Data that cannot be written stays in memory, up to a limit, for the next `flush`.
     """

@@ -5,7 +5,6 @@ which is removed.
 """
 
 import contextlib
-import itertools
 import math
 import shutil
 import time
@@ -46,7 +45,7 @@ from dist_bert.training.progress import duration, flops_of_batches, peak_memory_
 from dist_bert.training.rank_reports import total_peak_flops
 from dist_bert.training.weight_average import start_average
 
-_NUM_STEPS = 2  # the first one pays for set-up, the second one is timed
+_NUM_STEPS = 2  # with an update; the first one pays for set-up, the last one is timed
 _SCRATCH_NAME = ".check"
 _GIB = 2**30
 
@@ -97,7 +96,7 @@ class Rehearsal:
             f" {self._peak_flops / 1e12:.3g} TFLOP/s over all ranks"
         )
         try:
-            self._engine = _new_engine(job, new_model(job, training, self._say))
+            self._engine = build_engine(new_model(job, training, self._say), job.deepspeed)
             start_average(self._engine, job.run.average_decay)
             if may_resume:
                 self._state = checkpoint.load(
@@ -147,10 +146,16 @@ class Rehearsal:
             before_step=lambda step: grow_positions(job, engine, step, self._say),
         )
         batches = prefetch(training_stream(job, training, state))
-        for record in itertools.islice(loop.steps(batches, state), _NUM_STEPS):
+        # With fp16 updates are left out as a matter of course, until the loss scale has fallen.
+        may_skip = job.deepspeed.precision == "fp16"
+        num_left_out = 0
+        for record in loop.steps(batches, state):
             record.metrics.tolist()  # waits for the device
             times.append(time.perf_counter())
             records.append(record)
+            num_left_out += record.is_skipped and may_skip
+            if len(records) - num_left_out == _NUM_STEPS or record.must_roll_back:
+                break
         batches.close()
         seconds = times[-1] - times[-2] if len(times) > 1 else 0.0
         if seconds:
@@ -166,14 +171,14 @@ class Rehearsal:
             f"checked  {len(records)} steps after step {state.step:,}: losses"
             f" {', '.join(f'{loss:.4f}' for loss in losses)}, {seconds:.3g} s a step,"
             f" at most {peak.item():.2f} GiB a rank"
+            + (f", {num_left_out} without update to find the loss scale" if num_left_out else "")
         )
-        # With fp16 the first updates are left out as a matter of course, to find the loss scale.
-        may_skip = job.deepspeed.precision == "fp16"
         return [
             f"step {record.state.step:,}: loss or gradient is not finite: try a lower lr, a longer"
             " warmup_steps, gradient_clipping 1.0, or fp32"
             for record, loss in zip(records, losses, strict=True)
-            if not math.isfinite(loss) or (record.is_skipped and not may_skip)
+            if not math.isfinite(loss)
+            or (record.is_skipped and (record.must_roll_back or not may_skip))
         ], seconds
 
     def _validate_once(self) -> list[str]:
@@ -260,14 +265,6 @@ class Rehearsal:
     def _tensors(self) -> Iterator[Tensor]:
         for fragment in fragments(self._engine):
             yield from fragment.tensors.values()
-
-
-def _new_engine(job: PretrainingJob, model: Any) -> Any:
-    """The engine; what DeepSpeed finds wrong in its JSON is the user's mistake."""
-    try:
-        return build_engine(model, job.deepspeed)
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from None
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -284,7 +284,9 @@ def run_of(run: PretrainingConfig, phases: Sequence[Phase], num_steps: int) -> P
         UserError: the run's schedule does not fit into so many steps.
     """
     if all(phase.schedule != OF_RUN for phase in phases):
-        run = dataclasses.replace(run, warmup_steps=0, schedule="constant", min_lr_ratio=0.0)
+        run = dataclasses.replace(
+            run, warmup_steps=0, schedule="constant", decay_steps=0, min_lr_ratio=0.0
+        )
     return dataclasses.replace(run, num_train_steps=num_steps)
 
 

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class Console:
         self._counts: dict[str, int] = {}  # how often this rank has warned so
         self._unshared: list[str] = []  # of another rank than 0: what it has not heard yet
         self._heard: set[str] = set()  # warnings of other ranks that rank 0 has shown
+        self._lock = threading.RLock()  # the threads that read ahead warn while the loop speaks
 
     def take_over_warnings(self) -> None:
         """Shows the warnings of Python and of DeepSpeed as lines like all others."""
@@ -50,10 +52,11 @@ class Console:
 
     def open_log(self, path: Path) -> None:
         """Appends to a file from now on, beginning with what was said so far; on rank 0."""
-        self._log = Appender(path)
-        self._log.write("".join(self._early).encode())
-        self._log.flush()  # what a full disk does not take yet comes with a later line
-        self._early = []
+        with self._lock:
+            self._log = Appender(path)
+            self._log.write("".join(self._early).encode())
+            self._log.flush()  # what a full disk does not take yet comes with a later line
+            self._early = []
 
     def start_bar(self, num_steps: int, step: int) -> None:
         """Draws the progress bar, where rank 0 writes to a terminal."""
@@ -74,8 +77,9 @@ class Console:
         """One line, of rank 0 alone."""
         if self._rank == 0:
             text = redacted(text)
-            self._keep(text)
-            self._print(text, sys.stdout)
+            with self._lock:
+                self._keep(text)
+                self._print(text, sys.stdout)
 
     def warn(self, text: str) -> None:
         """A warning in one line; the same again only at the 10th, 100th, 1,000th ... time."""
@@ -159,9 +163,10 @@ class Console:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
 
     def _print(self, text: str, stream: TextIO) -> None:
         try:
@@ -175,11 +180,12 @@ class Console:
 
     def _keep(self, text: str) -> None:
         line = f"{rank_log.now()} {text}\n"
-        if self._log is None:
-            self._early.append(line)
-        else:
-            self._log.write(line.encode(errors="backslashreplace"))
-            self._log.flush()
+        with self._lock:
+            if self._log is None:
+                self._early.append(line)
+            else:
+                self._log.write(line.encode(errors="backslashreplace"))
+                self._log.flush()
 
     def _survive(self, error: OSError) -> None:
         """What cannot be printed is in RUN/log.txt; without terminal or reader, no more is printed.

@@ -6,6 +6,7 @@ ZeRO) or reports late is checked here. Needs neither torch nor deepspeed.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dist_bert.common.settings import raise_all, read_json
 from dist_bert.data.batches import BatchShape
 from dist_bert.training.deepspeed_flags import with_values
 from dist_bert.training.deepspeed_release import require_sound_release
-from dist_bert.training.optimizers.kinds import kind_problems
+from dist_bert.training.optimizers.kinds import kind_problems, own_kind
 
 # Sections that mean something in this system. The others that DeepSpeed knows are refused,
 # because a key that does nothing here would look as if it did.
@@ -107,7 +108,7 @@ class DeepSpeedConfig:
         unknown = [key for key in values if key not in _KNOWN_KEYS and key not in _ELSEWHERE]
         if unknown:
             problems.append(f"unknown key {', '.join(unknown)}; known: {', '.join(_KNOWN_KEYS)}")
-        problems += _optimizer_problems(values)
+        problems += [*_optimizer_problems(values), *_number_problems(values)]
         problems += kind_problems(values, precision_of(values))
         if values.get("bf16", {}).get("enabled") and values.get("fp16", {}).get("enabled"):
             problems.append("bf16 and fp16 are both enabled: choose one")
@@ -184,6 +185,27 @@ def _optimizer_problems(values: dict[str, Any]) -> list[str]:
             "optimizer: must be given with its type and peak lr, as"
             ' {"type": "AdamW", "params": {"lr": 1e-4}}'
         )
+    return problems
+
+
+def _number_problems(values: dict[str, Any]) -> list[str]:
+    """Numbers that are none, or out of range, of those that are computed with here, too."""
+    params = values.get("optimizer", {}).get("params", {})
+    numbers = {}
+    if type(params.get("lr")) in (int, float):  # else it counts as not given, above
+        numbers["optimizer params lr"] = params["lr"]
+    if own_kind(values) is None and "weight_decay" in params:  # `kind_problems` has that of ours
+        numbers["optimizer params weight_decay"] = params["weight_decay"]
+    if "gradient_clipping" in values:
+        numbers["gradient_clipping"] = values["gradient_clipping"]
+    problems = [
+        f"{name} = {value!r}: must be a finite number of at least 0"
+        for name, value in numbers.items()
+        if type(value) not in (int, float) or not 0 <= value < math.inf
+    ]
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        problems.append(f"zero_optimization stage = {stage!r}: must be 0, 1, 2 or 3")
     return problems
 
 

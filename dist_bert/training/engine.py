@@ -8,11 +8,13 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from dist_bert.checkpoint import fragments
 from dist_bert.checkpoint.format import WEIGHT
 from dist_bert.common.device import set_up_products
+from dist_bert.common.errors import UserError
 from dist_bert.data.batches import MicroBatch
 from dist_bert.model.micro_batches import sum_of_shares
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
@@ -23,7 +25,11 @@ from dist_bert.training.skipped_steps import judge_by_norm, skip_plain_updates
 
 
 def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
-    """DeepSpeed's engine around a model on the CPU in float32."""
+    """DeepSpeed's engine around a model on the CPU in float32; called by all ranks together.
+
+    Raises:
+        UserError: DeepSpeed or its optimizer refuses a value of the JSON, on all ranks alike.
+    """
     _import_muon()
     set_up_products(config.precision)
     values = {**config.values, "steps_per_print": 1 << 62}  # its console lines are ours to write
@@ -32,20 +38,23 @@ def build_engine(model: nn.Module, config: DeepSpeedConfig) -> Any:
     if own is not None:
         del values["optimizer"]  # DeepSpeed has another one of this name
         values["zero_allow_untested_optimizer"] = True  # by DeepSpeed: tested here
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=own,
-        model_parameters=None if own else parameter_groups(model, config.weight_decay),
-        config=values,
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=own,
+            model_parameters=None if own else parameter_groups(model, config.weight_decay),
+            config=values,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from None
     if own is not None:
         own.bind(list(fragments.places(engine)), not fragments.is_replicated(engine))
     if config.zero_stage == 0 and config.precision == "fp32":
         skip_plain_updates(engine)
     elif config.zero_stage == 0:
         step_plainly(engine)
-    elif config.zero_stage < 3:
-        judge_by_norm(engine)
+    elif isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        judge_by_norm(engine)  # that of `data_types` grad_accum_dtype fp32 does it by itself
     if config.precision != "fp32":
         _start_exactly(engine, initial)
     return engine

@@ -5,7 +5,8 @@ import math
 
 from dist_bert.common.settings import setting
 
-SCHEDULES = ("linear", "cosine", "constant", "wsd", "wsd_sqrt")
+_WITH_DECAY_STEPS = ("wsd", "wsd_sqrt")
+SCHEDULES = ("linear", "cosine", "constant", *_WITH_DECAY_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,22 @@ class LrSchedule:
                 f"warmup_steps = {self.warmup_steps} is above num_train_steps = {self.num_steps}"
             )
         most = self.num_steps - self.warmup_steps
-        if self.name in ("wsd", "wsd_sqrt") and not 0 < self.decay_steps <= most:
+        if self.name in _WITH_DECAY_STEPS and not 0 < self.decay_steps <= most:
             problems.append(
                 f"decay_steps = {self.decay_steps}: {self.name} needs 1 to num_train_steps -"
                 " warmup_steps"
             )
+        if self.name not in _WITH_DECAY_STEPS and self.decay_steps > 0:
+            problems.append(
+                f"decay_steps = {self.decay_steps}: does nothing with schedule = {self.name}, only"
+                f" with {' and '.join(_WITH_DECAY_STEPS)}"
+            )
         if not 0.0 <= self.min_lr_ratio <= 1.0:
             problems.append(f"min_lr_ratio = {self.min_lr_ratio}: must be 0 to 1")
+        elif self.name == "constant" and self.min_lr_ratio:
+            problems.append(
+                f"min_lr_ratio = {self.min_lr_ratio}: does nothing with schedule = constant"
+            )
         return problems
 
     def share(self, step: int) -> float:
@@ -53,7 +63,7 @@ class LrSchedule:
         if step < self.warmup_steps:
             return self.start + (1.0 - self.start) * (step / self.warmup_steps)
         decay_steps = self.num_steps - self.warmup_steps
-        if self.name in ("wsd", "wsd_sqrt"):
+        if self.name in _WITH_DECAY_STEPS:
             decay_steps = self.decay_steps
         remaining = self.num_steps - step
         if self.name == "constant" or remaining >= decay_steps:

@@ -311,12 +311,13 @@ class _Session:
             UserError: rolling back did not help, or there is no checkpoint.
         """
         if record.must_roll_back:
-            self._roll_back(record.state)
+            self._roll_back(record)
         elif record.spike and self.run.on_spike == "roll_back" and not self._has_rolled_back:
             step = record.state.step
-            self._go_back(f"step {step:,}: the loss is {record.spike:.2f} times the running median")
+            problem = f"step {step:,}: the loss is {record.spike:.2f} times the running median"
+            self._go_back(step, problem)
 
-    def _roll_back(self, state: TrainState) -> None:
+    def _roll_back(self, record: StepRecord) -> None:
         """Takes back all updates since the last checkpoint; step and position in the data continue.
 
         The same samples would end the same way. A run that is killed before its next checkpoint
@@ -325,22 +326,24 @@ class _Session:
         Raises:
             UserError: that did not help, or there is no checkpoint.
         """
-        run = self.run
+        run, state = self.run, record.state
         size = self.job.batch_shape(state.step).global_batch_size
-        first = state.samples - run.max_skipped_steps * size
-        problem = (
-            f"step {state.step:,}: loss or gradient was not finite in {run.max_skipped_steps} steps"
-            f" (samples {first:,} to {state.samples - 1:,} of the stream)"
-        )
+        many = run.max_skipped_steps
+        first = state.samples - many * size
+        problem = f"step {state.step:,}: loss or gradient was not finite in {many} steps"
         advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
+        if record.spike:
+            problem = f"step {state.step:,}: the loss was a spike in {many} steps"
+            advice = "raise spike_threshold, or try a lower lr or a longer warmup_steps"
+        problem += f" (samples {first:,} to {state.samples - 1:,} of the stream)"
         if self._has_rolled_back:
             self._progress.flush()
             raise UserError(f"{problem}, also after rolling back to a checkpoint: {advice}")
-        if not self._go_back(problem):
+        if not self._go_back(state.step, problem):
             raise UserError(f"{problem}, before the first checkpoint: {advice}")
 
-    def _go_back(self, problem: str) -> bool:
-        """Takes the weights of the last checkpoint; returns whether there is one."""
+    def _go_back(self, step: int, problem: str) -> bool:
+        """After a step, takes the weights of the last checkpoint; returns whether there is one."""
         self._progress.flush()
         self._saves.finish()  # a run that was killed and resumed has no newer checkpoint, either
         job = self.job
@@ -349,6 +352,8 @@ class _Session:
         self._watchdog.beat("rolling back to a checkpoint")
         place = job.run.output_dir
         from_state = checkpoint.load(self._engine, place, job.identity(), job.may_differ)
+        for taken in range(from_state.step + 1, step + 1):
+            self._setup.before_step(self._engine, taken)  # what it has changed since then
         self._has_rolled_back = True
         self._console.say(
             f"{problem}: rolled back to the weights of step {from_state.step:,}; training continues"

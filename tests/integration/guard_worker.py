@@ -41,6 +41,7 @@ NAN_LOSS, NAN_GRADIENT, INFINITE_LOSS = 1, 2, 3
 POISON = {2: (NAN_LOSS, 1), 3: (NAN_GRADIENT, 0), 5: (INFINITE_LOSS, 1)}  # step -> kind, rank
 NUM_STEPS, SAVED_STEP = 7, 4
 AVERAGE_DECAY = 0.1  # reached at step 1: later the number of steps plays no part
+SUMMED_IN_FP32 = "bf16, gradients summed in fp32"  # with another of DeepSpeed's optimizers
 SHAPE = BatchShape(accumulation_steps=2, world_size=2, micro_batch_size=3)
 
 
@@ -85,7 +86,8 @@ def new_engine(stage: int, precision: str, clipping: float) -> Any:
         "gradient_clipping": clipping,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": precision.startswith("bf16")},
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if precision == SUMMED_IN_FP32 else {}),
         "fp16": {"enabled": precision == "fp16", "initial_scale_power": 3, "hysteresis": 1},
     }
     torch.manual_seed(1)
@@ -186,7 +188,7 @@ def main() -> None:
     parser.add_argument("--output_dir")
     arguments = parser.parse_args()
     start_distributed()
-    for stage, precision in itertools.product(range(4), ("fp32", "bf16")):
+    for stage, precision in (*itertools.product(range(4), ("fp32", "bf16")), (1, SUMMED_IN_FP32)):
         clipping = 0.0 if (stage, precision) == (0, "fp32") else 1.0
         with tempfile.TemporaryDirectory(dir=arguments.output_dir) as own:
             folder = [own]

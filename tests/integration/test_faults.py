@@ -370,7 +370,7 @@ def test_skipped_steps_leave_no_trace(data_set: Path, tmp_path: Path) -> None:
         "--output_dir", tmp_path,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
-    assert made.stdout.count(": alike\n") == 8 and made.stdout.count("fp16: stopped\n") == 3
+    assert made.stdout.count(": alike\n") == 9 and made.stdout.count("fp16: stopped\n") == 3
 
 
 def test_the_time_limit_may_end_before_the_first_step(start: Start, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_all_differences_come_at_once(run: tuple[Path, dict[str, Tensor]], token
     assert differences == (
         "hidden_size is 28, the weights have 24; num_hidden_layers is 3, the weights have 2;"
         " num_attention_heads is 2, the weights have 4; intermediate_size is 39, the weights have"
-        " 37; type_vocab_size is 1, the weights have 2; hidden_act is 'relu', the weights have"
-        " 'gelu'; mlm_hidden_act is 'relu', the weights have 'gelu'; layer_norm_eps is 1e-05, the"
+        " 37; hidden_act is 'relu', the weights have 'gelu'; mlm_hidden_act is 'relu', the weights"
+        " have 'gelu'; type_vocab_size is 1, the weights have 2; layer_norm_eps is 1e-05, the"
         " weights have 1e-12; vocab_size is 103, the weights have 101: give the model the weights'"
         " architecture"
     )

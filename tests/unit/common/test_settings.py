@@ -246,6 +246,14 @@ def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
         ({"init_average": True}, ["init_average = True: does nothing without init_from"]),
         ({"schedule": "wsd"}, ["decay_steps = 0: wsd needs"]),
         ({"schedule": "wsd", "decay_steps": 990_001}, ["decay_steps = 990001: wsd needs"]),
+        (
+            {"schedule": "cosine", "decay_steps": 9},
+            ["decay_steps = 9: does nothing with schedule = cosine, only with wsd and wsd_sqrt"],
+        ),
+        (
+            {"schedule": "constant", "min_lr_ratio": 0.1},
+            ["min_lr_ratio = 0.1: does nothing with schedule = constant"],
+        ),
         ({"log_interval": 0}, ["log_interval = 0"]),
         ({"checkpoint_interval": 0}, ["checkpoint_interval = 0"]),
         ({"validation_interval": -1, "validation_samples": -1}, ["interval = -1", "samples = -1"]),

@@ -144,6 +144,14 @@ def test_a_phase_s_own_warm_up_begins_where_the_lr_was(corpora: dict[str, Corpus
     assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.0])
 
 
+def test_the_run_s_schedule_means_nothing_where_every_phase_has_its_own(
+    corpora: dict[str, Corpus],
+) -> None:
+    run = dataclasses.replace(RUN, schedule="wsd", decay_steps=3, min_lr_ratio=0.5)
+    timeline = timeline_of(corpora, Phase({"a": 1.0}, steps=4, schedule="linear"), run=run)
+    assert [timeline.lr_share(step) for step in range(1, 5)] == [0.75, 0.5, 0.25, 0.0]
+
+
 def test_what_does_not_fit_names_its_phase(corpora: dict[str, Corpus]) -> None:
     good = Phase({"a": 1.0}, "good", steps=5)
     bad = [
@@ -166,6 +174,8 @@ def test_what_does_not_fit_names_its_phase(corpora: dict[str, Corpus]) -> None:
         assert told in message
     late = Phase({"a": 1.0}, "late", steps=5, schedule="wsd", decay_steps=6)
     assert "phase late: decay_steps = 6: wsd needs" in refusal(corpora, good, late)
+    late = dataclasses.replace(late, schedule="linear", decay_steps=5)
+    assert "phase late: decay_steps = 5: does nothing with" in refusal(corpora, good, late)
     run = dataclasses.replace(RUN, warmup_steps=11)
     assert "warmup_steps = 11 is above num_train_steps = 10" in refusal(
         corpora, good, good, run=run

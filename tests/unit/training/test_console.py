@@ -1,10 +1,13 @@
 """What a rank says, and where: lines, the log file, a bar on a terminal."""
 
+import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -206,3 +209,26 @@ def test_other_ranks_draw_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     console.advance()
     console.close()
     assert terminal.getvalue() == ""
+
+
+def test_a_thread_warns_while_the_disk_takes_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that takes its time, here a pipe that nobody reads yet."""
+    path, console = tmp_path / "log.txt", rank(0, monkeypatch)
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    console.open_log(path)
+    texts = ["x" * 200_000, "y" * 100_000]  # a pipe takes 65,536
+    read = b""
+    with ThreadPoolExecutor(2) as threads:
+        notes = [threads.submit(console.note, text) for text in texts]
+        while not all(note.done() for note in notes):
+            with contextlib.suppress(BlockingIOError):
+                read += os.read(reader, 1 << 10)
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader, 1 << 16):
+            read += part
+    os.close(reader)
+    assert [note.exception() for note in notes] == [None, None]
+    assert sorted(line.split()[1] for line in read.decode().splitlines()) == texts

@@ -194,6 +194,33 @@ def test_settings_of_our_optimizers_are_checked(
     assert problem(path, optimizer=optimizer).startswith(message)
 
 
+@pytest.mark.parametrize("value", [-1e-4, float("nan"), float("inf")])
+@pytest.mark.parametrize("optimizer", [ADAMW, LAMB])
+def test_a_learning_rate_is_finite_and_not_negative(
+    path: Path, optimizer: dict[str, Any], value: float
+) -> None:
+    params = {**optimizer["params"], "lr": value}
+    found = problem(path, optimizer={**optimizer, "params": params})
+    assert found == f"optimizer params lr = {value!r}: must be a finite number of at least 0"
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), "0.1", None, True])
+def test_numbers_that_are_computed_with_here_are_checked(path: Path, value: Any) -> None:
+    params = {**ADAMW["params"], "weight_decay": value}  # type: ignore[dict-item]
+    values = {TOTAL: 24, "optimizer": {**ADAMW, "params": params}, "gradient_clipping": value}
+    with pytest.raises(UserError) as caught:
+        DeepSpeedConfig.from_values(values, "case", 1)
+    rule = f"{value!r}: must be a finite number of at least 0"
+    expected = f"optimizer params weight_decay = {rule}; gradient_clipping = {rule}"
+    assert str(caught.value) == f"case configuration: {expected}"
+
+
+@pytest.mark.parametrize("stage", [-1, 4, "two", 2.0, True, None])
+def test_a_stage_is_one_of_four(path: Path, stage: Any) -> None:
+    found = problem(path, zero_optimization={"stage": stage})
+    assert found == f"zero_optimization stage = {stage!r}: must be 0, 1, 2 or 3"
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 @pytest.mark.parametrize(
     ("kind", "reason"),
