@@ -345,11 +345,13 @@ class TokenStore:
             ([0], np.cumsum(num_documents, dtype=np.int64))
         )  # (U + 1,)
 
-    def smallest_hashes(self, count: int) -> NDArray[np.uint64]:
-        """The `count` smallest distinct hashes of all documents, ascending; all if fewer."""
+    def smallest_hashes(self, count: int, least: int = 0) -> NDArray[np.uint64]:
+        """The `count` smallest distinct hashes from `least` on, ascending; all if fewer."""
         smallest = np.zeros(0, np.uint64)
         for unit in self.units:
             hashes = unit.document_hashes
+            if least:
+                hashes = hashes[hashes >= np.uint64(least)]
             if smallest.size == count:
                 hashes = hashes[hashes < smallest[-1]]
             smallest = np.unique(np.concatenate((smallest, hashes)))[:count]
