@@ -60,6 +60,18 @@ def test_inputs_are_sorted_files_without_repetition(tmp_path: Path) -> None:
         find_inputs([str(tmp_path / "none*"), *patterns, str(tmp_path / "b")])
 
 
+def test_a_file_of_several_names_is_read_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text_files(tmp_path / "a", 2)
+    (tmp_path / "latest").symlink_to("a")
+    path = f"{tmp_path}/a/document-0000.txt"
+    files = find_inputs([f"{tmp_path}/**", f"{tmp_path}/a/../a/document-0000.txt", path])
+    assert len({os.path.realpath(file.path) for file in files}) == len(files) == 2
+    assert files == sorted(files)
+    assert capsys.readouterr().out == "left out 3 other names of the same files\n"
+
+
 def test_the_name_of_a_file_that_is_there_is_no_pattern(tmp_path: Path) -> None:
     for name in ("[br*ck].jsonl", "a[1].txt", "a1.txt"):
         (tmp_path / name).write_text("x")
