@@ -193,6 +193,19 @@ def data_sets(*flags: str, output_dir: str = "out") -> dict[str, int]:
     return {str(folder): config.sequence_length for folder, config in found.items()}
 
 
+@pytest.mark.parametrize(
+    "flags", [("--max_bad_share", "nan"), ("--max_bad_share", "-1"), ("--preview", "-2")]
+)
+def test_flags_of_the_input_out_of_range_are_one_line(
+    flags: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = Parser()
+    add_input_flags(parser, PrepareConfig)
+    with pytest.raises(SystemExit):
+        parser.parse_args(flags)
+    assert f"{flags[0]}: {flags[1]!r}: must be a" in capsys.readouterr().err
+
+
 def test_each_length_is_a_data_set_of_its_own(tmp_path: Path) -> None:
     assert data_sets() == {"out": 128}
     assert data_sets("--sequence_length", "61") == {"out": 61}
