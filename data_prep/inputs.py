@@ -132,3 +132,17 @@ def whole_file(path: str) -> InputPart:
     """A file as one part."""
     status = os.stat(path)
     return InputPart(path, 0, status.st_size, status.st_mtime_ns)
+
+
+def check_unchanged(parts: Iterable[InputPart]) -> None:
+    """Checks that files are as they were listed: of one that grows, a document may be cut off.
+
+    Raises:
+        UserError: one has changed.
+    """
+    for part in parts:
+        if os.stat(part.path).st_mtime_ns != part.modified_ns:
+            raise UserError(
+                f"{part.path}: has changed while this preparation was running; start it again when"
+                " nothing writes to the file"
+            )

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from data_prep.corpus import read_sentences
 from data_prep.documents import Documents
-from data_prep.inputs import InputPart
+from data_prep.inputs import InputPart, check_unchanged
 from data_prep.mapping import map_array
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import RecordTally
@@ -140,7 +140,8 @@ def make_unit(
         breathe: called often, with the bytes of text that are done; may raise to leave the work.
 
     Raises:
-        UserError: a file cannot be read; see `data_prep.readers`.
+        UserError: a file cannot be read, see `data_prep.readers`, or has changed since it was
+            listed.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -150,6 +151,7 @@ def make_unit(
                 writer.add(batch)
                 breathe(writer.text_bytes)
         record = writer.record(unit_fingerprint(parts, config, tokenizer.fingerprint), parts)
+        check_unchanged(parts)
         _write_record(temporary, record)
         shutil.rmtree(folder, ignore_errors=True)  # made from something else
         os.replace(temporary, folder)
