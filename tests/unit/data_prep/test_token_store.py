@@ -201,6 +201,16 @@ def test_bad_records_are_counted_and_named(tmp_path: Path, tokenizer: Tokenizer)
     assert read_record(tmp_path / "unit") == record, "a failure harms nothing"
 
 
+def test_a_bad_record_of_any_name_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A record's keys may be half characters and line ends, which no file and no line holds."""
+    lines = ['{"text": "Fine."}', '{"\\ud800\\n\u00e9": "Bad."}']
+    part = write(tmp_path / "a.jsonl", "\n".join(lines))
+    config = dataclasses.replace(CONFIG, format="jsonl")
+    record = make(tmp_path / "unit", [part], tokenizer, config, max_bad_share=0.5)
+    assert record.first_bad.endswith("--text_field (\\ud800\\n\u00e9)")
+    assert read_record(tmp_path / "unit") == record
+
+
 @pytest.mark.parametrize("text", ["Some text that has grown.", "Other text"])
 def test_a_file_that_changes_in_between_is_refused(
     tmp_path: Path, tokenizer: Tokenizer, text: str
