@@ -217,8 +217,9 @@ def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> N
         type=share,
         default=0.001,
         metavar="SHARE",
-        help="share of a file's records (lines, JSON objects, pages) that may be bad: invalid UTF-8"
-        " is replaced, unreadable records are skipped, both are counted (default: 0.001)",
+        help="share of the records (lines, JSON objects, pages) of a file, or of a part of a large"
+        " one, that may be bad: invalid UTF-8 is replaced, unreadable records are skipped, both are"
+        " counted (default: 0.001)",
     )
     parser.add_argument(
         "--preview",
