@@ -23,7 +23,7 @@ _MOST_SURPLUS = 2.0**-8  # of the pairs: few enough to correct by cutting
 _FIRST_SLOPE = 2.3  # a flipped coin turns a true pair random and adds some pairs of either kind
 
 
-def balancing_threshold(chunks: Chunks) -> float:
+def balancing_threshold(chunks: Chunks, known: NDArray[np.int64]) -> float:
     """A threshold of the coins that makes as many pairs random as true, or a few more random.
 
     Found by the secant method, bracketed by the last values found too low and too high. 0 if random
@@ -31,13 +31,16 @@ def balancing_threshold(chunks: Chunks) -> float:
 
     Args:
         chunks: at every sentence, of more than one document.
+        known: (N + 1,) tokens that are not unknown pieces, before each sentence. Chunks without
+            one become no pairs.
     """
     low, high, threshold, last = 0.0, 1.0, 0.5, 0.5
     least, best = len(chunks.stop) + 1, 1.0
     excess = last_excess = 0.0
     for _ in range(_MOST_PASSES):
         following = np.where(chunks.coin < threshold, chunks.split, chunks.stop)
-        coins = chunks.coin[chain(following)]
+        met = chain(following)
+        coins = chunks.coin[met[known[met] < known[following[met]]]]
         surplus = 2 * int(np.count_nonzero(coins < threshold)) - coins.size
         if 0 <= surplus < least:
             least, best = surplus, threshold

@@ -44,7 +44,7 @@ def resolve_inputs(
 
 
 def find_inputs(patterns: Iterable[str], written: Iterable[Path] = ()) -> list[InputPart]:
-    """All files that match, once each, sorted by path.
+    """All files that match, once each even if it has several paths, sorted by path.
 
     Args:
         patterns: paths of files, or glob patterns (`**` for any depth). If a file of exactly this
@@ -73,7 +73,12 @@ def find_inputs(patterns: Iterable[str], written: Iterable[Path] = ()) -> list[I
     _check_names(paths)
     if num_own:
         print(f"left out {num_own:,} files that this preparation wrote or uses", flush=True)
-    return [whole_file(p) for p in sorted(paths)]
+    by_file: dict[str, str] = {}  # a file may have other names: by links, or with "./"
+    for path in sorted(paths):
+        by_file.setdefault(os.path.realpath(path), path)
+    if num_others := len(paths) - len(by_file):
+        print(f"left out {num_others:,} other names of the same files", flush=True)
+    return [whole_file(path) for path in by_file.values()]
 
 
 def _is_within(path: str, places: set[str]) -> bool:
@@ -127,3 +132,17 @@ def whole_file(path: str) -> InputPart:
     """A file as one part."""
     status = os.stat(path)
     return InputPart(path, 0, status.st_size, status.st_mtime_ns)
+
+
+def check_unchanged(parts: Iterable[InputPart]) -> None:
+    """Checks that files are as they were listed: of one that grows, a document may be cut off.
+
+    Raises:
+        UserError: one has changed.
+    """
+    for part in parts:
+        if os.stat(part.path).st_mtime_ns != part.modified_ns:
+            raise UserError(
+                f"{part.path}: has changed while this preparation was running; start it again when"
+                " nothing writes to the file"
+            )

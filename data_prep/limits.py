@@ -36,10 +36,13 @@ def check(
     lost = statistics.num_lost_tokens / max(statistics.num_document_tokens, 1)
     expected = TRUNCATED_TOKENS if config.truncate_pairs else LOST_TOKENS
     most = expected if limits.lost_tokens is None else limits.lost_tokens
+    if not statistics.num_samples:
+        raise UserError(f"{output_dir}: no token is in a sample: {_why_lost(statistics, config)}")
     if lost > most:
         raise UserError(
             f"{output_dir}: {lost:.1%} of the tokens are in no sample, at most {most:.1%} may be:"
-            f" {_why_lost(config)}; or allow it with --allow_lost_tokens {_above(lost)}"
+            f" {_why_lost(statistics, config)}; or allow it with --allow_lost_tokens"
+            f" {_above(lost)}"
         )
     random_next = statistics.num_random_next / max(statistics.num_samples, 1)
     if config.pair_objective == "nsp" and random_next > limits.random_next:
@@ -51,11 +54,16 @@ def check(
         )
 
 
-def _why_lost(config: PrepareConfig) -> str:
-    if config.truncate_pairs:
+def _why_lost(statistics: SampleStatistics, config: PrepareConfig) -> str:
+    if statistics.num_truncated_tokens > statistics.num_dropped_tokens:
         return (
             "sentences are long, and the excess of a pair is cut off; give another --output_dir and"
             " leave out --truncate_pairs, which loses nothing"
+        )
+    if statistics.num_dropped_tokens > 2 * statistics.num_dropped_sentences:
+        return (
+            "samples of [UNK] alone have nothing to predict; give another --output_dir and a"
+            " --tokenizer that was made from such text, or has pieces for bytes"
         )
     return (
         f"documents of one token have no second segment, which --pair_objective"

@@ -35,6 +35,7 @@ from data_prep.chunks import Chunks, Spans, chain, chunk_at_every_sentence, cut_
 from data_prep.clauses import PieceBorders
 from data_prep.documents import Documents
 from dist_bert.common.hashing import below
+from dist_bert.data.masking import NUM_SPECIAL_IDS
 
 _MIN_TOKENS = 2  # one for each segment
 _MOST_DRAWS = 8  # of a random B that fits: a true B fits, so its end must not reveal the label
@@ -67,7 +68,7 @@ class PairLosses:
 
     num_truncated_tokens: int  # cut from pairs that were too long; not counting a random B's
     num_dropped_sentences: int  # alone in their chunk, although a B is needed
-    num_dropped_tokens: int  # of those sentences
+    num_dropped_tokens: int  # of those sentences, and of chunks of unknown pieces alone
     num_cuts_in_sentences: int  # segment ends inside a sentence that is too long or alone
 
 
@@ -101,8 +102,8 @@ def draw_pairs(
         copy: number of the pass over the corpus; every copy has different pairs.
 
     Returns:
-        The pairs, and the text that is in none of them. Every other token is in one A or in one B
-        of the same document.
+        The pairs, each with a token to predict, and the text that is in none of them. Every other
+        token is in one A or in one B of the same document.
     """
     assert max_tokens >= _MIN_TOKENS and (objective == "nsp" or not truncate)
     num_sentences = documents.sentence_offsets.size
@@ -121,23 +122,31 @@ def draw_pairs(
     )
     has_others = documents.document_ids.size > 1
     balance = balance and objective != "none" and (objective == "sop" or has_others)
-    threshold = balancing_threshold(chunks) if balance and objective == "nsp" else 0.5
+    known = np.concatenate(([0], np.cumsum(documents.tokens >= NUM_SPECIAL_IDS)))
+    threshold = 0.5
+    if balance and objective == "nsp":
+        threshold = balancing_threshold(chunks, known[documents.sentence_offsets])
     spans = _spans(documents, chunks, objective, threshold)
     if objective != "none" and not truncate:
         spans, num_more = _with_two_segments(spans, documents, borders, objective)
         num_cuts += num_more
     is_random = spans.label & (objective == "nsp")
     is_pair = is_random | (spans.split < spans.stop) | (objective == "none")
+    is_kept = is_pair & (known[spans.start] < known[spans.stop])
     num_tokens = spans.stop - spans.start
-    kept = spans.take(is_pair)
+    kept = spans.take(is_kept)
     if balance:
         kept, num_more = exactly_half(kept, documents, borders, objective)
         num_cuts += num_more
     pairs, num_truncated = _pairs(documents, objective, max_tokens, truncate, kept)
-    return pairs, PairLosses(
+    # Few, if any: a chunk with a known piece may be cut into pairs, or truncated, without it.
+    is_known = (known[pairs.a_start] < known[pairs.a_stop]) | (
+        known[pairs.b_start] < known[pairs.b_stop]
+    )
+    return pairs.take(np.flatnonzero(is_known)), PairLosses(
         num_truncated_tokens=num_truncated,
         num_dropped_sentences=int(np.count_nonzero(~is_pair)),
-        num_dropped_tokens=int(num_tokens[~is_pair].sum()),
+        num_dropped_tokens=int(num_tokens[~is_kept].sum() + _num_own(pairs)[~is_known].sum()),
         num_cuts_in_sentences=num_cuts,
     )
 
@@ -240,6 +249,12 @@ def _pairs(
     )
     is_own = document_b == spans.document
     return pairs, int((num_a - left_a).sum() + (num_b - left_b)[is_own].sum())
+
+
+def _num_own(pairs: Pairs) -> NDArray[np.int64]:
+    """Tokens of each pair that are in no other one: all but those of a random B."""
+    num_b = np.where(pairs.document_a == pairs.document_b, pairs.b_stop - pairs.b_start, 0)
+    return pairs.a_stop - pairs.a_start + num_b
 
 
 def _draw_random_next(

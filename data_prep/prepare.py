@@ -69,7 +69,7 @@ def prepare(
     all_paths = {Paths(tokenizer_path, folder, token_store): c for folder, c in data_sets.items()}
     with connect() as ranks, contextlib.ExitStack() as locks:
         if log_dir:
-            _log_to(log_dir / f"rank-{ranks.rank:05d}.log")
+            ranks.each(lambda: _log_to(log_dir / f"rank-{ranks.rank:05d}.log"))
         plan = ranks.share(lambda: make_plan(patterns, all_paths, log_dir))
         for target in plan.targets:
             if target.is_finished and ranks.is_first:

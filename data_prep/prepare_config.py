@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_bert.common.cli import share
+from dist_bert.common.cli import count, share
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags, from_dict, raise_all, read_json, setting
 
@@ -214,15 +214,16 @@ def add_input_flags(parser: argparse.ArgumentParser, cls: type[TextConfig]) -> N
     )
     parser.add_argument(
         "--max_bad_share",
-        type=float,
+        type=share,
         default=0.001,
         metavar="SHARE",
-        help="share of a file's records (lines, JSON objects, pages) that may be bad: invalid UTF-8"
-        " is replaced, unreadable records are skipped, both are counted (default: 0.001)",
+        help="share of the records (lines, JSON objects, pages) of a file, or of a part of a large"
+        " one, that may be bad: invalid UTF-8 is replaced, unreadable records are skipped, both are"
+        " counted (default: 0.001)",
     )
     parser.add_argument(
         "--preview",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="show how the first N documents are read, and stop",

@@ -37,8 +37,8 @@ class SplitCounts:
 def hash_limit(store: TokenStore, validation_share: float) -> int:
     """Documents whose hash is below this limit are held out.
 
-    If fewer than two texts would be held out, the limit is raised to two; if that would leave fewer
-    than two different texts for training, none are held out.
+    If fewer than two texts would be held out, the limit is raised to two; if fewer than two
+    different texts would be left for training, none are held out.
 
     Args:
         store: of all documents.
@@ -47,10 +47,9 @@ def hash_limit(store: TokenStore, validation_share: float) -> int:
     limit = int(validation_share * 2**64)
     if not limit:
         return 0
-    smallest = [int(value) for value in store.smallest_hashes(2 * _MIN_SPLIT_TEXTS)]
-    if sum(value < limit for value in smallest) >= _MIN_SPLIT_TEXTS:
-        return limit
-    return smallest[_MIN_SPLIT_TEXTS - 1] + 1 if len(smallest) == 2 * _MIN_SPLIT_TEXTS else 0
+    smallest = store.smallest_hashes(_MIN_SPLIT_TEXTS)
+    limit = max(limit, int(smallest[-1]) + 1)
+    return limit if store.smallest_hashes(_MIN_SPLIT_TEXTS, limit).size == _MIN_SPLIT_TEXTS else 0
 
 
 def list_documents(

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from data_prep.corpus import read_sentences
 from data_prep.documents import Documents
-from data_prep.inputs import InputPart
+from data_prep.inputs import InputPart, check_unchanged
 from data_prep.mapping import map_array
 from data_prep.prepare_config import TextConfig
 from data_prep.readers.source import RecordTally
@@ -140,7 +140,8 @@ def make_unit(
         breathe: called often, with the bytes of text that are done; may raise to leave the work.
 
     Raises:
-        UserError: a file cannot be read; see `data_prep.readers`.
+        UserError: a file cannot be read, see `data_prep.readers`, or has changed since it was
+            listed.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -150,6 +151,7 @@ def make_unit(
                 writer.add(batch)
                 breathe(writer.text_bytes)
         record = writer.record(unit_fingerprint(parts, config, tokenizer.fingerprint), parts)
+        check_unchanged(parts)
         _write_record(temporary, record)
         shutil.rmtree(folder, ignore_errors=True)  # made from something else
         os.replace(temporary, folder)
@@ -345,11 +347,13 @@ class TokenStore:
             ([0], np.cumsum(num_documents, dtype=np.int64))
         )  # (U + 1,)
 
-    def smallest_hashes(self, count: int) -> NDArray[np.uint64]:
-        """The `count` smallest distinct hashes of all documents, ascending; all if fewer."""
+    def smallest_hashes(self, count: int, least: int = 0) -> NDArray[np.uint64]:
+        """The `count` smallest distinct hashes from `least` on, ascending; all if fewer."""
         smallest = np.zeros(0, np.uint64)
         for unit in self.units:
             hashes = unit.document_hashes
+            if least:
+                hashes = hashes[hashes >= np.uint64(least)]
             if smallest.size == count:
                 hashes = hashes[hashes < smallest[-1]]
             smallest = np.unique(np.concatenate((smallest, hashes)))[:count]

@@ -66,7 +66,7 @@ class RecordTally:
             UserError: too many are bad.
         """
         self.bad[reason] += 1
-        self.first_bad = self.first_bad or problem
+        self.first_bad = self.first_bad or _printable(problem)
         if self.bad.total() >= _ENOUGH_BAD:
             self.check()
 
@@ -251,6 +251,11 @@ def normal_line_ends(text: str) -> str:
 def whole_characters(text: str) -> str:
     """Text valid in UTF-8: lone surrogates, which only escapes can produce, are replaced."""
     return _HALF_CHARACTER.sub("\ufffd", text)
+
+
+def _printable(text: str) -> str:
+    """One line that any file can hold: keys of JSON and names in a tar may be any characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def too_long(path: str, record: str, max_bytes: int = MAX_RECORD_BYTES) -> UserError:

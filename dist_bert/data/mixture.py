@@ -30,8 +30,9 @@ class Mixture:
     def __init__(self, weights: Sequence[float]) -> None:
         """Takes a positive weight for each data set; only their ratios matter."""
         total = sum(weights)
-        before = np.cumsum([0.0, *weights]) / total
-        self._bounds = [round(float(bound) * _RANGE) for bound in before[:-1]] + [_RANGE]
+        before = (np.cumsum([0.0, *weights]) / total)[:-1].tolist()
+        # Behind a weight that is nearly all, a bound rounds to the whole circle: beyond 64 bits.
+        self._bounds = [*(min(round(bound * _RANGE), _RANGE - 1) for bound in before), _RANGE]
 
     def deal(self, start: int, stop: int) -> NDArray[np.intp]:
         """The data set of each of the positions [start, stop)."""

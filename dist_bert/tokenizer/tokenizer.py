@@ -196,9 +196,11 @@ class Tokenizer:
         written = self._pieces.written(text)
         joint = b"".join(written).decode()
         wanted = b"".join(self._pieces.written(word)).decode().strip(" ")
+        if not wanted:
+            return None
         matches = (found.span() for found in re.finditer(re.escape(wanted), joint))
         span = next((span for span in matches if _is_whole_word(joint, *span)), None)
-        if span is None or not wanted:
+        if span is None:
             return None
         begin, end = (len(joint[:place].encode()) for place in span)
         ends = np.cumsum([len(piece) for piece in written])

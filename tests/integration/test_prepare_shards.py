@@ -427,6 +427,8 @@ def test_a_finished_data_set_is_left_alone(prepared: Prepared) -> None:
         ({"a.txt": b"One."}, ["--input", "*.txt", "--sequence_length", "4"], "sequence_length = 4"),
         ({"a.txt": b"One."}, ["--input", "*.txt", "--sequence_lenth", "4"], "unknown argument"),
         ({"c.json": b'{"sede": 1}'}, ["--config", "c.json"], "unknown key sede; known: format"),
+        ({"a.txt": b"x", "logs": b""}, ["--input", "a.txt", "--log_dir", "logs"],
+         "logs: File exists"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(

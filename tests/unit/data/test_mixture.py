@@ -33,6 +33,14 @@ def test_counts_are_those_of_dealing_one_by_one(weights: tuple[float, ...]) -> N
     np.testing.assert_array_equal(mixture.deal(1_111, 2_222), dealt[1_111:2_222])
 
 
+def test_a_weight_of_nothing_gets_nothing() -> None:
+    for weights in ((1.0, 1e-20), (1e-20, 1.0), (2.0, 1e-20, 1e-30)):
+        mixture = Mixture(weights)
+        heaviest = weights.index(max(weights))
+        assert set(mixture.deal(0, 1_000).tolist()) == {heaviest}
+        assert mixture.counts(1_000)[heaviest] == 1_000
+
+
 def test_far_away_positions_are_counted_and_dealt_alike() -> None:
     mixture, far = Mixture((2, 3, 5)), 3 * 10**15
     before, after = mixture.counts(far), mixture.counts(far + 500)

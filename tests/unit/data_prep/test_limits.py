@@ -11,13 +11,22 @@ from data_prep.samples import SampleStatistics
 from dist_bert.common.errors import UserError
 
 
-def checked(num_lost: int = 0, num_random: int = 0, limits: Any = (), **settings: Any) -> None:
+def checked(
+    num_lost: int = 0,
+    num_random: int = 0,
+    limits: Any = (),
+    num_unknown: int = 0,
+    num_samples: int = 1_000,
+    **settings: Any,
+) -> None:
+    num_truncated = num_lost * 2 // 3 if settings.get("truncate_pairs") else 0
     statistics = SampleStatistics(
-        num_samples=1_000,
+        num_samples=num_samples,
         num_random_next=num_random,
         num_document_tokens=1_000,
-        num_truncated_tokens=num_lost // 2,
-        num_dropped_tokens=num_lost - num_lost // 2,
+        num_truncated_tokens=num_truncated,
+        num_dropped_sentences=num_lost - num_truncated,
+        num_dropped_tokens=num_lost - num_truncated + num_unknown,
     )
     check(statistics, PrepareConfig(**settings), Limits(0.0, *limits), Path("out"))
 
@@ -35,6 +44,16 @@ def test_lost_tokens_end_a_preparation() -> None:
         checked(201, truncate_pairs=True)
     with pytest.raises(UserError, match=r"0\.1% of the tokens .* at most 0\.0%"):
         checked(1, limits=(0.0,))
+
+
+def test_text_that_the_tokenizer_does_not_know_is_named() -> None:
+    checked(num_unknown=50)
+    with pytest.raises(
+        UserError, match=r"5\.1% of the tokens .*: samples of \[UNK\] alone .* 0\.06"
+    ):
+        checked(num_unknown=51)
+    with pytest.raises(UserError, match=r"^out: no token is in a sample: samples of \[UNK\] alone"):
+        checked(num_unknown=1_000, num_samples=0, limits=(1.0,), pair_objective="none")
 
 
 def test_too_many_random_pairs_end_a_preparation() -> None:

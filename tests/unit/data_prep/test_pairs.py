@@ -358,6 +358,30 @@ def test_every_token_is_in_one_pair_and_no_pair_is_too_long(
     assert np.unique(pairs.name).size == len(pairs)
 
 
+@pytest.mark.parametrize("objective", ["truncated nsp", *OBJECTIVES])
+def test_text_without_a_known_piece_is_in_no_pair(objective: str) -> None:
+    """A sample of it would have nothing to predict, which the format refuses."""
+    rng = np.random.default_rng(5)
+    documents = make_documents(random_lengths(rng, 60, 40, 19))
+    document_of = np.repeat(np.arange(60), np.diff(documents.document_offsets))
+    is_unknown = np.repeat(document_of % 3 == 0, np.diff(documents.sentence_offsets))
+    is_unknown |= rng.random(is_unknown.size) < 0.7  # pieces of a long sentence, too
+    documents.tokens[is_unknown] = 1
+    truncate, objective = objective == "truncated nsp", objective.split()[-1]
+    for seed in range(9):
+        pairs, losses = draw(
+            documents, objective, max_tokens=5, balance=True, truncate=truncate, seed=seed
+        )
+        num_own = 0
+        for a, b, _, document_a, document_b, _ in rows_of(documents, pairs):
+            assert {*a, *b} != {1}
+            num_own += len(a) + len(b) * (document_a == document_b)
+        num_lost = losses.num_truncated_tokens + losses.num_dropped_tokens
+        assert num_own + num_lost == documents.tokens.size and losses.num_dropped_tokens > 0
+        if objective != "none" and not truncate:
+            assert abs(2 * np.count_nonzero(pairs.next_sentence_label) - len(pairs)) <= 2
+
+
 def test_an_exact_small_case() -> None:
     """One document, one target: the second sentence must follow the first."""
     documents = make_documents([[3, 4]])

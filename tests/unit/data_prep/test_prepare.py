@@ -60,6 +60,18 @@ def test_inputs_are_sorted_files_without_repetition(tmp_path: Path) -> None:
         find_inputs([str(tmp_path / "none*"), *patterns, str(tmp_path / "b")])
 
 
+def test_a_file_of_several_names_is_read_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text_files(tmp_path / "a", 2)
+    (tmp_path / "latest").symlink_to("a")
+    path = f"{tmp_path}/a/document-0000.txt"
+    files = find_inputs([f"{tmp_path}/**", f"{tmp_path}/a/../a/document-0000.txt", path])
+    assert len({os.path.realpath(file.path) for file in files}) == len(files) == 2
+    assert files == sorted(files)
+    assert capsys.readouterr().out == "left out 3 other names of the same files\n"
+
+
 def test_the_name_of_a_file_that_is_there_is_no_pattern(tmp_path: Path) -> None:
     for name in ("[br*ck].jsonl", "a[1].txt", "a1.txt"):
         (tmp_path / name).write_text("x")
@@ -179,6 +191,19 @@ def data_sets(*flags: str, output_dir: str = "out") -> dict[str, int]:
         dataclasses.replace(c, sequence_length=128) == PrepareConfig() for c in found.values()
     )
     return {str(folder): config.sequence_length for folder, config in found.items()}
+
+
+@pytest.mark.parametrize(
+    "flags", [("--max_bad_share", "nan"), ("--max_bad_share", "-1"), ("--preview", "-2")]
+)
+def test_flags_of_the_input_out_of_range_are_one_line(
+    flags: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = Parser()
+    add_input_flags(parser, PrepareConfig)
+    with pytest.raises(SystemExit):
+        parser.parse_args(flags)
+    assert f"{flags[0]}: {flags[1]!r}: must be a" in capsys.readouterr().err
 
 
 def test_each_length_is_a_data_set_of_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,30 @@ def test_bad_records_are_counted_and_named(tmp_path: Path, tokenizer: Tokenizer)
     with pytest.raises(UserError, match=r"b\.txt: byte 112 .* \(2 of 21 records are bad"):
         make(tmp_path / "unit", parts, tokenizer, max_bad_share=0.09)
     assert read_record(tmp_path / "unit") == record, "a failure harms nothing"
+
+
+def test_a_bad_record_of_any_name_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A record's keys may be half characters and line ends, which no file and no line holds."""
+    lines = ['{"text": "Fine."}', '{"\\ud800\\n\u00e9": "Bad."}']
+    part = write(tmp_path / "a.jsonl", "\n".join(lines))
+    config = dataclasses.replace(CONFIG, format="jsonl")
+    record = make(tmp_path / "unit", [part], tokenizer, config, max_bad_share=0.5)
+    assert record.first_bad.endswith("--text_field (\\ud800\\n\u00e9)")
+    assert read_record(tmp_path / "unit") == record
+
+
+@pytest.mark.parametrize("text", ["Some text that has grown.", "Other text"])
+def test_a_file_that_changes_in_between_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, text: str
+) -> None:
+    other, part = write(tmp_path / "a.txt", "Other."), write(tmp_path / "b.txt", "Some text.")
+    os.utime(part.path, ns=(7, 7))
+    part = find_inputs([part.path])[0]
+    make(tmp_path / "unit", [other, part], tokenizer)
+    Path(part.path).write_text(text)
+    with pytest.raises(UserError, match=r"b\.txt: has changed while this preparation was running"):
+        make(tmp_path / "new", [other, part], tokenizer)
+    assert not (tmp_path / "new").exists()
 
 
 def test_long_work_can_be_left(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -154,6 +154,7 @@ def test_words_are_found(tokenizer: Tokenizer) -> None:
     pieces = [tokenizer.piece(i) for i in tokenizer.encode(text)[place.begin : place.end]]
     assert "".join(piece.removeprefix("##") for piece in pieces) == "lamp"
     assert tokenizer.find_word(text, "lam") is None
+    assert tokenizer.find_word("lamp", "\ufeff") is None, "normalisation leaves nothing of it"
     unknown = tokenizer.find_word("the \u20b6\u20b6 lamp", "\u20b6\u20b6")
     assert unknown is not None and unknown.parts == ("the", " \u20b6\u20b6", " lamp")
 
