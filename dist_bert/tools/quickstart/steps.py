@@ -220,7 +220,7 @@ class Trial:
             steps: those that are done.
             num_starts: of the training that are still to come.
         """
-        other = (num_starts + 3) * self.start_seconds  # scores and answers take three
+        other = (num_starts + 2) * self.start_seconds  # scores and answers take two
         return time_budget.training_seconds(LIMIT_SECONDS, steps.elapsed(), other)
 
 
