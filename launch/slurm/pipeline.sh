@@ -49,6 +49,7 @@ queue() {
     shift 2
     job=$(sbatch --parsable --kill-on-invalid-dep=yes ${after:+--dependency=afterok:$after} \
         --job-name="$name" --output="$RUNS/%x-%j.log" "$@") || return # $(queue) has no set -e
+    job=${job%%;*} # several clusters: "id;cluster"
     printf '%-12s job %-8s %s\n' "$name" "$job" "${after:+after ${after//:/, }}" >&2
     echo "$job"
 }

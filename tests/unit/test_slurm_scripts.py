@@ -120,10 +120,15 @@ def test_shards_of_several_lengths_count_as_saved(output_dir: str, tmp_path: Pat
 
 
 def pipeline(folder: Path, **variables: str) -> tuple[int, str, list[str]]:
-    """Runs the pipeline with an sbatch that only counts, and refuses a job with --wrong."""
+    """Runs the pipeline with an sbatch that only counts, and refuses a job with --wrong.
+
+    It answers as in a federation of clusters.
+    """
     queue = folder / "sbatch"
     refuse = 'case "$*" in *--wrong*) exit 3 ;; esac'
-    queue.write_text(f'#!/bin/sh\n{refuse}\necho "$@" >>submitted\nwc -l <submitted\n')
+    queue.write_text(
+        f'#!/bin/sh\n{refuse}\necho "$@" >>submitted\necho "$(wc -l <submitted);cluster"\n'
+    )
     queue.chmod(0o755)
     for name in ("launch", "configs"):
         (folder / name).symlink_to(FOLDER.parents[1] / name)
