@@ -327,9 +327,9 @@ class _Session:
             UserError: that did not help, or there is no checkpoint.
         """
         run, state = self.run, record.state
-        size = self.job.batch_shape(state.step).global_batch_size
         many = run.max_skipped_steps
-        first = state.samples - many * size
+        steps = range(state.step - many + 1, state.step + 1)  # of a ramp, each has its own size
+        first = state.samples - sum(self.job.batch_shape(n).global_batch_size for n in steps)
         problem = f"step {state.step:,}: loss or gradient was not finite in {many} steps"
         advice = "try a lower lr, a longer warmup_steps, gradient_clipping 1.0, or fp32"
         if record.spike:

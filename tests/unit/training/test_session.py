@@ -26,12 +26,14 @@ class Run:
         monkeypatch.setattr(checkpoint, "load", load)
         monkeypatch.setattr(module, "latest_checkpoint", lambda run_dir: run_dir)
         run = SimpleNamespace(output_dir="run", max_skipped_steps=3)
-        shape = SimpleNamespace(global_batch_size=5)
         self.session = object.__new__(_Session)
         for name, value in {
             "run": run,
             "job": SimpleNamespace(
-                run=run, identity=dict, may_differ=None, batch_shape=lambda step: shape
+                run=run,
+                identity=dict,
+                may_differ=None,
+                batch_shape=lambda step: SimpleNamespace(global_batch_size=min(step, 8)),
             ),
             "_engine": self.engine,
             "_setup": SimpleNamespace(before_step=self.before_step),
@@ -49,8 +51,8 @@ class Run:
 
 
 def skipped(spike: float = 0.0) -> Any:
-    """The record of a step that was one too many."""
-    return SimpleNamespace(must_roll_back=True, spike=spike, state=TrainState(9, 45))
+    """The record of a step that was one too many, behind a ramp of 1 to 8 samples a step."""
+    return SimpleNamespace(must_roll_back=True, spike=spike, state=TrainState(9, 44))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_too_many_skipped_steps_are_named_for_what_they_are(
 ) -> None:
     run = Run(monkeypatch, saved_step=4)
     run.session.recover(skipped(spike))
-    told = f"step 9: {what} in 3 steps (samples 30 to 44 of the stream)"
+    told = f"step 9: {what} in 3 steps (samples 21 to 43 of the stream)"
     (line,) = run.said
     assert line.startswith(f"{told}: rolled back to the weights of step 4; ")
     with pytest.raises(UserError) as caught:
