@@ -37,19 +37,21 @@ class SplitCounts:
 def hash_limit(store: TokenStore, validation_share: float) -> int:
     """Documents whose hash is below this limit are held out.
 
-    If fewer than two texts would be held out, the limit is raised to two; if fewer than two
-    different texts would be left for training, none are held out.
+    Two texts are held out if the share is fewer, or would leave fewer than two different ones for
+    training; none where there are not four.
 
     Args:
         store: of all documents.
         validation_share: of all hashes, 0 to below 1.
     """
     limit = int(validation_share * 2**64)
-    if not limit:
+    smallest = store.smallest_hashes(2 * _MIN_SPLIT_TEXTS)
+    if not limit or smallest.size < 2 * _MIN_SPLIT_TEXTS:
         return 0
-    smallest = store.smallest_hashes(_MIN_SPLIT_TEXTS)
-    limit = max(limit, int(smallest[-1]) + 1)
-    return limit if store.smallest_hashes(_MIN_SPLIT_TEXTS, limit).size == _MIN_SPLIT_TEXTS else 0
+    least = int(smallest[_MIN_SPLIT_TEXTS - 1]) + 1
+    limit = max(limit, least)
+    is_enough_left = store.smallest_hashes(_MIN_SPLIT_TEXTS, limit).size == _MIN_SPLIT_TEXTS
+    return limit if is_enough_left else least
 
 
 def list_documents(

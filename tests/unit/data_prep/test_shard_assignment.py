@@ -96,8 +96,8 @@ def test_dealing_depends_on_the_seed_and_not_on_the_units(tmp_path: Path) -> Non
         (4, 0.02, 0),  # three different ones
         (5, 0.02, 2),
         (80, 0.001, 2),  # the share is too small for this corpus: raised to two
-        (4, 0.999999, 0),  # all are below the limit
-        (9, 0.999999, 0),
+        (4, 0.999999, 0),
+        (9, 0.999999, 2),  # all are below the limit, which would leave none
     ],
 )
 def test_validation_has_two_texts_or_none(
