@@ -45,8 +45,10 @@ def hash_limit(store: TokenStore, validation_share: float) -> int:
         validation_share: of all hashes, 0 to below 1.
     """
     limit = int(validation_share * 2**64)
+    if not limit:
+        return 0
     smallest = store.smallest_hashes(2 * _MIN_SPLIT_TEXTS)
-    if not limit or smallest.size < 2 * _MIN_SPLIT_TEXTS:
+    if smallest.size < 2 * _MIN_SPLIT_TEXTS:
         return 0
     least = int(smallest[_MIN_SPLIT_TEXTS - 1]) + 1
     limit = max(limit, least)

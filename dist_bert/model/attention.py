@@ -111,7 +111,7 @@ def use_flash_attention_3() -> None:
     major, minor = torch.cuda.get_device_capability()
     if major != 9:
         raise UserError(
-            f"flash_attention_3 = True: is for GPUs of compute capability 9 (Hopper); this one has"
+            "flash_attention_3 = True: is for GPUs of compute capability 9 (Hopper); this one has"
             f" {major}.{minor}: leave it out"
         )
     activate = getattr(torch_attention, "activate_flash_attention_impl", None)

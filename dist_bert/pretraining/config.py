@@ -75,14 +75,12 @@ class PretrainingConfig(TrainingConfig):
         "torch.compile the layers: on GPUs, at ZeRO 0 to 2; auto = there, unless compiling fails;"
         " launch/benchmark.py train --against compiled measures whether it pays",
     )
-
     flash_attention_3: bool = setting(
         False,
         "take FlashAttention 3's kernels on Hopper GPUs, from the package flash_attn_interface;"
         " without dropout on attention weights;"
         " launch/benchmark.py train --against flash_attention_3 measures whether it pays",
     )
-
     float8: bool = setting(
         False,
         "multiply in the layers in 8 bits, on GPUs since Ada and Hopper, in bf16 at ZeRO 0 to 2:"

@@ -127,11 +127,13 @@ def measure_train(arguments: argparse.Namespace) -> Figures:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "plain_torch" in arguments.against and world_size > 1:
         raise UserError("--against plain_torch: compares one rank; leave it out with several")
-    if "compiled" in arguments.against and not num_wanted_gpus():
-        raise UserError("--against compiled: layers are compiled on GPUs alone; there is none")
-    for name in {"flash_attention_3", "float8"} & set(arguments.against):
-        if not num_wanted_gpus():
-            raise UserError(f"--against {name}: is for GPUs alone; there is none")
+    for name, reason in (
+        ("compiled", "layers are compiled on GPUs alone"),
+        ("flash_attention_3", "is for GPUs alone"),
+        ("float8", "is for GPUs alone"),
+    ):
+        if name in arguments.against and not num_wanted_gpus():
+            raise UserError(f"--against {name}: {reason}; there is none")
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells when it starts
     model, deepspeed, reader = _training_inputs(arguments)
     for name, problems in (
