@@ -28,7 +28,7 @@ from dist_bert.model.attention import (
     locate_samples,
 )
 from dist_bert.model.config import ModelConfig
-from dist_bert.model.kernels import dropout, linear_cross_entropy
+from dist_bert.model.kernels import FewRows, dropout, linear_cross_entropy
 from dist_bert.model.products import Linear, linear
 from dist_bert.model.rotary import Rotation, rotate, rotation
 from dist_bert.model.tiles import band_tiles, group_samples
@@ -137,9 +137,9 @@ class BertEncoder(nn.Module):
         hidden_size, num_positions = config.hidden_size, config.max_position_embeddings
         self.word_embeddings = nn.Embedding(config.padded_vocab_size, hidden_size)
         if self.has_table_of_positions:
-            self.position_embeddings = nn.Embedding(num_positions, hidden_size)
+            self.position_embeddings = FewRows(num_positions, hidden_size)
         if self.has_segments:
-            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden_size)
+            self.token_type_embeddings = FewRows(config.type_vocab_size, hidden_size)
         self.embeddings_norm = layer_norm(config)
         self.layers = nn.ModuleList(BertLayer(config, i) for i in range(config.num_hidden_layers))
         self.is_pre_norm = config.norm == "pre"

@@ -3,7 +3,7 @@
 Plain torch, no compiler. Not for: code that depends on the model's modules
 (`dist_bert.model.bert`).
 
-Shapes: P masked positions, H hidden, V padded vocabulary.
+Shapes: T tokens, P masked positions, H hidden, V padded vocabulary.
 """
 
 import math
@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_bert.model.products import linear, matmul
 
 _CACHED_LOGITS = 1 << 20  # logits converted to gradients at once on CPU: 4 MiB in float32
 _LOGITS_AT_ONCE = 1 << 25  # on GPU: 128 MiB, so that kernels are few and large
 _NO_LABEL = -100  # of an ignored row
+_FEW_ROWS = 1_024  # of a table whose gradient is a product: of more, that is the greater work
 LANES = 4  # random numbers of 16 bits in one hash of 64
 # The finalizer of Stafford 2011, "Better bit mixing", variant 13, as used by splitmix64 (Steele et
 # al. 2014, "Fast splittable pseudorandom number generators").
@@ -75,6 +76,35 @@ def hashed_counters(count: int, seed: int, first: int = 0) -> Tensor:
 def draw_seed() -> int:
     """64 random bits from torch's global generator, for `dropout_noise`."""
     return int(torch.empty((), dtype=torch.int64).random_())
+
+
+class FewRows(nn.Embedding):
+    """`nn.Embedding` of few rows that many tokens share, such as segments and positions.
+
+    On GPUs, torch sorts the tokens by row to sum the gradient. Here it is one product, with the
+    tokens' one-hot rows: summed in float32, rounded once, deterministic. CPUs do not sort.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(T,) int64 to (T, H)."""
+        if ids.device.type == "cpu" or self.num_embeddings > _FEW_ROWS:
+            return super().forward(ids)
+        rows: Tensor = _FewRows.apply(self.weight, ids)
+        return rows
+
+
+class _FewRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.num_rows = len(weight)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (ids,) = ctx.saved_tensors
+        is_row = ids == torch.arange(ctx.num_rows, device=ids.device)[:, None]  # (rows, T)
+        return is_row.to(gradient.dtype) @ gradient, None
 
 
 def linear_cross_entropy(

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from dist_bert.model import kernels
 from dist_bert.model.kernels import (
+    FewRows,
     dropout,
     dropout_noise,
     hashed_counters,
     linear_cross_entropy,
 )
+from tests.support.deterministic_ops import Names
 
 pytestmark = pytest.mark.trains
 
@@ -22,6 +24,40 @@ pytestmark = pytest.mark.trains
 def random(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=rng, dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_the_gradient_of_few_rows_is_that_of_an_embedding(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    """Summed in float32 and rounded once: 3,000 tokens share each of the two rows."""
+    ids = torch.arange(6_000) % 2 * 4
+    weight, slope = random(7, 16, dtype=dtype), random(6_000, 16, seed=4).detach().abs()
+    slope = slope.to(dtype)
+    rows = kernels._FewRows.apply(weight, ids)
+    (found,) = torch.autograd.grad(rows, weight, slope)
+    expected = torch.zeros(7, 16, dtype=torch.float64).index_add_(0, ids, slope.double())
+
+    assert torch.equal(rows, weight[ids]) and found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_rows", "expected"),
+    [
+        ("cpu", 512, "aten.embedding_dense_backward.default"),
+        ("meta", 512, "aten.mm.default"),
+        ("meta", 8_192, "aten.embedding_dense_backward.default"),
+    ],
+)
+def test_a_gpu_does_not_sort_the_tokens_of_a_small_table(
+    device: str, num_rows: int, expected: str
+) -> None:
+    table = FewRows(num_rows, 16, device=device)
+    with Names() as names:
+        table(torch.zeros(64, dtype=torch.int64, device=device)).sum().backward()
+    sums = {"aten.mm.default", "aten.embedding_dense_backward.default"}
+    assert names.found & sums == {expected}
 
 
 def test_hashes_are_splitmix64() -> None:
