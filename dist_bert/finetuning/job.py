@@ -99,7 +99,7 @@ class FinetuneJob:
             "seed": self.run.seed,
             "peak lr": self.deepspeed.peak_lr,
             "num_train_steps": self.run.num_train_steps,
-            "optimizer type": self.deepspeed.values["optimizer"]["type"],
+            "optimizer type": self.deepspeed.optimizer_type,
             "train_batch_size": shape.global_batch_size,
         }
 
@@ -243,7 +243,7 @@ def make_task(
         return WordTask(tokenizer, length, labelled.label_names or own)
     if config.task in REGRESSION_TASKS:
         targets = np.array([getattr(example, "target", None) for example in training], np.float64)
-        if not np.ptp(targets) > 0:
+        if not np.ptp(targets.astype(np.float32)) > 0:  # what is learnt from
             raise UserError(
                 f"label_column: all numbers to learn from are {targets[0]:g}; is it the right"
                 " column?"

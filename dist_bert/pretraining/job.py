@@ -108,7 +108,7 @@ class PretrainingJob:
             "tokenizer fingerprint": self.last.manifest.tokenizer["fingerprint"],
             "seed": self.run.seed,
             "masks": self.run.masks,
-            "optimizer type": self.deepspeed.values["optimizer"]["type"],
+            "optimizer type": self.deepspeed.optimizer_type,
             **self.timeline.identity(),
         }
 

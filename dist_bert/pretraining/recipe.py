@@ -6,6 +6,7 @@ step (`dist_bert.pretraining.timeline`).
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from dist_bert.training.schedule import schedule_setting
 
 _OWN = ("num_train_steps", "shards")  # run settings that the phases give instead
 _LENGTHS = ("steps", "samples", "tokens")
+# Steps of a run whose data sets have not yet said how long a number of tokens lasts.
+NOT_KNOWN = sys.maxsize
 OF_RUN = "run"  # the schedule of a phase that has none of its own
 
 
@@ -95,6 +98,8 @@ def resolve_run(
 ) -> tuple[PretrainingConfig, tuple[Phase, ...]]:
     """The run settings and its phases: default < recipe < run JSON < flag.
 
+    With a recipe, `num_train_steps` is `NOT_KNOWN`: `timeline.run_of` gives it.
+
     Args:
         config: the run JSON, or None.
         flags: values from the command line; None means "not given".
@@ -122,7 +127,8 @@ def resolve_run(
             if name in given or name in recipe
         ],
     )
-    run = from_dict(PretrainingConfig, {**recipe, **given}, f"{place}, run JSON and flags")
+    values = {**recipe, **given, "num_train_steps": NOT_KNOWN}
+    run = from_dict(PretrainingConfig, values, f"{place}, run JSON and flags")
     phases = tuple(_phase(value, n, run, place) for n, value in enumerate(listed, start=1))
     names = [phase.name for phase in phases]
     raise_all(

@@ -62,6 +62,12 @@ class DeepSpeedConfig:
         return int(self.values.get("zero_optimization", {}).get("stage", 0))
 
     @property
+    def optimizer_type(self) -> str:
+        """As written; amsgrad, which keeps another state, makes another type of it."""
+        optimizer = self.values["optimizer"]
+        return f"{optimizer['type']}{' with amsgrad' if optimizer['params'].get('amsgrad') else ''}"
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate that the schedule scales."""
         return float(self.values["optimizer"]["params"]["lr"])

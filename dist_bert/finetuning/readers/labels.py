@@ -50,6 +50,7 @@ _NO_GOLD = "-"  # SNLI: the annotators did not agree
 _NO_GOLD_NUMBER = -1.0  # the same in converted sets; also every label of a test set
 _NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?")
 _WHOLE = re.compile(r"([-+]?\d{1,15})\.0*")
+_LARGEST_SCORE = 1e18  # float32 holds squares up to 3e38
 _MAX_DIGITS = 9  # of a number that is an index into a label list
 
 
@@ -171,7 +172,7 @@ def number_of(value: Any) -> float:
     """The number in a field.
 
     Raises:
-        RowError: it has no number, or not a finite one.
+        RowError: it has no number, or one whose square float32 cannot hold.
     """
     text = _text_of(value)
     if not text:
@@ -181,7 +182,11 @@ def number_of(value: Any) -> float:
             "; write it with a decimal point" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
         )
         raise RowError("score is not a number", f"score {text!r} is not a number{hint}")
-    return float(text)
+    number = float(text)
+    if abs(number) > _LARGEST_SCORE:
+        problem = f"score {text!r} is not from -{_LARGEST_SCORE:g} to {_LARGEST_SCORE:g}"
+        raise RowError("score too large", problem)
+    return number
 
 
 def are_scores(labels: Iterable[str]) -> bool:

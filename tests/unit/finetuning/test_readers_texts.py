@@ -513,16 +513,17 @@ def test_numbers_of_pairs(file: File, text: str) -> None:
 
 
 def test_numbers_of_texts(file: File, tmp_path: Path) -> None:
-    path = file('text,stars\na,4\nb,.5\nc,-\nd,nan\ne,-1\nf,high\ng,\nh,"2,5"\ni,1e999\n')
+    path = file('text,stars\na,4\nb,.5\nc,-\nd,nan\ne,-1\nf,high\ng,\nh,"2,5"\ni,1e999\nj,2e18\n')
     found = read(path, SCORED, max_bad_share=0.5)
     assert targets_of(found) == [4.0, 0.5]
     assert found.notes == {"no label (-, -1, nan), left out": 3}
-    assert found.bad_rows == {"score is not a number": 3, "empty score": 1}
+    assert found.bad_rows == {"score is not a number": 3, "empty score": 1, "score too large": 1}
     assert found.first_bad[:3] == [
         f"{path}, line 7: score 'high' is not a number",
         f"{path}, line 8: empty score",
         f"{path}, line 9: score '2,5' is not a number; write it with a decimal point",
     ]
+    assert f"{path}, line 11: score '2e18' is not from -1e+18 to 1e+18" in found.first_bad
     below = read(file("text,score\na,-1\nb,0.5\nc,-0.25\n"), SCORED)
     assert targets_of(below) == [-1.0, 0.5, -0.25]  # one of several below 0
     texts, numbers = write(tmp_path / "t", "a\nb\n"), write(tmp_path / "n", "1.5\n2\n")

@@ -166,11 +166,16 @@ def test_what_makes_it_another_run_changes_the_identity(
     assert {k for k in one if one[k] != other[k]} == {key} and one.keys() == other.keys()
 
 
-def test_another_batch_size_or_data_set_changes_the_identity(
+def test_another_batch_size_optimizer_or_data_set_changes_the_identity(
     tmp_path: Path, data_set: DataSet
 ) -> None:
     one = make_job(tmp_path).identity()
     assert make_job(tmp_path, deepspeed={"train_batch_size": 24}).identity() != one
+    params = {**DEEPSPEED["optimizer"]["params"], "amsgrad": True}
+    changed = {"optimizer": {**DEEPSPEED["optimizer"], "params": params}}
+    assert make_job(tmp_path, deepspeed=changed).identity() == {
+        **one, "optimizer type": "AdamW with amsgrad"
+    }  # fmt: skip
     write_data_set(tmp_path / "shards", train=((5, 3), (7,)))
     other = make_job(tmp_path).identity()
     assert {k for k in one if one[k] != other[k]} == {"shards fingerprint"}

@@ -48,6 +48,14 @@ def test_settings_come_from_recipe_then_run_json_then_flags(tmp_path: Path) -> N
     assert resolve_run(write(tmp_path / "r.json", {"recipe": place}), {})[1] == phases
 
 
+def test_a_decay_longer_than_the_usual_run_is_the_phases_matter(tmp_path: Path) -> None:
+    """Their steps are added up later, and checked then."""
+    phases = [{"shards": "data/a", "steps": 3_000_000}]
+    place = recipe(tmp_path, phases, schedule="wsd", warmup_steps=4, decay_steps=2_000_000)
+    run, _ = resolve_run(None, {"recipe": place})
+    assert run.decay_steps == 2_000_000
+
+
 PHASE = {"shards": "data/a", "steps": 5}
 
 
