@@ -5,6 +5,7 @@ No torch here: the planner prints it. Not for: the trial (`dist_bert.pretraining
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from dist_bert.data.batches import TO_BE_FOUND
 from dist_bert.model.config import ModelConfig
@@ -53,11 +54,12 @@ def layout_of(model: ModelConfig, deepspeed: DeepSpeedConfig, run: PretrainingCo
     return dataclasses.replace(layout, has_average=run.average_decay > 0)
 
 
-def longest_sample(timeline: Timeline) -> SampleSize:
-    """Of the phases whose number is to be found, the longest samples and the most masks."""
-    phases = phases_to_settle(timeline)
-    length = max(phase.sequence_length for phase in phases)
-    return SampleSize(length, math.ceil(length * max(map(masked_share, phases))))
+def longest_samples(timeline: Timeline) -> list[SampleSize]:
+    """Of each phase whose number is to be found, the longest samples with its most masks."""
+    return [
+        SampleSize(phase.sequence_length, math.ceil(phase.sequence_length * masked_share(phase)))
+        for phase in phases_to_settle(timeline)
+    ]
 
 
 def masked_share(phase: PhasePlan) -> float:
@@ -70,7 +72,7 @@ def masked_share(phase: PhasePlan) -> float:
 def planned_tokens(
     timeline: Timeline,
     layout: ZeroLayout,
-    sample: SampleSize,
+    samples: Sequence[SampleSize],
     checkpointing: bool,
     memory_bytes: float,
     is_gpu: bool,
@@ -82,13 +84,17 @@ def planned_tokens(
     Args:
         timeline: the run.
         layout: model, precision and ZeRO.
-        sample: how large the longest samples are.
+        samples: the longest of each phase; short ones with many masks may take more a token.
         checkpointing: whether layers are computed again in the backward pass.
         memory_bytes: of the device, or a rank's share of it.
         is_gpu: whether it is a GPU.
     """
-    num_samples = largest_micro_batch(layout, sample, checkpointing, memory_bytes)
+    longest = max(sample.num_tokens for sample in samples)
+    fitting = min(
+        sample.num_tokens * largest_micro_batch(layout, sample, checkpointing, memory_bytes)
+        for sample in samples
+    )
     shapes = [stage.shape for phase in phases_to_settle(timeline) for stage in phase.stages]
     num_own = max(math.ceil(shape.global_batch_size / shape.world_size) for shape in shapes)
-    most = min(num_samples, num_own) * sample.num_tokens
-    return max(sample.num_tokens, most if is_gpu else min(most, MOST_ON_CPU))
+    most = min(fitting, num_own * longest)
+    return max(longest, most if is_gpu else min(most, MOST_ON_CPU))

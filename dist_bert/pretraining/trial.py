@@ -23,7 +23,7 @@ from dist_bert.distributed.agreement import first_problem
 from dist_bert.model.micro_batches import to_device
 from dist_bert.pretraining.auto_tokens import (
     layout_of,
-    longest_sample,
+    longest_samples,
     masked_share,
     phases_to_settle,
     planned_tokens,
@@ -95,10 +95,11 @@ def _with_tokens_that_fit(
     phases = phases_to_settle(job.timeline)
     layout = layout_of(job.model, job.deepspeed, job.run)
     memory = int(_least_of_ranks(rank_memory_bytes(), engine))
-    longest = longest_sample(job.timeline)
+    samples = longest_samples(job.timeline)
+    longest = max(sample.num_tokens for sample in samples)
     is_gpu = engine.device.type == "cuda"
     tokens = planned_tokens(
-        job.timeline, layout, longest, job.run.activation_checkpointing, memory, is_gpu
+        job.timeline, layout, samples, job.run.activation_checkpointing, memory, is_gpu
     )
     reserve = round(MARGIN * memory) + sum(buffer_bytes(layout).values()) if is_gpu else 0
     is_tried = layout.stage < 3
@@ -107,13 +108,13 @@ def _with_tokens_that_fit(
         fits = _fits(engine, _micro_batch(phases, tokens), reserve)
         if _least_of_ranks(fits, engine):
             break
-        if tokens == longest.num_tokens:
+        if tokens == longest:
             raise UserError(
                 "micro_batch_tokens = auto: not even one of the longest samples"
-                f" ({longest.num_tokens:,} tokens) fits the device: set activation_checkpointing, a"
+                f" ({longest:,} tokens) fits the device: set activation_checkpointing, a"
                 " higher ZeRO stage or offload, or prepare shorter shards"
             )
-        smaller = max(longest.num_tokens, tokens // 2)
+        smaller = max(longest, tokens // 2)
         say(
             f"micro_batch_tokens auto: out of memory with {tokens:,} tokens a rank; trying"
             f" {smaller:,}"

@@ -33,7 +33,6 @@ from dist_bert.tools.plan.text import plan_text
 from dist_bert.tools.plan.workload import Part, Workload, parts_of
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 from dist_bert.training.deepspeed_flags import deepspeed_flags
-from dist_bert.training.memory import SampleSize
 from dist_bert.training.zero_layout import ZeroLayout
 
 
@@ -156,16 +155,15 @@ def _settled(
 ) -> Timeline:
     """The steps with a number where `micro_batch_tokens` is auto: the one that a start tries."""
     samples = [
-        dataclasses.astuple(part.workload.longest_sample)
+        part.workload.longest_sample
         for part in parts_of(timeline, workloads)
         if part.micro_batch_tokens == TO_BE_FOUND
     ]
     if not samples:
         return timeline
-    longest = SampleSize(*map(max, zip(*samples, strict=True)))
     checkpointing = run.activation_checkpointing
     memory = hardware.memory_bytes
-    found = planned_tokens(timeline, layout, longest, checkpointing, memory, is_gpu=True)
+    found = planned_tokens(timeline, layout, samples, checkpointing, memory, is_gpu=True)
     return with_tokens(timeline, found)
 
 

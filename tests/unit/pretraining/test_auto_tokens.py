@@ -13,7 +13,7 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.pretraining import trial
 from dist_bert.pretraining.auto_tokens import (
     MOST_ON_CPU,
-    longest_sample,
+    longest_samples,
     phases_to_settle,
     planned_tokens,
     with_tokens,
@@ -43,23 +43,38 @@ def test_the_largest_micro_batch_that_fits_is_planned(tmp_path: Path) -> None:
     write_data_set(tmp_path / "shards")
     flags = ("--micro_batch_tokens", "auto", "--train_batch_size", "3000000")
     job = make_job(tmp_path, *flags)
-    layout, sample = ZeroLayout.of(job.model, job.deepspeed), longest_sample(job.timeline)
-    assert sample == SampleSize(SEQUENCE_LENGTH, 5), "15 % of 31, rounded up"
+    layout, samples = ZeroLayout.of(job.model, job.deepspeed), longest_samples(job.timeline)
+    assert samples == [SampleSize(SEQUENCE_LENGTH, 5)], "15 % of 31, rounded up"
     memory = 6 * GIB
-    most = largest_micro_batch(layout, sample, False, memory)
+    most = largest_micro_batch(layout, samples[0], False, memory)
     assert 1_000 < most < 1_000_000
-    found = planned_tokens(job.timeline, layout, sample, False, memory, is_gpu=True)
+    found = planned_tokens(job.timeline, layout, samples, False, memory, is_gpu=True)
     assert found == most * SEQUENCE_LENGTH
-    with_less = planned_tokens(job.timeline, layout, sample, True, memory, is_gpu=True)
+    with_less = planned_tokens(job.timeline, layout, samples, True, memory, is_gpu=True)
     assert with_less > found, "layers that are computed again take less"
-    on_cpu = planned_tokens(job.timeline, layout, sample, False, memory, is_gpu=False)
+    on_cpu = planned_tokens(job.timeline, layout, samples, False, memory, is_gpu=False)
     assert on_cpu == MOST_ON_CPU
-    assert planned_tokens(job.timeline, layout, sample, False, 1.0, True) == SEQUENCE_LENGTH
+    assert planned_tokens(job.timeline, layout, samples, False, 1.0, True) == SEQUENCE_LENGTH
+
+
+def test_short_samples_with_many_masks_may_take_the_most_memory(tmp_path: Path) -> None:
+    """The longest samples' tokens with the most masks of any phase are no sample of the run."""
+    write_data_set(tmp_path / "shards")
+    flags = ("--micro_batch_tokens", "auto", "--train_batch_size", "3000000")
+    job = make_job(tmp_path, *flags)
+    layout = ZeroLayout.of(job.model, job.deepspeed)
+    short, long = SampleSize(8, 4), SampleSize(32, 5)
+
+    def planned(*samples: SampleSize) -> int:
+        return planned_tokens(job.timeline, layout, samples, False, 6 * GIB, is_gpu=True)
+
+    assert planned(short) < planned(long)
+    assert planned(short, long) == planned(long, short) == planned(short)
 
 
 def test_no_more_is_planned_than_a_rank_has_in_a_step(job: PretrainingJob) -> None:
-    layout, sample = ZeroLayout.of(job.model, job.deepspeed), longest_sample(job.timeline)
-    found = planned_tokens(job.timeline, layout, sample, False, 80 * GIB, is_gpu=True)
+    layout, samples = ZeroLayout.of(job.model, job.deepspeed), longest_samples(job.timeline)
+    found = planned_tokens(job.timeline, layout, samples, False, 80 * GIB, is_gpu=True)
     assert found == 4 * SEQUENCE_LENGTH
 
 
@@ -75,7 +90,7 @@ def test_the_number_is_for_the_phases_that_have_none(tmp_path: Path) -> None:
         Phase({place: 1.0}, "3", steps=3, train_micro_batch_size_per_gpu=2),
     )
     job = PretrainingJob.of(given.model, given.run, given.deepspeed, phases, {place: corpus})
-    assert longest_sample(job.timeline) == SampleSize(SEQUENCE_LENGTH, 13), "40 %, rounded up"
+    assert longest_samples(job.timeline) == [SampleSize(SEQUENCE_LENGTH, 13)], "40 %, rounded up"
     shapes = [job.batch_shape(step) for step in (1, 4, 7)]
     assert [shape.micro_batch_tokens for shape in shapes] == [TO_BE_FOUND, 99, 0]
     timeline = with_tokens(job.timeline, 60)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.prepare_config import resolve_data_sets
-from dist_bert.data.batches import BatchShape
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.shard_format import BlockRecord, Manifest, ShardRecord
 from dist_bert.data.shard_source import ShardSource
 from dist_bert.pretraining.recipe import Phase, resolve_run
@@ -106,6 +106,18 @@ def test_the_english_speed_run_ends_with_the_longest_samples() -> None:
     assert rates(timeline, 100, 6_000, 7_500, 9_000) == [1.0, 1.0, 0.5, 0.0]
 
 
+def test_one_gpu_has_half_a_million_tokens_a_step() -> None:
+    timeline = timeline_of("one_gpu.json", 1)
+    assert [(p.sequence_length, p.num_steps) for p in timeline.phases] == [
+        (32, 1_000), (128, 17_000), (512, 2_000),
+    ]  # fmt: skip
+    batches = [p.stages[0].shape.global_batch_size for p in timeline.phases]
+    assert batches == [8_192, 4_096, 1_024]
+    assert [p.masked_lm_prob(p.num_steps) for p in timeline.phases] == [0.3, 0.15, 0.0]
+    assert {s.shape.micro_batch_tokens for p in timeline.phases for s in p.stages} == {TO_BE_FOUND}
+    assert rates(timeline, 250, 500, 14_000, 17_000, 20_000) == [0.5, 1.0, 1.0, 0.5, 0.0]
+
+
 def test_the_decay_is_on_better_data() -> None:
     timeline = timeline_of("decay_on_better_data.json")
     long, decay = timeline.phases
@@ -143,6 +155,6 @@ def test_batches_fit_usual_numbers_of_ranks(name: str, world_size: int) -> None:
 
 def test_all_are_tested() -> None:
     assert NAMES == [
-        "bert.json", "decay_on_better_data.json", "short_first.json", "small_budget.json",
-        "speedrun.json", "speedrun_english.json",
+        "bert.json", "decay_on_better_data.json", "one_gpu.json", "short_first.json",
+        "small_budget.json", "speedrun.json", "speedrun_english.json",
     ]  # fmt: skip
