@@ -18,6 +18,7 @@ from dist_bert.common.cli import Parser, check_output_file, run
 from dist_bert.common.files import json_line
 from dist_bert.common.settings import add_switch
 from dist_bert.inference.run_flags import add_run_flags, chosen_weights
+from dist_bert.tokenizer.config import bare_piece
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -49,7 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
             continue
         print(text.text)
         for mask in masks:
-            print("  " + "  ".join(f"{a.piece.lstrip('▁')} {a.probability:.1%}" for a in mask))
+            print("  " + "  ".join(f"{bare_piece(a.piece)} {a.probability:.1%}" for a in mask))
 
 
 if __name__ == "__main__":

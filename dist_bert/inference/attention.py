@@ -12,6 +12,7 @@ from dist_bert.inference.hidden_states import (
 )
 from dist_bert.inference.text_batches import Text
 from dist_bert.inference.trained_run import TrainedRun
+from dist_bert.tokenizer.config import bare_piece
 
 AXIS = "attends to (left of the diagonal: tokens before it; right: tokens after it)"
 
@@ -52,7 +53,7 @@ def show_attention(
     on_neighbours = " ".join(f"{share:.1%}" for share in shares_on_neighbours(weights))
     even = f"an even spread gives {2 / len(tokens):.1%}"
     print(f"to the two neighbours, head by head: {on_neighbours} ({even})")
-    tokens = [token.lstrip("▁") or "▁" for token in tokens]
+    tokens = [bare_piece(token) for token in tokens]
     write_tables(
         path,
         f"who attends to whom: {where}\n{directions}",

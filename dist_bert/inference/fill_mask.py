@@ -14,6 +14,7 @@ from dist_bert.common.pictures import MAX_ROWS, Panel, shortened, write_tables
 from dist_bert.inference.text_batches import Ids, Text, check_length, map_in_batches
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.model.micro_batches import from_sequences
+from dist_bert.tokenizer.config import bare_piece
 from dist_bert.tokenizer.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
 
 
@@ -122,7 +123,7 @@ def draw_comparison(
     for text in compared:
         before, mask, _ = text.text.partition("[MASK]")
         labels.append(shortened(text.text, len(before), len(before + mask)))
-    pieces = [piece.lstrip("▁") or "▁" for piece in comparison.pieces]
+    pieces = [bare_piece(piece) for piece in comparison.pieces]
     write_tables(
         path,
         "probabilities of the likeliest answers to [MASK]",

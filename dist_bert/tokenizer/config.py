@@ -1,10 +1,18 @@
-"""Settings for training a tokenizer; separate, so that `--help` does not load SentencePiece."""
+"""How pieces are written, and settings for training a tokenizer.
+
+Separate, so that `--help` does not load SentencePiece.
+"""
 
 import dataclasses
 
 from dist_bert.common.settings import raise_all, setting
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
+
+
+def bare_piece(piece: str) -> str:
+    """A piece without the sign of a space before it, unless it is nothing else."""
+    return piece.lstrip("▁") or piece
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dist_bert.common.text_tables import number
 from dist_bert.distributed import environment
+from dist_bert.tokenizer.config import bare_piece
 from dist_bert.tools.report.curves import mean_length, spread
 from dist_bert.tools.report.run_history import PhaseRecord, RunHistory, column
 
@@ -161,7 +162,7 @@ def predictions(history: RunHistory) -> str:
         shown = [rows[i] for i in spread(len(rows), MAX_PREDICTION_STEPS)]
         header = [
             "step",
-            *(f"[MASK] {i}: {_bare(piece)}" for i, piece in enumerate(expected, start=1)),
+            *(f"[MASK] {i}: {bare_piece(piece)}" for i, piece in enumerate(expected, start=1)),
         ]
         body = [
             [
@@ -297,14 +298,9 @@ def _validation_standing(history: RunHistory) -> dict[str, str]:
 def _answers(answers: Sequence[dict[str, Any]], expected: str) -> str:
     marked = []
     for answer in answers:
-        text = f"{html.escape(_bare(answer['piece']))} {answer['probability']:.0%}"
+        text = f"{html.escape(bare_piece(answer['piece']))} {answer['probability']:.0%}"
         marked.append(f"<b>{text}</b>" if answer["piece"] == expected else text)
     return f"<td>{' · '.join(marked)}</td>"
-
-
-def _bare(piece: str) -> str:
-    """A piece without the sign of a space before it, unless it is nothing else."""
-    return piece.lstrip("▁") or piece
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 
 from dist_bert.common.errors import UserError
-from dist_bert.tokenizer.config import TokenizerConfig
+from dist_bert.tokenizer.config import TokenizerConfig, bare_piece
 from dist_bert.tokenizer.tokenizer import (
     CLS_ID,
     MASK_ID,
@@ -195,3 +195,8 @@ def test_other_special_pieces_are_refused(tmp_path: Path) -> None:
             )  # fmt: skip
         with pytest.raises(UserError, match=r"must be the control pieces \[PAD\]"):
             Tokenizer(tmp_path / name)
+
+
+def test_a_piece_is_shown_without_its_space_unless_it_is_one() -> None:
+    shown = [bare_piece(piece) for piece in ("▁river", "##er", "▁", "<0xE6>")]
+    assert shown == ["river", "##er", "▁", "<0xE6>"]
