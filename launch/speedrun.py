@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
     from dist_bert.tools.speedrun.record import Record, table
 
     if arguments.records:
-        print(table([Record.read(path) for path in sorted(Path("records").rglob("*.json"))]))
+        print(table(Record.read_all(Path("records"))))
         return
     given = {name: getattr(arguments, name) for name in ENTRY if getattr(arguments, name)}
     track = dataclasses.replace(Track.read(arguments.track), **given)

@@ -82,6 +82,18 @@ class Record:
         attempts = [from_dict(Attempt, each, str(path)) for each in given]
         return from_dict(cls, {**values, "attempts": attempts}, str(path))
 
+    @classmethod
+    def read_all(cls, folder: Path) -> "list[Record]":
+        """Reads all records of a folder and those in it, at least one.
+
+        Raises:
+            UserError: there is none, or a JSON file is none.
+        """
+        paths = sorted(folder.rglob("*.json"))
+        if not paths:
+            raise UserError(f"{folder}: has no records; run this in a checkout of dist-bert")
+        return [cls.read(path) for path in paths]
+
     @property
     def mlm_loss(self) -> float:
         """Mean over the seeds."""

@@ -195,11 +195,12 @@ def test_what_is_no_record_is_refused(
         Record.read(tmp_path / "r.json")
 
 
-def test_the_readme_has_the_table_of_all_records() -> None:
-    assert RECORDS, "records/ has those of this repository"
-    assert (
-        table([Record.read(path) for path in RECORDS]) in (ROOT / "records/README.md").read_text()
-    )
+def test_the_readme_has_the_table_of_all_records(tmp_path: Path) -> None:
+    found = Record.read_all(ROOT / "records")
+    assert [record.date for record in found] == [Record.read(path).date for path in RECORDS]
+    assert table(found) in (ROOT / "records/README.md").read_text()
+    with pytest.raises(UserError, match=f"{tmp_path}: has no records; run this in a checkout"):
+        Record.read_all(tmp_path)
 
 
 @pytest.mark.parametrize("seeds", ([1, 2], [1, 2, 2], [1, 2, 3, 3]))
