@@ -1,7 +1,7 @@
 # make quickstart   set up, then the whole path on real text of this machine: a few minutes on 2 cores
 # make speedrun     the record's recipe on the quickstart's text, three seeds against the clock
 # make test         the same set-up, then the test suite without the long runs on a cluster
-# make unit         the same set-up, then the tests that need a few short processes: six minutes
+# make unit         the same set-up, then the tests that need a few short processes: four minutes
 # make test_avx2    the shorter tests that train, as on a CPU without instructions for bf16
 # make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
 # make soak         a run killed 30 times on changing layouts, compared with one that never stopped
@@ -10,6 +10,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+
+# One file of tests a core at a time. Tests of real processes take all cores, one after the other.
+UNIT := $(BIN)/python -m pytest tests/unit -n auto --maxprocesses 8 --dist loadfile
 
 # A CPU of 2013 to 2019, imitated: its vector instructions are all that the libraries may use.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
@@ -24,13 +27,15 @@ speedrun: $(VENV)/installed
 	$(BIN)/python launch/speedrun.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not (cluster and slow)"
+	$(UNIT)
+	$(BIN)/python -m pytest tests/integration tests/cluster -m "not (cluster and slow)"
 
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest tests/unit -m "not slow"
+	$(UNIT) -m "not slow"
 
 test_avx2: $(VENV)/installed
-	$(AVX2) $(BIN)/python -m pytest -m "trains and not slow and not cluster"
+	$(AVX2) $(UNIT) -m "trains and not slow"
+	$(AVX2) $(BIN)/python -m pytest tests/integration -m "trains and not slow"
 
 cluster: $(VENV)/installed
 	$(BIN)/python -m pytest -m cluster

@@ -86,7 +86,8 @@ setup(
         "remote": REMOTE,
         "float8": FLOAT8,
         "test": [
-            *("accelerate>=1.0", "hypothesis>=6.100", "psutil>=6.0", "pytest>=8.0", "ruff", "mypy"),
+            *("accelerate>=1.0", "hypothesis>=6.100", "psutil>=6.0", "ruff", "mypy"),
+            *("pytest>=8.0", "pytest-xdist>=3.6"),
             *ALL_CORPORA,
             *PICTURES,
             *HUGGINGFACE,

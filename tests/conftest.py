@@ -26,22 +26,35 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 LEFT = pytest.StashKey[list[str]]()
 
 
+def pytest_sessionstart() -> None:
+    """SIGTERM interrupts, as Ctrl-C does, so that fixtures are torn down."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_outlives_the_session(pytestconfig: pytest.Config) -> Iterator[None]:
     """Set up before every other fixture, and so torn down after them."""
     adopt_orphans()
     before = children()
-    ended = signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures are torn down
     yield
-    signal.signal(signal.SIGTERM, ended)
     pytestconfig.stash.setdefault(LEFT, []).extend(end_children(lambda child: child not in before))
 
 
 @pytest.hookimpl(trylast=True)  # behind the fixtures' own end
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A session that left processes behind has failed."""
-    if session.config.stash.get(LEFT, []) and session.exitstatus == pytest.ExitCode.OK:
+    """A session that left processes behind has failed; one of several tells the first of them."""
+    left = session.config.stash.get(LEFT, [])
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = left
+    elif left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Takes what one of several sessions has told."""
+    left = getattr(node, "workeroutput", {}).get("left", [])
+    node.config.stash.setdefault(LEFT, []).extend(left)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
