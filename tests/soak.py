@@ -34,7 +34,6 @@ from dist_bert.data.shard_format import Manifest, ShardFile
 from dist_bert.distributed.rendezvous import free_port
 from tests.support.processes import ROOT, adopt_orphans, environment, run_script, started
 
-BOOKS = ROOT.parent / "shared" / "data" / "pretrain" / "en-books" / "*.txt.gz"
 SEEN, LAUNCH = "SOAK_SEEN", "SOAK_LAUNCH"  # environment: folder of the records, number of the start
 MODEL = {
     "vocab_size": 4_096, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -57,7 +56,7 @@ Layout = tuple[int, int, int, str]  # ranks, ZeRO stage, micro-batch, precision
 def main() -> None:
     """Prepares, trains undisturbed and killed, compares; exits with 1 and what differs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", default=str(BOOKS), help="text (default: %(default)s)")
+    parser.add_argument("--input", help="text (default: the documentation of installed packages)")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"), help="folder, kept")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--phases", action="store_true", help="train a recipe of three, 360 steps")
@@ -110,14 +109,15 @@ def main() -> None:
     print("every step has seen exactly its samples")
 
 
-def _prepare(work: Path, text: str, is_recipe: bool) -> list[Path]:
+def _prepare(work: Path, text: str | None, is_recipe: bool) -> list[Path]:
     """Makes the data set; of a recipe three: short samples, long ones, long ones by other masks."""
     tokenizer = work / "tokenizer"
-    _call("launch/train_tokenizer.py", "--input", text, "--output_dir", tokenizer,
+    given = ("--input", text) if text else ()
+    _call("launch/train_tokenizer.py", *given, "--output_dir", tokenizer,
           "--vocab_size", MODEL["vocab_size"], "--max_sentences", 100_000)  # fmt: skip
     made = {"shards": 128} if not is_recipe else {"short": 32, "long": 128, "other": 128}
     for number, (name, length) in enumerate(made.items()):
-        _call("launch/prepare_shards.py", "--input", text, "--output_dir", work / name,
+        _call("launch/prepare_shards.py", *given, "--output_dir", work / name,
               "--tokenizer", tokenizer / "tokenizer.model", "--samples_per_shard", 1_024,
               "--sequence_length", length, "--seed", number + 1,
               "--token_store", work / "tokens")  # fmt: skip
