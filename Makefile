@@ -1,7 +1,7 @@
 # make quickstart   set up, then the whole path on real text of this machine: a few minutes on 2 cores
 # make speedrun     the record's recipe on the quickstart's text, three seeds against the clock
 # make test         the same set-up, then the test suite without the long runs on a cluster
-# make unit         the same set-up, then the tests that need a few short processes: four minutes
+# make unit         the same set-up, then the tests that need a few short processes: some minutes
 # make test_avx2    the shorter tests that train, as on a CPU without instructions for bf16
 # make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
 # make soak         a run killed 30 times on changing layouts, compared with one that never stopped
