@@ -65,7 +65,8 @@ class DeepSpeedConfig:
     def optimizer_type(self) -> str:
         """As written; amsgrad, which keeps another state, makes another type of it."""
         optimizer = self.values["optimizer"]
-        return f"{optimizer['type']}{' with amsgrad' if optimizer['params'].get('amsgrad') else ''}"
+        name = str(optimizer["type"])
+        return f"{name} with amsgrad" if optimizer["params"].get("amsgrad") else name
 
     @property
     def peak_lr(self) -> float:

@@ -82,7 +82,8 @@ def check(stage: int, precision: str, folder: Path) -> None:
     if dist.get_world_size() == 2:
         assert all(torch.equal(*pair) for pair in zip(contents(engine), own, strict=True))
         engine.destroy()
-        engine = new_engine((stage + 2) % 4, "bf16" if precision == "bf16" else "fp32")  # elsewhere
+        in_memory = "fp32" if precision == "offload" else precision
+        engine = new_engine((stage + 2) % 4, in_memory)  # elsewhere
         checkpoint.load(engine, folder, {})
         loaded = whole(engine, AVERAGE)
         assert all(torch.equal(loaded[name], values) for name, values in saved.items())
