@@ -33,6 +33,7 @@ from dist_bert.data.sample_order import SampleOrder
 from dist_bert.data.shard_format import Manifest, ShardFile
 from dist_bert.distributed.rendezvous import free_port
 from tests.support.processes import ROOT, adopt_orphans, environment, run_script, started
+from tests.support.synthetic import MODERN_PARTS
 
 SEEN, LAUNCH = "SOAK_SEEN", "SOAK_LAUNCH"  # environment: folder of the records, number of the start
 MODEL = {
@@ -40,6 +41,7 @@ MODEL = {
     "intermediate_size": 128, "max_position_embeddings": 128, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
+MODERN = {**MODERN_PARTS, "global_attn_every_n_layers": 2, "local_attention": 32}
 BATCH_SAMPLES = 64
 NUM_SHARD_SAMPLES = {False: 16_384, True: 4_096}  # of a data set at least; the key: of a recipe
 STEPS = {False: 600, True: 360}  # more than an epoch
@@ -57,6 +59,7 @@ def main() -> None:
     """Prepares, trains undisturbed and killed, compares; exits with 1 and what differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--input", help="text (default: the documentation of installed packages)")
+    parser.add_argument("--modern", action="store_true", help="train a ModernBERT, not a BERT")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"), help="folder, kept")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--phases", action="store_true", help="train a recipe of three, 360 steps")
@@ -75,7 +78,8 @@ def main() -> None:
     is_recipe: bool = arguments.phases
     steps = STEPS[is_recipe] if arguments.steps is None or is_recipe else arguments.steps
     data_sets = _prepare(work, arguments.input, is_recipe)
-    (work / "model.json").write_text(json.dumps(MODEL))
+    model = MODEL | (MODERN if arguments.modern else {})
+    (work / "model.json").write_text(json.dumps(model))
     run: dict[str, Any] = {
         "warmup_steps": 20, "checkpoint_interval": 10, "log_interval": 5, "validation_interval": 0,
         "validation_samples": 64, "masks": "static",

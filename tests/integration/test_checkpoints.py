@@ -15,7 +15,14 @@ from dist_bert.checkpoint.weight_source import WeightSource
 from dist_bert.common.json_lines import read_rows
 from dist_bert.inference.trained_run import TrainedRun
 from dist_bert.training.metrics import read_metrics
-from tests.integration.conftest import BIN, TINY_MODEL, launcher, run_script, small_disk
+from tests.integration.conftest import (
+    BIN,
+    MODERN_PARTS,
+    TINY_MODEL,
+    launcher,
+    run_script,
+    small_disk,
+)
 from tests.support.processes import started, wait_until
 
 pytestmark = pytest.mark.trains
@@ -113,6 +120,25 @@ def test_resumed_on_another_layout(
         assert found[step] == pytest.approx(expected[step], rel=tolerance), step
     samples = [r["progress/samples"] for r in read_metrics(run_dir) if "train/loss" in r]
     assert samples == [36 * step for step in range(1, 17)]
+
+
+@pytest.mark.slow
+def test_a_modern_run_is_resumed_on_other_layouts(data_set: Path, tmp_path: Path) -> None:
+    """2 ranks at ZeRO 2; from step 4 on 1 rank at ZeRO 0, and on 4 at ZeRO 3."""
+    parts = [f"--{name}={str(value).lower()}" for name, value in MODERN_PARTS.items()]
+    whole = tmp_path / "whole"
+    start = command(tmp_path / "2", data_set, 2, 2, num_train_steps=8)
+    ended = run_script(*start, whole, *parts)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for ranks, stage in ((1, 0), (4, 3)):
+        run_dir = tmp_path / f"run-{ranks}"
+        shutil.copytree(whole, run_dir)
+        back_to(4, run_dir)
+        start = command(tmp_path / f"{ranks}", data_set, ranks, stage, num_train_steps=8)
+        ended = run_script(*start, run_dir, *parts)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "resumed at step 4 of 8" in ended.stdout
+        assert losses(run_dir) == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.slow
