@@ -150,13 +150,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scores = chunk.float()  # bf16 would keep 8 bits of a sum over V
             is_counted = label != _NO_LABEL
             column = label.clamp(min=0)[:, None]
-            num_correct += ((scores.argmax(1) == label) & is_counted).sum()
-            log_shares = torch.log_softmax(scores, 1)
-            loss -= log_shares.gather(1, column)[:, 0].where(is_counted, 0.0).sum()
+            best = scores.argmax(1, keepdim=True)
+            num_correct += ((best == column)[:, 0] & is_counted).sum()
+            shares = torch.softmax(scores, 1)
+            # The best share is at least 1 / V; the label's may be 0, so its logit is subtracted.
+            behind = scores.gather(1, best) - scores.gather(1, column)
+            losses = behind - shares.gather(1, best).log()  # (rows, 1)
+            loss += losses[:, 0].where(is_counted, 0.0).sum()
             if needs_gradient:
-                gradient = log_shares.exp_()
-                gradient.scatter_add_(1, column, gradient.new_full(column.shape, -1.0))
-                torch.mul(gradient, is_counted[:, None], out=chunk)
+                shares.scatter_add_(1, column, shares.new_full(column.shape, -1.0))
+                torch.mul(shares, is_counted[:, None], out=chunk)
         ctx.save_for_backward(hidden, weight, logits)
         ctx.bias_dtype = bias.dtype
         ctx.mark_non_differentiable(num_correct)

@@ -134,6 +134,15 @@ def test_linear_cross_entropy_agrees_with_torch(
     assert torch.equal(evaluated, loss)
 
 
+@pytest.mark.parametrize("gap", [-200.0, -30.0, 0.0, 12.0])
+def test_the_loss_is_exact_where_the_label_is_hopeless_or_certain(gap: float) -> None:
+    """The label is `gap` above the best other class, at logits whose rounding is 4e-6."""
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[50.0 + gap], [50.0], [50.0 - 1.0]])
+    loss, _ = linear_cross_entropy(hidden, weight, torch.zeros(3), torch.tensor([0]))
+    expected = math.log1p(math.exp(-gap) + math.exp(-gap - 1.0))
+    assert loss.item() == pytest.approx(expected, rel=3e-7 if gap <= 0 else 2e-2)
+
+
 def test_gradients_of_linear_cross_entropy_in_bf16_scale_exactly() -> None:
     """1/3 rounded to bf16 would be 0.2 % off; the product may round, but not the factor."""
     hidden, weight = (random(*s, dtype=torch.float32) for s in ((64, 8), (101, 8)))
