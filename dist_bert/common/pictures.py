@@ -1,4 +1,4 @@
-"""Renders heat maps of matrices, and curves over the same steps, as PNG files.
+"""Renders heat maps of matrices, and curves below or across each other, as PNG files.
 
 Matplotlib is optional, and imported only to draw. Not for: metrics of runs (TensorBoard, and
 `dist_bert.tools.report`).
@@ -20,6 +20,10 @@ from dist_bert.common.errors import UserError
 MAX_ROWS = 100  # more would be unreadable
 _MAX_CONTEXT = 30  # characters of a label on each side of the marked part
 _MAX_ROWS_WITH_NUMBERS = 24
+# Told apart also by people who see no red or green, and in grey (Okabe and Ito 2008).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
+_LINE_MARKERS = "os^Dv<>"
+MAX_LINES = len(COLORS)
 _FONT = "DejaVu Sans"  # comes with matplotlib
 
 
@@ -37,10 +41,10 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A panel with one curve."""
+    """A curve with its title."""
 
     title: str
-    places: list[float]  # on the axis that all panels share
+    places: list[float]  # on the axis that all curves share
     values: list[float]
 
     def add(self, places: Sequence[float], values: Sequence[float]) -> None:
@@ -166,6 +170,40 @@ def write_curves(
                 fontsize=8, parse_math=False,
             )  # fmt: skip
         grid[-1].set_xlabel(axis)
+        with files.whole_file(path) as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
+            figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+
+
+def write_lines(path: str | Path, axis: str, values: str, curves: Sequence[Curve]) -> None:
+    """Draws curves in one panel, points joined by lines, with a legend.
+
+    Args:
+        path: of the PNG file.
+        axis: what their places are.
+        values: what their values are.
+        curves: at most `MAX_LINES`.
+
+    Raises:
+        UserError: there are more curves.
+    """
+    if len(curves) > MAX_LINES:
+        raise UserError(f"{path}: {len(curves)} curves: a picture shows at most {MAX_LINES}")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    titles = [curve.title for curve in curves]
+    with matplotlib.rc_context({"font.family": _font_families("".join(titles))}):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for curve, color, marker in zip(curves, COLORS, _LINE_MARKERS, strict=False):
+            axes.plot(curve.places, curve.values, color=color, marker=marker, markersize=4)
+        for text in axes.legend(axes.lines, titles, fontsize=8).get_texts():
+            text.set_parse_math(False)
+        axes.grid(linewidth=0.4)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(axis)
+        axes.set_ylabel(values)
         with files.whole_file(path) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
             figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

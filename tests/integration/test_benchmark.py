@@ -186,18 +186,25 @@ def test_windows_are_compared_by_length(tmp_path: Path) -> None:
 @pytest.mark.trains
 def test_the_trainer_of_transformers_is_timed(data_set: Path, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(TINY_MODEL))
-    made = run_script(
-        sys.executable, SCRIPT, "peers", "--shards", data_set, "--model", tmp_path / "model.json",
+    picture, earlier = tmp_path / "losses.png", tmp_path / "earlier.json"
+    row = {"minutes": 0.01, "million_tokens": 0.1, "mlm_loss": 7.0, "mlm_accuracy": 0.1}
+    earlier.write_text(json.dumps({"figures": {"an earlier one": {"step 10": row}}}))
+    flags = (
+        "peers", "--shards", data_set, "--model", tmp_path / "model.json",
         "--minutes", "0.01", "--scores", "2", "--max_samples", "16", "--lr", "1e-3",
-        "--batch_size", "4", "--json", tmp_path / "figures.json",
+        "--batch_size", "4", "--json", tmp_path / "figures.json", "--beside", earlier,
     )  # fmt: skip
+    made = run_script(sys.executable, SCRIPT, *flags, "--picture", picture)
     assert made.returncode == 0, made.stderr
     ((name, rows),) = json.loads((tmp_path / "figures.json").read_text())["figures"].items()
-    assert name == "transformers' Trainer" and 1 <= len(rows) <= 3
-    assert made.stdout.endswith(f"\n{table(name, rows)}\n")
+    assert name == "transformers' BertForPreTraining, lr 0.001" and 1 <= len(rows) <= 3
+    assert made.stdout.endswith(f"\nloss against time: {picture}\n\n{table(name, rows)}\n")
     assert " fit into 0.01 minutes\n" in made.stdout
     for row in rows.values():
         assert row["minutes"] > 0 and row["mlm_loss"] > 0 and row["million_tokens"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    refused = run_script(sys.executable, SCRIPT, *flags)
+    assert refused.returncode == 2 and "--beside: what it names is drawn" in refused.stderr
 
 
 def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:

@@ -113,6 +113,16 @@ def add_peers_flags(command: argparse.ArgumentParser) -> None:
         "--scores", type=count, default=8, help="how often they are scored (default: 8)"
     )
     command.add_argument("--seed", type=int, default=1, help="of weights and order (default: 1)")
+    command.add_argument(
+        "--picture", metavar="FILE", help="also draw loss against time as a PNG file"
+    )
+    command.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="folders of pretraining runs and earlier --json of this command, drawn beside it",
+    )
     command.add_argument("--model", metavar="FILE", help="model JSON (default: BERT-base)")
     add_flags(command, ModelConfig)
 

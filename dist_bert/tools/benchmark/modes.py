@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_bert.common.cli import is_first_rank
+from dist_bert.common.cli import check_output_file, is_first_rank
 from dist_bert.common.device import num_wanted_gpus
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_switch, flags_of, resolve
@@ -83,7 +83,8 @@ _PEERS = """Trains transformers' BertForPreTraining by its own Trainer for some 
 Or ModernBertForMaskedLM, for a modern model: held-out masked-LM loss against time, on the samples
 and masks of a data set of ours, padded to the longest of the batch. Beside a run of ours of as many
 minutes on the same cores, it says what the recipe, the unpadded model and the loop are worth
-together. Warm-up of a tenth of the steps, then a linear decay; the rest is the Trainer's default.
+together, and --picture draws it. Warm-up of a tenth of the steps, then a linear decay; the rest is
+the Trainer's default.
 """
 _LOADER_RATE = 10_000.0  # samples a second of one rank
 
@@ -267,10 +268,18 @@ def measure_attention(arguments: argparse.Namespace) -> Figures:
 
 def measure_peers(arguments: argparse.Namespace) -> Figures:
     """Figures of transformers' Trainer: table -> row -> column -> figure."""
+    from dist_bert.common.pictures import check_picture
     from dist_bert.data.reader import SampleReader
     from dist_bert.data.shard_format import Manifest
+    from dist_bert.tools.benchmark.loss_picture import draw_losses, earlier_curves, peer_curve
     from dist_bert.tools.benchmark.peers import train_peer  # imports torch
 
+    if arguments.picture:
+        check_picture(arguments.picture, "--picture")
+        check_output_file(arguments.picture, "--picture")
+    elif arguments.beside:
+        raise UserError("--beside: what it names is drawn; give --picture, or leave it out")
+    earlier_curves(arguments.beside)  # refused before the training; a run may go on meanwhile
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     manifest = Manifest.load(arguments.shards)
     training, held_out = (
@@ -288,7 +297,13 @@ def measure_peers(arguments: argparse.Namespace) -> Figures:
         seed=arguments.seed,
         report=say,
     )
-    return {"transformers' Trainer": rows}
+    kind = "ModernBertForMaskedLM" if model.architecture == "modern" else "BertForPreTraining"
+    name = f"transformers' {kind}, lr {arguments.lr:g}"
+    if arguments.picture and is_first_rank():
+        curves = [*earlier_curves(arguments.beside), peer_curve(name, rows)]
+        draw_losses(arguments.picture, curves)
+        say(f"loss against time: {arguments.picture}")
+    return {name: rows}
 
 
 def _training_inputs(

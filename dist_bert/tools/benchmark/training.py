@@ -302,14 +302,14 @@ def transformers_model(model: ModelConfig, is_sparse: bool = False) -> nn.Module
         import transformers
     except ImportError:
         raise UserError(
-            "transformers is not installed: pip install -c constraints.txt transformers, or leave"
-            " it out with --against plain_torch"
+            "transformers is not installed: pip install -c constraints.txt transformers; a training"
+            " benchmark can leave it out with --against plain_torch"
         ) from None
     require_published_form(model)
     if model.architecture == "bert" and model.positions == "rotary":
         raise UserError(
-            "--against transformers: has no BERT with rotary positions; leave it out with --against"
-            " plain_torch"
+            "transformers has no BERT with rotary positions: give another --model; a training"
+            " benchmark can leave it out with --against plain_torch"
         )
     published = to_published_config(model)
     made: nn.Module

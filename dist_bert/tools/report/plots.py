@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_bert.common.errors import UserError
+from dist_bert.common.pictures import COLORS
 from dist_bert.tools.report.curves import means, raw_rows
 from dist_bert.tools.report.run_history import Columns, RunHistory, column
 
-# Told apart also by people who see no red or green, and in grey (Okabe and Ito 2008).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A")
 AXES = {"step": "optimizer step", "tokens": "tokens", "hours": "hours of training steps"}
 MAX_MARKERS = 60  # of validations; more would hide the curve
 _SHARE = ".0%"

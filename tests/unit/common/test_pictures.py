@@ -11,12 +11,14 @@ import pytest
 from dist_bert.common import pictures
 from dist_bert.common.errors import UserError
 from dist_bert.common.pictures import (
+    MAX_LINES,
     MAX_ROWS,
     Curve,
     Panel,
     check_picture,
     shortened,
     write_curves,
+    write_lines,
     write_tables,
 )
 
@@ -86,6 +88,20 @@ def test_curves_share_their_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {"lr $1", "batch", "step", "one", "$2 $"} <= set(drawn)
     assert drawn.count("one") == 2, "once in each picture"
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_lines_share_a_panel_and_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = drawn_texts(monkeypatch)
+    curves = [Curve("ours $1", [1, 2], [7.0, 3.5]), Curve("theirs $2", [2], [6.5])]
+    for name in ("a.png", "b.png"):
+        write_lines(tmp_path / name, "minutes", "loss", curves)
+    assert {"ours $1", "theirs $2", "minutes", "loss"} <= set(texts)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    write_lines(tmp_path / "b.png", "minutes", "loss", curves[:1])
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    with pytest.raises(UserError, match=rf"c\.png: 8 curves: a picture shows at most {MAX_LINES}"):
+        write_lines(tmp_path / "c.png", "minutes", "loss", curves[:1] * 8)
+    assert not (tmp_path / "c.png").exists()
 
 
 def test_characters_without_a_font_are_told(
