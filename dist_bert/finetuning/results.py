@@ -1,6 +1,7 @@
 """What a fine-tuning run leaves in its folder, and the table of several runs. No torch."""
 
 import importlib.util
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ def write_results(run_dir: Path, scores: Scores, facts: dict[str, Any]) -> str:
     Args:
         run_dir: of the run.
         scores: of the best checkpoint on the held-out examples.
-        facts: what else is kept: step, lr, seed, loss.
+        facts: what else is kept: step, lr, seed, loss; a loss of no example is NaN, kept as null.
 
     Returns:
         Lines for the console.
@@ -29,6 +30,8 @@ def write_results(run_dir: Path, scores: Scores, facts: dict[str, Any]) -> str:
     lines = [f"best checkpoint: step {facts['step']:,}", scores_as_text(scores)]
     if scores.confusion is not None and importlib.util.find_spec("matplotlib"):
         lines += write_confusion(run_dir / CONFUSION_NAME, f"{run_dir}", scores)
+    if math.isnan(facts["loss"]):  # JSON has no NaN
+        facts = {**facts, "loss": None}
     files.write_json(run_dir / RESULTS_NAME, {**scores.figures(), **facts})  # last: it is done
     return "\n".join(lines)
 
