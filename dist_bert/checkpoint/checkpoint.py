@@ -18,7 +18,13 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_bert.checkpoint import fragments
-from dist_bert.checkpoint.format import AVERAGE, WEIGHT, CheckpointReader, export_weights
+from dist_bert.checkpoint.format import (
+    AVERAGE,
+    WEIGHT,
+    CheckpointReader,
+    export_weights,
+    write_state,
+)
 from dist_bert.checkpoint.run_dir import (
     ASIDE_PREFIX,
     BEST_NAME,
@@ -127,6 +133,28 @@ def best_validation(run_dir: str | Path) -> tuple[float, int]:
     except UserError:
         loss = None
     return (math.inf, 0) if best is None or loss is None else (loss, step_of(best))
+
+
+def is_best(run_dir: str | Path, loss: float | None, comparable_since: int) -> bool:
+    """Whether `best` has to name a checkpoint of such a validation; see `CheckpointWriter.save`."""
+    best, best_step = best_validation(run_dir)
+    return loss is not None and (loss < best or best_step <= comparable_since)
+
+
+def add_validation(run_dir: str | Path, step: int, loss: float, comparable_since: int) -> None:
+    """Gives a checkpoint the validation that was interrupted when it was saved; moves `best`.
+
+    Raises:
+        UserError: on all ranks, if it cannot be written.
+    """
+    with all_ranks_agree(f"cannot write the validation of step {step:,}"):
+        if dist.get_rank() == 0:
+            checkpoint = Path(run_dir) / CHECKPOINTS_NAME / f"step-{step:09d}"
+            validation = {"validation_loss": loss, "comparable_since": comparable_since}
+            must_point = is_best(run_dir, loss, comparable_since)
+            write_state(checkpoint, {**CheckpointReader(checkpoint).contents, **validation})
+            if must_point:
+                _point(checkpoint.parent, BEST_NAME, checkpoint)
 
 
 def examine(

@@ -23,7 +23,7 @@ from torch import Tensor
 from dist_bert.checkpoint import fragments
 from dist_bert.checkpoint.checkpoint import (
     TrainState,
-    best_validation,
+    is_best,
     publish,
     remove_old,
 )
@@ -200,10 +200,8 @@ class CheckpointWriter:
         with all_ranks_agree(failure, partial, self._group):
             if dist.get_rank() == 0:
                 write_state(partial, contents)
-                loss = save.validation_loss
-                best, best_step = best_validation(self._run_dir)
-                is_best = loss is not None and (loss < best or best_step <= save.comparable_since)
-                publish(partial, folder / name, is_best)
+                must_point = is_best(self._run_dir, save.validation_loss, save.comparable_since)
+                publish(partial, folder / name, must_point)
                 remove_old(self._run_dir, self._keep)
 
 

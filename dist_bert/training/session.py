@@ -145,6 +145,7 @@ def _train(session: "_Session", stream: Iterator[StepBatch], state: TrainState) 
     is_over = session.is_over(state.step)
     if not stop.end() and session.lacks_validation(state):
         is_over = session.validate(state)  # the one during which the run was interrupted
+        session.add_validation(state)
     batches = prefetch(stream)
     if not is_over:
         with told_if_out_of_memory(lambda: session.job.batch_shape(state.step + 1)):
@@ -281,6 +282,17 @@ class _Session:
             self._best = min(self._best, (loss, state.step))
         self._progress.restart_clock()
         return self.is_over(state.step)
+
+    def add_validation(self, state: TrainState) -> None:
+        """Gives the checkpoint that the run goes on from the validation that it lacked.
+
+        Raises:
+            UserError: on all ranks, if it cannot be written.
+        """
+        if state.step in self._validations:  # not interrupted once more
+            checkpoint.add_validation(
+                self.run.output_dir, state.step, *self._validations[state.step]
+            )
 
     def is_over(self, step: int) -> bool:
         """Whether so many validations in a row were not better that training ends."""

@@ -93,6 +93,11 @@ def test_interrupted_and_broken_runs_equal_an_undisturbed_one(start: Start, tmp_
     others, own = ended(start("1|in step 9, micro-step 2|raise", "broken"), 1, 1)
     assert "resumed at step 7" in others and "validation at step 7" in others
     assert not marker.exists()
+    # The checkpoint has the loss of the validation that was made up for, and so may be the best.
+    validated = CheckpointReader(tmp_path / "broken/checkpoints/step-000000007").contents
+    ((_, loss, _),) = rows_of(tmp_path / "broken", "validation/loss")
+    assert validated["validation_loss"] == loss
+    assert (tmp_path / "broken/checkpoints/best").read_text() == "step-000000007\n"
     assert own.splitlines()[-1] == "ValueError: an injected fault" and "rank 1 failed" in own
     assert "error: rank 0: lost another rank" in others and "Traceback" not in others
     left = [(tmp_path / f"broken/logs/rank-0000{rank}.log").read_text() for rank in (0, 1)]
