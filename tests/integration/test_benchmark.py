@@ -205,6 +205,8 @@ def test_the_trainer_of_transformers_is_timed(data_set: Path, tmp_path: Path) ->
     assert picture.read_bytes().startswith(b"\x89PNG")
     refused = run_script(sys.executable, SCRIPT, *flags)
     assert refused.returncode == 2 and "--beside: what it names is drawn" in refused.stderr
+    refused = run_script(sys.executable, SCRIPT, *flags, *[earlier] * 6, "--picture", picture)
+    assert refused.returncode == 2 and "at most 6 besides the new one" in refused.stderr
 
 
 def test_plain_torch_is_compared_on_one_rank_alone(data_set: Path) -> None:

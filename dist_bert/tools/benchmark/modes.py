@@ -268,7 +268,7 @@ def measure_attention(arguments: argparse.Namespace) -> Figures:
 
 def measure_peers(arguments: argparse.Namespace) -> Figures:
     """Figures of transformers' Trainer: table -> row -> column -> figure."""
-    from dist_bert.common.pictures import check_picture
+    from dist_bert.common.pictures import MAX_LINES, check_picture
     from dist_bert.data.reader import SampleReader
     from dist_bert.data.shard_format import Manifest
     from dist_bert.tools.benchmark.loss_picture import draw_losses, earlier_curves, peer_curve
@@ -279,7 +279,9 @@ def measure_peers(arguments: argparse.Namespace) -> Figures:
         check_output_file(arguments.picture, "--picture")
     elif arguments.beside:
         raise UserError("--beside: what it names is drawn; give --picture, or leave it out")
-    earlier_curves(arguments.beside)  # refused before the training; a run may go on meanwhile
+    # Read now, to refuse what cannot be drawn, and again at the end: a run may go on meanwhile.
+    if len(earlier_curves(arguments.beside)) >= MAX_LINES:
+        raise UserError(f"--beside: a picture shows at most {MAX_LINES - 1} besides the new one")
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     manifest = Manifest.load(arguments.shards)
     training, held_out = (
