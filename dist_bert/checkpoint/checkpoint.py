@@ -33,6 +33,7 @@ from dist_bert.checkpoint.run_dir import (
     HAS_AVERAGE,
     LATEST_NAME,
     WEIGHTS_NAME,
+    checkpoint_name,
     checkpoints_newest_first,
     latest_checkpoint,
     lowest_loss,
@@ -113,7 +114,7 @@ def settle(run_dir: str | Path, step: int) -> None:
     folder = Path(run_dir) / CHECKPOINTS_NAME
     with all_ranks_agree(f"cannot resume at step {step:,}"):
         if dist.get_rank() == 0 and step:
-            _point(folder, LATEST_NAME, folder / f"step-{step:09d}")
+            _point(folder, LATEST_NAME, folder / checkpoint_name(step))
             for path in checkpoints_newest_first(run_dir):
                 if step_of(path) > step:
                     _LOG.warning("%s is newer than step %s: put aside", path, f"{step:,}")
@@ -149,7 +150,7 @@ def add_validation(run_dir: str | Path, step: int, loss: float, comparable_since
     """
     with all_ranks_agree(f"cannot write the validation of step {step:,}"):
         if dist.get_rank() == 0:
-            checkpoint = Path(run_dir) / CHECKPOINTS_NAME / f"step-{step:09d}"
+            checkpoint = Path(run_dir) / CHECKPOINTS_NAME / checkpoint_name(step)
             validation = {"validation_loss": loss, "comparable_since": comparable_since}
             must_point = is_best(run_dir, loss, comparable_since)
             write_state(checkpoint, {**CheckpointReader(checkpoint).contents, **validation})

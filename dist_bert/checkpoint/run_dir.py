@@ -205,6 +205,11 @@ def warn_of_pointer(run_dir: str | Path, pointer: str, used: Path) -> None:
         _LOG.warning("%s: names no checkpoint that is there; %s is used", path, used.name)
 
 
+def checkpoint_name(step: int) -> str:
+    """What the folder of a checkpoint is called, by its optimizer steps."""
+    return f"step-{step:09d}"
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps of a checkpoint, by its folder's name."""
     return int(checkpoint.name.rpartition("-")[2])
@@ -228,7 +233,7 @@ def _given_checkpoint(place: Path) -> Path | None:
         return place
     if place.parent.name != CHECKPOINTS_NAME or not _NAME.fullmatch(place.name):
         return None
-    padded = place.with_name(f"step-{step_of(place):09d}")
+    padded = place.with_name(checkpoint_name(step_of(place)))
     if not (padded / STATE_NAME).exists():
         there = ", ".join(path.name for path in checkpoints_newest_first(place.parent.parent))
         raise UserError(f"{place}: is not there; the run has {there or 'no checkpoint'}")

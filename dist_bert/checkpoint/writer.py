@@ -28,7 +28,7 @@ from dist_bert.checkpoint.checkpoint import (
     remove_old,
 )
 from dist_bert.checkpoint.format import Fragment, FragmentFile, write_state
-from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME, HAS_AVERAGE
+from dist_bert.checkpoint.run_dir import CHECKPOINTS_NAME, HAS_AVERAGE, checkpoint_name
 from dist_bert.common.device import has_gpu
 from dist_bert.common.errors import UserError
 from dist_bert.distributed.agreement import all_ranks_agree
@@ -176,7 +176,7 @@ class CheckpointWriter:
     def _write(self, save: "_Save") -> None:
         """Writes a checkpoint; the threads of all ranks together."""
         folder = self._run_dir / CHECKPOINTS_NAME
-        name = f"step-{save.state.step:09d}"
+        name = checkpoint_name(save.state.step)
         partial = folder / f".{name}.partial"
         failure = f"cannot save step {save.state.step:,}"
         with all_ranks_agree(failure, group=self._group):

@@ -133,12 +133,7 @@ def write_tables(
             image, ax=list(grid), label=bar_label, fraction=0.05, pad=0.02, extend=extend
         )
         figure.suptitle(title, fontsize=11, parse_math=False)
-        with files.whole_file(path) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
-            # without the software's name, so that equal values give equal bytes
-            figure.savefig(
-                file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
-            )
+        _save(figure, path, dpi=150, bbox_inches="tight")
 
 
 def write_curves(
@@ -170,9 +165,7 @@ def write_curves(
                 fontsize=8, parse_math=False,
             )  # fmt: skip
         grid[-1].set_xlabel(axis)
-        with files.whole_file(path) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
-            figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        _save(figure, path, dpi=120)
 
 
 def write_lines(path: str | Path, axis: str, values: str, curves: Sequence[Curve]) -> None:
@@ -204,9 +197,7 @@ def write_lines(path: str | Path, axis: str, values: str, curves: Sequence[Curve
         axes.set_xlim(left=0)
         axes.set_xlabel(axis)
         axes.set_ylabel(values)
-        with files.whole_file(path) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # warned above, in one line
-            figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        _save(figure, path, dpi=120)
 
 
 def shortened(label: str, begin: int, end: int) -> str:
@@ -219,6 +210,19 @@ def shortened(label: str, begin: int, end: int) -> str:
 def lacking_characters(text: str) -> str:
     """The characters of a text that are in no installed font, sorted."""
     return "".join(sorted(_fonts_of(text)[1]))
+
+
+def _save(figure: Any, path: str | Path, **options: Any) -> None:
+    """Writes a whole PNG file: without the software's name, so that equal values give equal bytes.
+
+    Args:
+        figure: drawn within the fonts of `_font_families`.
+        path: of the file.
+        options: of `savefig`.
+    """
+    with files.whole_file(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # `_font_families` has told, once
+        figure.savefig(file, format="png", metadata={"Software": None}, **options)
 
 
 def _write_cells(axes: Any, panel: Panel, form: str, middle: float) -> None:
