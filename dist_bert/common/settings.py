@@ -22,7 +22,9 @@ from dist_bert.common.shipped import found
 
 T = TypeVar("T")
 
-AUTO = "auto"  # a setting whose value is found out; its type is `int | Literal["auto"]` or alike
+AUTO: typing.Final = (
+    "auto"  # a setting whose value is found out; its type is `int | Literal["auto"]` or alike
+)
 _SHORT = reprlib.Repr()  # of values that may be large or deep
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -153,7 +155,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, **defaults: Any) -> No
         else:
             group.add_argument(
                 f"--{field.name}",
-                type=field.metadata.get("parse") or _or_word(_base_type(kind), _words(kind)),
+                type=field.metadata.get("parse") or or_word(_base_type(kind), _words(kind)),
                 choices=field.metadata.get("choices") or None,
                 metavar=field.metadata.get("metavar"),
                 default=own,
@@ -171,7 +173,7 @@ def add_switch(
     """Adds a boolean flag: `--flag`, `--flag true`, `--flag false`, or with one of the words."""
     parser.add_argument(
         flag,
-        type=_or_word(boolean, words),
+        type=or_word(boolean, words),
         nargs="?",
         const=True,
         default=default,
@@ -192,7 +194,7 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _or_word(parse: Callable[[str], Any], words: tuple[str, ...]) -> Callable[[str], Any]:
+def or_word(parse: Callable[[str], Any], words: tuple[str, ...]) -> Callable[[str], Any]:
     """Reads one of the words, or what `parse` reads, for argparse."""
     if not words:
         return parse

@@ -132,6 +132,12 @@ class FinetunePlan:
                 " the command line"
             )
         deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, changes)
+        if deepspeed.batch_shape.micro_batch_tokens:
+            raise UserError(
+                f"{arguments.deepspeed_config}: train_micro_batch_size_per_gpu = auto: is for"
+                " pretraining; give a number of samples, or leave it out as"
+                " configs/finetune_zero1.json does"
+            )
         source = WeightSource.find(config.checkpoint, "--checkpoint", config.average)
         if source.tokenizer is None or not source.tokenizer.exists():
             raise UserError(

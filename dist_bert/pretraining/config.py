@@ -42,7 +42,7 @@ class PretrainingConfig(TrainingConfig):
         0,
         "most tokens of a rank in a micro-step, instead of train_micro_batch_size_per_gpu samples:"
         " all micro-batches of a step then have almost equal numbers of tokens; auto = as many as"
-        " fit the device, tried before the first step; 0 = off",
+        " fit the device, tried before the first step; 0 = as the DeepSpeed JSON says",
     )
     recipe: str = setting(
         "", "JSON of a run of several phases: their data sets and weights, lengths, batches, lr"

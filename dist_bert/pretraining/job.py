@@ -57,6 +57,8 @@ class PretrainingJob:
         Raises:
             UserError: the phases do not fit the data sets, the ranks or the run's schedule.
         """
+        if deepspeed.batch_shape.micro_batch_tokens and not run.micro_batch_tokens:
+            run = dataclasses.replace(run, micro_batch_tokens=AUTO)  # config.json says it
         timeline = make_timeline(run, phases, corpora, deepspeed.batch_shape)
         run = run_of(run, phases, timeline.num_steps)
         return cls(model, run, deepspeed.with_shape(timeline.largest_shape), timeline)
@@ -205,8 +207,9 @@ class PretrainingJob:
             problems += [f"float8 = True: {problem}" for problem in found]
         if run.deterministic and phases_to_settle(self.timeline):
             problems.append(
-                "deterministic = True: micro_batch_tokens = auto may be another number at a resume,"
-                " and sums are then rounded otherwise; give the number that a start prints"
+                "deterministic = True: micro_batch_tokens = auto, of a flag or the DeepSpeed JSON,"
+                " may be another number at a resume, and sums are then rounded otherwise; give the"
+                " number that a start prints"
             )
         if phases_to_settle(self.timeline):
             try:

@@ -317,12 +317,12 @@ def stages_of(
         ]
     if bool(phase.ramp_samples) != (first < size):
         return [], ["initial_batch_size, ramp_samples: a ramp needs both, the first below the end"]
-    micro = phase.train_micro_batch_size_per_gpu or min(
-        usual.micro_batch_size, max(1, first // world_size)
-    )
+    own_micro = phase.train_micro_batch_size_per_gpu
+    micro = own_micro or min(usual.micro_batch_size, max(1, first // world_size))
     longest = max((c.manifest.config["sequence_length"] for c in corpora), default=0)
     given = phase.micro_batch_tokens
     tokens = TO_BE_FOUND if isinstance(given, str) else given  # the only word is auto
+    tokens = tokens or (0 if own_micro else usual.micro_batch_tokens)
     if tokens:
         micro = 1
         if TO_BE_FOUND < tokens < longest:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import raise_all, read_json
-from dist_bert.data.batches import BatchShape
+from dist_bert.common.settings import AUTO, raise_all, read_json
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.training.deepspeed_flags import with_values
 from dist_bert.training.deepspeed_release import require_sound_release
 from dist_bert.training.optimizers.kinds import kind_problems, own_kind
@@ -217,9 +217,19 @@ def _number_problems(values: dict[str, Any]) -> list[str]:
 
 
 def _batch_shape(values: dict[str, Any], world_size: int) -> BatchShape:
-    """Solves train_batch_size = micro-batch * accumulation * ranks for whatever is not given."""
+    """Solves train_batch_size = micro-batch * accumulation * ranks for whatever is not given.
+
+    Where the micro-batch is auto, a number of tokens is to be found.
+    """
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     total, micro, accumulation = (values.get(name) for name in names)
+    is_auto = micro == AUTO
+    if is_auto:
+        micro = None
+        if accumulation is not None:
+            raise UserError(
+                f"{names[2]} = {accumulation!r}: does nothing where {names[1]} = auto; remove it"
+            )
     for name, value in zip(names, (total, micro, accumulation), strict=True):
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"{name} = {value!r}: must be a whole number of at least 1")
@@ -241,5 +251,7 @@ def _batch_shape(values: dict[str, Any], world_size: int) -> BatchShape:
             f"train_batch_size = {total} is not {'' if is_fixed else 'a multiple of '}"
             f"{' x '.join(factors)} = {unit}: set it to {near}, or change the others"
         )
+    if is_auto:
+        return BatchShape(total // world_size, world_size, 1, TO_BE_FOUND)
     micro = micro or total // unit
     return BatchShape(total // (micro * world_size), world_size, micro)

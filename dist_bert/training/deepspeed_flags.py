@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_bert.common.errors import UserError
+from dist_bert.common.settings import AUTO, or_word
 
 PEAK_LR = "optimizer.params.lr"
 # Flag -> key of the DeepSpeed JSON: what is changed most.
@@ -39,7 +40,9 @@ def add_deepspeed_flags(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument("--lr", type=float, help=f"peak learning rate, {told}")
     group.add_argument("--train_batch_size", type=int, help=f"samples of an optimizer step, {told}")
     group.add_argument(
-        "--train_micro_batch_size_per_gpu", type=int, help=f"samples at once on a rank, {told}"
+        "--train_micro_batch_size_per_gpu",
+        type=or_word(int, (AUTO,)),
+        help=f"samples at once on a rank, {told}; auto = as many tokens as fit the device",
     )
     group.add_argument(
         "--deepspeed",

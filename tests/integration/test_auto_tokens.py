@@ -20,13 +20,15 @@ def pretrain(
     folder: Path, data_set: Path, tokens: str, **memory: int
 ) -> subprocess.CompletedProcess[str]:
     deepspeed = json.loads((ROOT / "configs/zero2.json").read_text())
-    deepspeed |= {"train_batch_size": 24, "train_micro_batch_size_per_gpu": 6}
+    assert deepspeed["train_micro_batch_size_per_gpu"] == "auto"
+    deepspeed |= {"train_batch_size": 24}
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
     (folder / "model.json").write_text(json.dumps(TINY_MODEL))
     return run_script(
         *launcher(2), "tests/integration/memory_pretrain.py", "--shards", data_set,
         "--deepspeed_config", folder / "deepspeed.json", "--model", folder / "model.json",
-        "--output_dir", folder / tokens, "--micro_batch_tokens", tokens,
+        "--output_dir", folder / tokens,
+        *(() if tokens == "auto" else ("--micro_batch_tokens", tokens)),
         "--num_train_steps", "4", "--warmup_steps", "0", "--log_interval", "1", "--lr", "2e-3",
         env={**environment(), **{name: str(value) for name, value in memory.items()}},
     )  # fmt: skip

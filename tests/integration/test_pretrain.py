@@ -372,5 +372,6 @@ def test_the_line_of_the_readme(data_set: Path, tmp_path: Path) -> None:
         "starting from step 0 of 1,000,000", "env", "-C", tmp_path,
         *deepspeed_launcher(1), "launch/pretrain.py", "--deepspeed_config", "configs/zero2.json",
     )  # fmt: skip
-    assert "256 samples a step = 1 ranks x 8 micro-steps x 32, ZeRO 2, bf16" in output
+    assert "micro_batch_tokens auto: 4,096 tokens (planned for " in output, "the most on CPUs"
+    assert "256 samples a step = 1 ranks x micro-steps of 4,096 tokens, ZeRO 2, bf16" in output
     assert (tmp_path / "runs/pretrain/config.json").exists() and environment()["DS_ACCELERATOR"]

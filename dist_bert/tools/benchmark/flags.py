@@ -7,6 +7,8 @@ from dist_bert.common.settings import add_flags, add_switch
 from dist_bert.model.config import ModelConfig
 from dist_bert.training.optimizers.kinds import OURS
 
+USUAL_MICRO_BATCH = 32  # samples; a comparison tries nothing
+
 
 def add_prepare_flags(command: argparse.ArgumentParser) -> None:
     """Of the preparation."""
@@ -166,5 +168,9 @@ def _add_training_inputs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--train_batch_size", type=count, help="instead of the DeepSpeed JSON's, over all ranks"
     )
-    command.add_argument("--micro_batch_size", type=count, help="likewise, of one rank")
+    command.add_argument(
+        "--micro_batch_size",
+        type=count,
+        help=f"likewise, of one rank (where that is auto: {USUAL_MICRO_BATCH})",
+    )
     add_flags(command, ModelConfig)

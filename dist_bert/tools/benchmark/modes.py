@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from dist_bert.common.cli import check_output_file, is_first_rank
 from dist_bert.common.device import num_wanted_gpus
 from dist_bert.common.errors import UserError
-from dist_bert.common.settings import add_switch, flags_of, resolve
+from dist_bert.common.settings import AUTO, add_switch, flags_of, read_json, resolve
 from dist_bert.model.config import ModelConfig
 from dist_bert.tools.benchmark.flags import (
+    USUAL_MICRO_BATCH,
     add_attention_flags,
     add_optimizers_flags,
     add_peers_flags,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 Figures = dict[str, Any]  # table -> row -> column -> figure
 Measure = Callable[[argparse.Namespace], Figures]
+
+_MICRO_BATCH = "train_micro_batch_size_per_gpu"  # of the DeepSpeed JSON
 
 _PREPARE = """Measures the preparation, and our reader of shards against webdataset and np.memmap.
 
@@ -136,7 +139,7 @@ def measure_train(arguments: argparse.Namespace) -> Figures:
         if name in arguments.against and not num_wanted_gpus():
             raise UserError(f"--against {name}: {reason}; there is none")
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells when it starts
-    model, deepspeed, reader = _training_inputs(arguments)
+    model, deepspeed, reader = training_inputs(arguments)
     for name, problems in (
         ("flash_attention_3", model.flash_attention_3_problems(deepspeed.precision)),
         ("float8", model.float8_problems(deepspeed.precision, deepspeed.zero_stage)),
@@ -179,7 +182,7 @@ def measure_saves(arguments: argparse.Namespace) -> Figures:
     """Figures of checkpoints: table -> row -> column -> figure."""
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise UserError(f"--folder {arguments.folder}: does not exist; make it first")
-    model, deepspeed, reader = _training_inputs(arguments)
+    model, deepspeed, reader = training_inputs(arguments)
     from dist_bert.distributed.process_group import leave_distributed, start_distributed
     from dist_bert.tools.benchmark.saves import compare_saves  # imports torch and deepspeed
 
@@ -201,7 +204,7 @@ def measure_saves(arguments: argparse.Namespace) -> Figures:
 
 def measure_optimizers(arguments: argparse.Namespace) -> Figures:
     """Figures of updates: table -> row -> column -> figure."""
-    model, deepspeed, reader = _training_inputs(arguments)
+    model, deepspeed, reader = training_inputs(arguments)
     from dist_bert.distributed.process_group import leave_distributed, start_distributed
     from dist_bert.tools.benchmark.optimizers import compare_optimizers  # imports torch, deepspeed
 
@@ -308,7 +311,7 @@ def measure_peers(arguments: argparse.Namespace) -> Figures:
     return {name: rows}
 
 
-def _training_inputs(
+def training_inputs(
     arguments: argparse.Namespace,
 ) -> "tuple[ModelConfig, DeepSpeedConfig, SampleReader]":
     """The model that a benchmark trains, the settings of its engine, and its samples."""
@@ -321,9 +324,11 @@ def _training_inputs(
     model = resolve(ModelConfig, arguments.model, flags_of(ModelConfig, arguments))
     sizes = {
         "train_batch_size": arguments.train_batch_size,
-        "train_micro_batch_size_per_gpu": arguments.micro_batch_size,
+        _MICRO_BATCH: arguments.micro_batch_size,
     }
     given = {name: size for name, size in sizes.items() if size is not None}
+    if read_json(arguments.deepspeed_config).get(_MICRO_BATCH) == AUTO:
+        given.setdefault(_MICRO_BATCH, USUAL_MICRO_BATCH)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     deepspeed = DeepSpeedConfig.load(arguments.deepspeed_config, world_size, given)
     manifest = Manifest.load(arguments.shards)

@@ -66,6 +66,14 @@ def test_another_set_to_score_is_another_run(make_job: MakeJob, tmp_path: Path) 
         raise_differences(tmp_path, job.identity(), changed.identity())
 
 
+def test_a_micro_batch_of_auto_is_for_pretraining_alone(make_job: MakeJob, tmp_path: Path) -> None:
+    labelled.write_pairs(tmp_path / "train.tsv", labelled.pairs(40, 0))
+    flags = ("pair_classification", tmp_path / "train.tsv", "--train_micro_batch_size_per_gpu")
+    with pytest.raises(UserError, match="train_micro_batch_size_per_gpu = auto: is for pretrain"):
+        make_job(*flags, "auto")
+    assert make_job(*flags, "2").deepspeed.batch_shape.micro_batch_size == 2
+
+
 def test_a_tag_of_the_list_need_not_be_learnt_from(make_job: MakeJob, tmp_path: Path) -> None:
     train, dev, names = (tmp_path / name for name in ("train.conll", "dev.conll", "tags.txt"))
     train.write_text("She O\nsold O\nParis B-PLACE\n.. O\n\nHello O\n")

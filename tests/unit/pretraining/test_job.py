@@ -10,6 +10,7 @@ import pytest
 
 from dist_bert.common.errors import UserError
 from dist_bert.common.settings import add_flags
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.shard_source import ShardSource
 from dist_bert.model.config import ModelConfig
 from dist_bert.pretraining.config import PretrainingConfig
@@ -263,12 +264,24 @@ def test_a_micro_batch_of_samples_does_not_restrict_one_of_tokens(
     assert "is not a multiple of" in refusal(tmp_path, *flags, world_size=4), "as asked for"
 
 
+def test_the_deepspeed_json_s_auto_is_that_of_the_run(tmp_path: Path, data_set: DataSet) -> None:
+    auto = ("--train_micro_batch_size_per_gpu", "auto")
+    job = make_job(tmp_path, *auto, world_size=4)
+    assert job.batch_shape(1) == BatchShape(3, 4, 1, TO_BE_FOUND)
+    assert job.resolved()["run"]["micro_batch_tokens"] == "auto"
+    given = make_job(tmp_path, *auto, "--micro_batch_tokens", "62", world_size=4)
+    assert given.batch_shape(1) == BatchShape(3, 4, 1, 62)
+
+
 def test_deterministic_needs_micro_batches_of_a_given_size(
     tmp_path: Path, data_set: DataSet
 ) -> None:
     flags = ("--deterministic", "true", "--micro_batch_tokens")
-    message = refusal(tmp_path, *flags, "auto")
-    assert "deterministic = True: micro_batch_tokens = auto may be another number" in message
+    for message in (
+        refusal(tmp_path, *flags, "auto"),
+        refusal(tmp_path, *flags[:2], "--train_micro_batch_size_per_gpu", "auto"),
+    ):
+        assert "deterministic = True: micro_batch_tokens = auto, of a flag or the" in message
     assert make_job(tmp_path, *flags, "124").run.deterministic
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dist_bert.common.errors import UserError
 from dist_bert.data import document_sketch
-from dist_bert.data.batches import BatchShape
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.data.mixture import Mixture
 from dist_bert.data.shard_source import ShardSource
 from dist_bert.pretraining.config import PretrainingConfig
@@ -110,6 +110,20 @@ def test_a_micro_batch_is_never_larger_than_usual(corpora: dict[str, Corpus]) ->
     )
     shapes = [phase.stages[0].shape for phase in timeline.phases]
     assert shapes == [BatchShape(4, 3, 2), BatchShape(1, 3, 1), BatchShape(1, 3, 8)]
+
+
+def test_phases_are_by_tokens_where_that_is_usual_unless_they_give_samples(
+    corpora: dict[str, Corpus],
+) -> None:
+    phases = (
+        Phase({"a": 1.0}, steps=1),
+        Phase({"a": 1.0}, steps=1, micro_batch_tokens=90, train_batch_size=24),
+        Phase({"a": 1.0}, steps=1, train_micro_batch_size_per_gpu=2),
+    )
+    usual = BatchShape(4, 3, 1, TO_BE_FOUND)
+    timeline = make_timeline(RUN, phases, corpora, usual)
+    shapes = [phase.stages[0].shape for phase in timeline.phases]
+    assert shapes == [usual, BatchShape(8, 3, 1, 90), BatchShape(2, 3, 2)]
 
 
 def test_the_share_of_masks_is_a_line_over_its_phase(corpora: dict[str, Corpus]) -> None:

@@ -168,7 +168,10 @@ def test_auto_is_planned_as_the_number_that_a_start_tries(tmp_path: Path) -> Non
 
 
 def test_the_json_s_micro_batch_does_not_restrict_one_of_tokens() -> None:
-    flags = ("--gpus", "3", "--gpu", "L4", "--sequence_length", "64", "--train_batch_size", "48")
+    flags = (
+        "--gpus", "3", "--gpu", "L4", "--sequence_length", "64", "--train_batch_size", "48",
+        "--deepspeed_config", "configs/zero3.json",
+    )  # fmt: skip
     ended = run_script(sys.executable, "launch/plan.py", *flags)
     assert "train_batch_size = 48 is not a multiple of train_micro_batch_size" in ended.stderr
     ended = run_script(sys.executable, "launch/plan.py", *flags, "--micro_batch_tokens", "auto")

@@ -1,5 +1,6 @@
 """What the benchmark of training compares: the same samples, the same work."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dist_bert.model.bert import BertForPreTraining
 from dist_bert.model.micro_batches import to_device
 from dist_bert.model.published_names import to_published
 from dist_bert.tools.benchmark import training
+from dist_bert.tools.benchmark.flags import add_train_flags
+from dist_bert.tools.benchmark.modes import training_inputs
 from dist_bert.tools.benchmark.training import (
     MODERN_INPUTS,
     padded_batches,
@@ -36,6 +39,21 @@ SHAPE = BatchShape(accumulation_steps=2, world_size=1, micro_batch_size=3)
 @pytest.fixture
 def reader(tmp_path: Path) -> SampleReader:
     return SampleReader(tmp_path, write_data_set(tmp_path).manifest, "train")
+
+
+def test_micro_batches_are_of_samples_also_where_the_json_has_them_found(
+    reader: SampleReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parser = argparse.ArgumentParser()
+    add_train_flags(parser)
+    flags = ["--shards", str(tmp_path), "--deepspeed_config", "configs/zero1.json"]
+    for given, expected in (
+        ((), BatchShape(4, 2, 32)),
+        (("--micro_batch_size", "8"), BatchShape(16, 2, 8)),
+    ):
+        _, deepspeed, _ = training_inputs(parser.parse_args([*flags, *given]))
+        assert deepspeed.batch_shape == expected
 
 
 def test_transformers_gets_our_samples(reader: SampleReader) -> None:

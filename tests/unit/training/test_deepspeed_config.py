@@ -10,6 +10,7 @@ import pytest
 from deepspeed.runtime.constants import GRADIENT_CLIPPING_DEFAULT
 
 from dist_bert.common.errors import UserError
+from dist_bert.data.batches import TO_BE_FOUND, BatchShape
 from dist_bert.training.deepspeed_config import DeepSpeedConfig
 
 TOTAL, MICRO = "train_batch_size", "train_micro_batch_size_per_gpu"
@@ -110,8 +111,35 @@ def test_every_remedy_works(path: Path) -> None:
     assert num_refused > 100
 
 
-@pytest.mark.parametrize("value", [0, -3, 2.0, "8", "auto", True])
-@pytest.mark.parametrize("key", [TOTAL, MICRO, ACCUMULATION])
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+def test_a_micro_batch_of_auto_is_a_number_of_tokens_to_be_found(
+    path: Path, world_size: int
+) -> None:
+    config = load(path, world_size, **{MICRO: "auto"})
+    assert config.batch_shape == BatchShape(24 // world_size, world_size, 1, TO_BE_FOUND)
+    filled = {TOTAL: 24, MICRO: 1, ACCUMULATION: 24 // world_size}
+    assert {key: config.values[key] for key in filled} == filled, "DeepSpeed takes numbers alone"
+
+
+def test_a_micro_batch_of_auto_leaves_no_accumulation_to_be_given(path: Path) -> None:
+    found = problem(path, 1, **{MICRO: "auto", ACCUMULATION: 2})
+    assert found == f"{ACCUMULATION} = 2: does nothing where {MICRO} = auto; remove it"
+    found = problem(path, 5, **{MICRO: "auto"})
+    assert found == (
+        f"{TOTAL} = 24 is not a multiple of 5 ranks = 5: set it to 20 or 25, or change the others"
+    )
+    found = problem(path, 1, **{MICRO: "auto", TOTAL: None})
+    assert found == f"{TOTAL}: must be given, in samples over all ranks"
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        *itertools.product((TOTAL, MICRO, ACCUMULATION), (0, -3, 2.0, "8", True)),
+        (TOTAL, "auto"),
+        (ACCUMULATION, "auto"),
+    ],
+)
 def test_sizes_that_are_no_counts_are_refused(path: Path, key: str, value: Any) -> None:
     assert problem(path, **{key: value}).startswith(f"{key} = {value!r}: must be a whole number")
 
