@@ -5,6 +5,7 @@
 # make test_avx2    the shorter tests that train, as on a CPU without instructions for bf16
 # make cluster      runs on a SLURM of two hosts, made on this machine: root, six minutes or more
 # make soak         a run killed 30 times on changing layouts, compared with one that never stopped
+# make gpu          on a machine with a GPU: its tests, and BERT-large against others (SHARDS=folder)
 # make check        format, lint, types, import rules
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -n auto --maxprocesses 8 --dist loadf
 # A CPU of 2013 to 2019, imitated: its vector instructions are all that the libraries may use.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: quickstart speedrun test unit test_avx2 cluster soak check format clean
+.PHONY: quickstart speedrun test unit test_avx2 cluster soak gpu check format clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/installed && \
@@ -42,6 +43,18 @@ cluster: $(VENV)/installed
 
 soak: $(VENV)/installed
 	$(BIN)/python -m tests.soak
+
+SHARDS ?= data/quickstart/shards_128
+gpu: $(VENV)/installed
+	mkdir -p runs/gpu
+	$(BIN)/python launch/doctor.py --output_dir runs/gpu --json runs/gpu/doctor.json
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python launch/benchmark.py train --shards $(SHARDS) --json runs/gpu/benchmark.json \
+	    --model configs/model/bert_large_fast.json --train_batch_size 640 --micro_batch_size 320 \
+	    --matmul_roofline --against compiled plain_torch transformers transformers_sorted
+	$(BIN)/deepspeed --num_gpus 1 launch/pretrain.py --deepspeed_config configs/zero2.json \
+	    --shards $(SHARDS) --output_dir runs/gpu/readme --num_train_steps 100 --warmup_steps 10 \
+	    --log_interval 20
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -114,6 +114,30 @@ def test_a_deterministic_run_is_killed_resumed_and_exported(
     assert (tmp_path / "exported/model.safetensors").exists()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_micro_batches_of_as_many_tokens_as_fit_train_as_those_of_samples(
+    data_set: Path, tmp_path: Path, device: str
+) -> None:
+    """All of a step at once, 36 x 53 tokens, where the other run has nine micro-steps."""
+    flags = [*write_configs(tmp_path, stage=2, precision="bf16"), "--shards", data_set]
+    (tmp_path / "config.json").write_text(json.dumps(RUN | {"log_interval": 1}))
+    without_dropout = ["--hidden_dropout_prob", "0", "--attention_probs_dropout_prob", "0"]
+    losses = []
+    for size in ("auto", "4"):
+        ended = run_script(
+            *on(device), *launcher(1), "launch/pretrain.py", *flags, *without_dropout,
+            "--train_micro_batch_size_per_gpu", size, "--output_dir", tmp_path / size,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ("micro_batch_tokens auto: 1,908 tokens (planned" in ended.stdout) == (
+            size == "auto"
+        )
+        rows = read_metrics(tmp_path / size)
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3) and len(losses[0]) == 7
+    assert losses[0][-1] < losses[0][0]
+
+
 def test_deterministic_and_another_cublas_workspace_are_refused_in_a_line(
     data_set: Path, tmp_path: Path
 ) -> None:
