@@ -45,12 +45,14 @@ soak: $(VENV)/installed
 	$(BIN)/python -m tests.soak
 
 SHARDS ?= data/quickstart/shards_128
+SIZES ?= --train_batch_size 640 --micro_batch_size 320
+gpu: export PATH := $(abspath $(BIN)):$(PATH)
 gpu: $(VENV)/installed
 	mkdir -p runs/gpu
 	$(BIN)/python launch/doctor.py --output_dir runs/gpu --json runs/gpu/doctor.json
 	$(BIN)/python -m pytest -m gpu tests
 	$(BIN)/python launch/benchmark.py train --shards $(SHARDS) --json runs/gpu/benchmark.json \
-	    --model configs/model/bert_large_fast.json --train_batch_size 640 --micro_batch_size 320 \
+	    --model configs/model/bert_large_fast.json $(SIZES) \
 	    --matmul_roofline --against compiled plain_torch transformers transformers_sorted
 	$(BIN)/deepspeed --num_gpus 1 launch/pretrain.py --deepspeed_config configs/zero2.json \
 	    --shards $(SHARDS) --output_dir runs/gpu/readme --num_train_steps 100 --warmup_steps 10 \
