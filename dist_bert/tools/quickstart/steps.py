@@ -45,9 +45,9 @@ MODEL = Model("configs/model/quickstart.json", lr=0.0012)
 SMALL_MODEL = Model("configs/model/quickstart_small.json", lr=0.003)
 SMALL_COST = 0.5  # of a step of the usual model; the steps until the kill show what it is here
 PHASES = (  # a step of the last one takes twice as long: samples of 128 tokens are rarely full
-    Phase(16, 64, cost=1.0, most_steps=500, least_steps=60, share=0.12),
-    Phase(32, 32, cost=1.0, most_steps=700, least_steps=60, share=0.15),
-    Phase(128, 16, cost=2.0, most_steps=2_400, least_steps=40, share=0.73),
+    Phase(16, 64, cost=1.0, most_steps=400, least_steps=60, share=0.12),
+    Phase(32, 32, cost=1.0, most_steps=400, least_steps=60, share=0.15),
+    Phase(128, 16, cost=2.0, most_steps=4_000, least_steps=40, share=0.73),
 )
 # More masks teach more in a step; the last ones are as many as those of the held-out samples.
 MASKED_SHARES = (0.3, 0.15)

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 _MARGIN = 0.85  # of the time that is left: validations, a lost step or two, a busier machine
-_WORTHWHILE_SHARE = 0.6  # of all steps, below which a smaller model learns more in the same time
+_WORTHWHILE_SHARE = 0.4  # of all steps, below which a smaller model learns more in the same time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_the_small_budget_is_the_quickstart_with_all_its_steps() -> None:
         (place,) = phase.shards
         assert wanted["shards"] == place.replace("data/", "data/quickstart/")
     assert own[-1].final_masked_lm_prob == 0.15
-    assert rates(timeline_of("small_budget.json"), 50, 100, 1_200, 2_400, 3_600) == [
+    assert rates(timeline_of("small_budget.json"), 50, 100, 800, 2_800, 4_800) == [
         0.5, 1.0, 1.0, 0.5, 0.0,
     ]  # fmt: skip
 
@@ -96,14 +96,14 @@ def test_the_speed_run_ends_with_the_masks_of_the_held_out_samples() -> None:
     assert [p.sequence_length for p in timeline.phases] == [16, 32, 128]
     assert [p.masked_lm_prob(1) for p in timeline.phases[:2]] == [0.3, 0.3]
     assert [p.masked_lm_prob(p.num_steps) for p in timeline.phases] == [0.3, 0.3, 0.15]
-    assert rates(timeline, 100, 1_100, 1_750, 2_400) == [1.0, 1.0, 0.5, 0.0]
+    assert rates(timeline, 100, 1_200, 1_700, 2_200) == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_the_english_speed_run_ends_with_the_longest_samples() -> None:
     timeline = timeline_of("speedrun_english.json")
     assert [p.sequence_length for p in timeline.phases] == [16, 32, 128, 256]
-    assert [p.masked_lm_prob(p.num_steps) for p in timeline.phases] == [0.3, 0.3, 0.3, 0.15]
-    assert rates(timeline, 100, 6_000, 7_500, 9_000) == [1.0, 1.0, 0.5, 0.0]
+    assert [p.masked_lm_prob(p.num_steps) for p in timeline.phases] == [0.3, 0.3, 0.2, 0.15]
+    assert rates(timeline, 100, 4_700, 8_200, 11_700) == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_one_gpu_has_half_a_million_tokens_a_step() -> None:

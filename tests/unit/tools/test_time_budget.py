@@ -54,8 +54,8 @@ def test_all_phases_end_in_time() -> None:
 
 def test_a_model_is_worthwhile_from_a_share_of_all_steps() -> None:
     full = 0.1 * (800 + 1_200 + 3.5 * 800)
-    assert is_worthwhile(PHASES, 0.61 * full, 0.1)
-    assert not is_worthwhile(PHASES, 0.59 * full, 0.1)
+    assert is_worthwhile(PHASES, 0.41 * full, 0.1)
+    assert not is_worthwhile(PHASES, 0.39 * full, 0.1)
 
 
 @pytest.mark.parametrize(
