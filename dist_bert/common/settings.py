@@ -22,9 +22,8 @@ from dist_bert.common.shipped import found
 
 T = TypeVar("T")
 
-AUTO: typing.Final = (
-    "auto"  # a setting whose value is found out; its type is `int | Literal["auto"]` or alike
-)
+# A setting whose value is found out; its type is `int | Literal["auto"]` or alike.
+AUTO: typing.Final = "auto"
 _SHORT = reprlib.Repr()  # of values that may be large or deep
 _SHORT.maxstring = _SHORT.maxother = 200
 

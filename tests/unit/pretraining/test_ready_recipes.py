@@ -103,7 +103,7 @@ def test_the_english_speed_run_ends_with_the_longest_samples() -> None:
     timeline = timeline_of("speedrun_english.json")
     assert [p.sequence_length for p in timeline.phases] == [16, 32, 128, 256]
     assert [p.masked_lm_prob(p.num_steps) for p in timeline.phases] == [0.3, 0.3, 0.2, 0.15]
-    assert rates(timeline, 100, 4_700, 8_200, 11_700) == [1.0, 1.0, 0.5, 0.0]
+    assert rates(timeline, 100, 5_400, 9_400, 13_400) == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_one_gpu_has_half_a_million_tokens_a_step() -> None:
